@@ -1,0 +1,1 @@
+"""Pictures in, batches out: image folders, built-in sets, one preprocessing."""

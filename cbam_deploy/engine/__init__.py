@@ -1,0 +1,1 @@
+"""TensorRT engines: building them, and the manifest beside each."""

@@ -1,0 +1,39 @@
+"""What can go wrong, said once: one ``error:`` line, one ``hint:`` line, one exit code.
+
+Every error that a person can cause or mend is a `DeployError`; the command line prints its two
+lines and exits with its code. Anything else that escapes is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DeployError(Exception):
+    """An error a person can act on.
+
+    Args:
+        message: what is wrong, naming the file or value at fault, without a final full stop.
+        hint: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class BadInput(DeployError):
+    """A file, option or combination of options that cannot work (exit code 2)."""
+
+
+class CheckFailed(DeployError):
+    """A check ran and did not hold: parity, accuracy or speed (exit code 1)."""
+
+    exit_code = 1
+
+
+class MissingCapability(DeployError):
+    """This machine lacks what the command needs, such as a GPU or a package (exit code 3)."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, and ONNX to ONNX: export, fusion of gates, files."""

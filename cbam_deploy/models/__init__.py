@@ -1,0 +1,1 @@
+"""What is deployed: the gate module, the zoo, checkpoints."""

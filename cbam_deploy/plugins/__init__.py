@@ -1,0 +1,1 @@
+"""The fused gate on GPUs: kernels, their compilation and launch geometry, the plugin."""

@@ -1,0 +1,122 @@
+"""Where an artefact comes from: enough to rebuild its PyTorch reference and repeat its making.
+
+ONNX files carry it as one JSON text in `metadata_props` under `METADATA_KEY`; an engine's manifest
+carries the same JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models.spec import GateSpec
+
+METADATA_KEY = "cbam_deploy.provenance"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What rebuilds a PyTorch model, and the hash that proves it is the same one.
+
+    Attributes:
+        name: MODEL as given: a zoo name, ``package.module:factory`` or ``path/file.py:factory``.
+        attention: ``cbam``, ``se`` or ``none``; None for a factory, which decides for itself.
+        gate: the gate variant, where `attention` is not ``none``.
+        num_classes: outputs of the classifier; None for a factory.
+        stem: ``imagenet`` or ``cifar``; None for a factory.
+        seed: seed of the initial weights.
+        weights: checkpoint file as given, None for initial weights.
+        weights_sha256: hash of the state dict's content (`models.checkpoints.state_dict_sha256`).
+    """
+
+    name: str
+    attention: str | None = None
+    gate: GateSpec | None = None
+    num_classes: int | None = None
+    stem: str | None = None
+    seed: int = 0
+    weights: str | None = None
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The history of one artefact.
+
+    Attributes:
+        model: the PyTorch model it was exported from.
+        preprocessing: how its inputs are made from pictures.
+        class_names: names of the classes in output order; empty when unknown.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        gates: number of fused gate nodes, by operator name.
+        calibration: how INT8 scales were found; empty for other precisions.
+        versions: versions of the packages that made it.
+    """
+
+    model: ModelIdentity | None = None
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    precision: str = "fp32"
+    gates: dict[str, int] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data; `from_json` reads it back."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Provenance:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadInput: `data` is of another schema version or malformed.
+        """
+        hint = "make the file again with this version of cbam-deploy"
+        fields = dict(data)
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise BadInput(f"provenance of schema {version}, expected {SCHEMA_VERSION}", hint)
+        try:
+            if fields["model"] is not None:
+                model = dict(fields["model"])
+                gate = model.pop("gate")
+                fields["model"] = ModelIdentity(gate=GateSpec(**gate) if gate else None, **model)
+            if fields["preprocessing"] is not None:
+                fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
+            fields["class_names"] = tuple(fields["class_names"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadInput(f"provenance is malformed ({error})", hint) from error
+
+    def dumps(self) -> str:
+        """`to_json` as text."""
+        return json.dumps(self.to_json())
+
+    @classmethod
+    def loads(cls, text: str) -> Provenance:
+        """Read what `dumps` wrote; raises `BadInput` like `from_json`."""
+        try:
+            return cls.from_json(json.loads(text))
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise BadInput(f"provenance is not JSON ({error})", "make the file again") from error
+
+    def with_(self, **changes: Any) -> Provenance:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Installed versions of the named distributions; those not installed are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""One class per way to run an artefact, one interface."""

@@ -1,0 +1,84 @@
+"""The one interface to anything that can run a network: PyTorch, ONNX Runtime, TensorRT."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+RunnerT = TypeVar("RunnerT", bound="Runner")
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape (a string where the size is free, such as ``batch``) and numpy dtype name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class Execution(ABC):
+    """One prepared input, ready to be run again and again for timing."""
+
+    @abstractmethod
+    def measure(self, runs: int) -> NDArray[np.float64]:
+        """Run `runs` times; return the duration of each run in seconds, shape [runs]."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """Peak memory of the device in bytes while running, where the runtime can tell."""
+        return None
+
+
+class Runner(ABC):
+    """A network loaded in one runtime. Enter it before use; leaving it frees what it holds.
+
+    Attributes:
+        name: short name of runtime and device, such as ``onnxruntime-cpu``.
+        inputs: specs of the network inputs.
+        outputs: specs of the network outputs.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __enter__(self: RunnerT) -> RunnerT:
+        self.activate()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.deactivate()
+
+    @property
+    def batch_range(self) -> tuple[int, int | None]:
+        """Smallest and largest batch the network takes; None where it has no upper end."""
+        size = self.inputs[0].shape[0]
+        return (1, None) if isinstance(size, str) else (size, size)
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Load the network; after it `inputs` and `outputs` are set."""
+
+    @abstractmethod
+    def deactivate(self) -> None:
+        """Free what `activate` took; harmless when called twice."""
+
+    @abstractmethod
+    def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once on host arrays by input name; return host arrays by output name."""
+
+    @abstractmethod
+    def prepare(self, feeds: Arrays) -> Execution:
+        """Put `feeds` where the runtime wants them, for repeated timed runs."""

@@ -1,0 +1,1 @@
+"""Proof that an artefact computes what PyTorch computes."""

@@ -1,0 +1,1 @@
+cbam_deploy/cli.py
