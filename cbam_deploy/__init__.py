@@ -1,3 +1,66 @@
-"""Deploy CNNs with attention gates: PyTorch to ONNX to a TensorRT engine, with proof of parity."""
+"""Deploy CNNs with attention gates: PyTorch to ONNX to a TensorRT engine, with proof of parity.
+
+Every command is one function here. Functions are imported when first used, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cbam_deploy.benchmarking import bench
+    from cbam_deploy.engine import build_engine
+    from cbam_deploy.exporters import export_onnx, fuse
+    from cbam_deploy.inspection import inspect
+    from cbam_deploy.machine import doctor
+    from cbam_deploy.models import create_model, load_model
+    from cbam_deploy.runtimes import open_runtime
+    from cbam_deploy.training import train
+    from cbam_deploy.validation import evaluate, validate
+    from cbam_deploy.walkthrough import demo
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "bench": "benchmarking",
+    "build_engine": "engine",
+    "create_model": "models",
+    "demo": "walkthrough",
+    "doctor": "machine",
+    "evaluate": "validation",
+    "export_onnx": "exporters",
+    "fuse": "exporters",
+    "inspect": "inspection",
+    "load_model": "models",
+    "open_runtime": "runtimes",
+    "train": "training",
+    "validate": "validation",
+}
+
+__all__ = [
+    "bench",
+    "build_engine",
+    "create_model",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export_onnx",
+    "fuse",
+    "inspect",
+    "load_model",
+    "open_runtime",
+    "train",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -12,6 +12,23 @@ from pathlib import Path
 from cbam_deploy.errors import BadInput
 
 
+def check_place(path: Path) -> None:
+    """Refuse early what could not be written in the end.
+
+    Raises:
+        BadInput: `path` is a directory, or its folder is missing or not writable.
+    """
+    with _write_errors_named(path):
+        if path.is_dir():
+            raise BadInput(f"{path}: is a directory, not a file to write", "give a file name")
+        if not path.parent.is_dir():
+            raise BadInput(
+                f"{path}: the folder {path.parent} does not exist", "create the folder first"
+            )
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
 def atomic_output(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
@@ -24,14 +41,7 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
         BadInput: `path` is a directory, its folder is missing or not writable, or the disk is full.
     """
     target = Path(path)
-    if target.is_dir():
-        raise BadInput(
-            f"{target}: is a directory, not a file to write", "give a file name after -o"
-        )
-    if not target.parent.is_dir():
-        raise BadInput(
-            f"{target}: the folder {target.parent} does not exist", "create the folder first"
-        )
+    check_place(target)
     with _write_errors_named(target):
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix

@@ -1,0 +1,36 @@
+# Each target makes .venv and installs what it needs; a second call starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/demo.done
+	$(BIN)/cbam-deploy demo -o demo
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/demo.done
+	$(BIN)/python benchmarks/gate_body.py
+	$(BIN)/python benchmarks/bench_vs_bare_loop.py
+	$(BIN)/python benchmarks/build_vs_polygraphy.py
+
+clean:
+	rm -rf .venv demo
+
+.venv/dev.done: .venv/demo.done
+	$(INSTALL) --editable '.[rtx,demo,dev]'
+	touch $@
+
+.venv/demo.done: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[rtx,demo]'
+	touch $@
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv

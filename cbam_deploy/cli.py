@@ -1,0 +1,465 @@
+"""The command line: parses, calls one function of the package, prints its result.
+
+Each command imports what it calls when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from cbam_deploy import __version__
+from cbam_deploy.errors import BadInput, CheckFailed, DeployError
+from cbam_deploy.outputs import check_place
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Deploy CNNs with attention gates: PyTorch to ONNX to TensorRT, proven and measured.",
+)
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written before the work for it begins."""
+    if path is not None:
+        check_place(path)
+    return path
+
+
+Attention = Literal["cbam", "se", "none"]
+Stem = Literal["imagenet", "cifar"]
+Device = Literal["cpu", "cuda"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Zoo name such as resnet50, package.module:factory, or path/file.py:factory.",
+    ),
+]
+Artefact = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An .onnx or .engine file.")]
+Artefacts = Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help=".onnx or .engine.")]
+OnnxIn = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The ONNX file to read.")]
+Output = Annotated[Path, typer.Option("-o", "--output", callback=_writable, help="File to write.")]
+AttentionOption = Annotated[
+    Attention | None, typer.Option("--attention", help="Gate after each block [default: cbam].")
+]
+StemOption = Annotated[
+    Stem | None, typer.Option("--stem", help="First layers [default: imagenet].")
+]
+ClassesOption = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Outputs of the classifier.")
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the input in pixels.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a torch state dict.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SOURCE", help="Image directory, 'digits' or 'photos'."),
+]
+RuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime instead of the one the file implies.")
+]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="cpu or cuda.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", callback=_writable, help="Also write JSON.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def percentage(text: str) -> float:
+    """``"5%"`` or ``"0.05"`` as 0.05; raises `BadInput` for anything else."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise BadInput(f"{text!r} is not a percentage", "write it as 5% or 0.05") from None
+    if not 0 <= value < 1:
+        raise BadInput(f"{text!r} is not between 0% and 100%", "write it as 5% or 0.05")
+    return value
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    output: Output,
+    attention: AttentionOption = None,
+    weights: WeightsOption = None,
+    stem: StemOption = None,
+    num_classes: ClassesOption = None,
+    image_size: SizeOption = None,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Leave gates as plain ops.")] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a PyTorch model to ONNX, gates fused."""
+    from cbam_deploy import export_onnx
+
+    _deliver(
+        export_onnx(
+            model,
+            output,
+            attention=attention,
+            weights=weights,
+            stem=stem,
+            num_classes=num_classes,
+            image_size=image_size,
+            fuse=not no_fuse,
+            seed=seed,
+        ),
+        as_json,
+    )
+
+
+@app.command("fuse")
+def fuse_command(source: OnnxIn, output: Output, as_json: JsonOption = False) -> None:
+    """Make each attention gate of an ONNX file one node."""
+    from cbam_deploy import fuse
+
+    _deliver(fuse(source, output), as_json)
+
+
+@app.command("build-engine")
+def build_engine_command(
+    source: OnnxIn,
+    output: Output,
+    runtime: Annotated[
+        Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
+    ] = "auto",
+    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(min=1, help="Batch to be fastest at.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch.")] = 64,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
+    ] = None,
+    gate: Annotated[
+        Literal["auto", "plugin", "native"], typer.Option(help="How gates are lowered.")
+    ] = "auto",
+    timing_cache: Annotated[Path | None, typer.Option(help="Tactic timings to reuse.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="Builder effort, 0 to 5.")
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, metavar="MIB", help="Scratch memory for tactics, in MiB.")
+    ] = None,
+    strip_weights: Annotated[bool, typer.Option(help="Leave weights out; refit later.")] = False,
+    version_compatible: Annotated[
+        bool, typer.Option(help="Run on later TensorRT versions too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine and its manifest."""
+    from cbam_deploy import build_engine
+
+    _deliver(
+        build_engine(
+            source,
+            output,
+            runtime=runtime,
+            min_batch=min_batch,
+            opt_batch=opt_batch,
+            max_batch=max_batch,
+            targets=tuple(target or ()),
+            gate=gate,
+            timing_cache=timing_cache,
+            optimization_level=optimization_level,
+            workspace_mib=workspace,
+            strip_weights=strip_weights,
+            version_compatible=version_compatible,
+        ),
+        as_json,
+    )
+
+
+@app.command("validate")
+def validate_command(
+    artefact: Artefact,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="PyTorch reference, if not the recorded.")
+    ] = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch size; repeat for several.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare every gate too.")] = False,
+    every_node: Annotated[
+        bool, typer.Option("--every-node", help="Compare every node, not only gates.")
+    ] = False,
+    seed: SeedOption = 0,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    report: ReportOption = None,
+    junit: Annotated[
+        Path | None, typer.Option(callback=_writable, help="Also write a JUnit file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove parity with PyTorch; exit 1 without it."""
+    from cbam_deploy import validate
+
+    parity = validate(
+        artefact,
+        reference=reference,
+        weights=weights,
+        data=data,
+        batch_sizes=batch or None,
+        layers="all" if every_node else "gates" if layers else None,
+        seed=seed,
+        runtime=runtime,
+        device=device,
+    )
+    if junit is not None:
+        from cbam_deploy.report.junit import write_junit
+
+        write_junit(junit, "cbam-deploy validate", parity.junit_cases())
+    _deliver(parity, as_json, report)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    artefacts: Artefacts,
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images.")],
+    pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images only.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            parser=percentage, metavar="PERCENT", help="Exit 1 when top-1 falls by more (0.5%)."
+        ),
+    ] = None,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure top-1 and top-5 accuracy."""
+    from cbam_deploy import evaluate
+
+    _deliver(
+        evaluate(
+            artefacts,
+            data=data,
+            reference_pytorch=pytorch,
+            batch_size=batch,
+            limit=limit,
+            max_drop=max_drop,
+            runtime=runtime,
+            device=device,
+        ),
+        as_json,
+        report,
+    )
+
+
+@app.command("bench")
+def bench_command(
+    artefacts: Artefacts,
+    pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch size; repeat for several.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time per artefact and batch.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    relative_to: Annotated[
+        Path | None, typer.Option(help="Baseline artefact, measured in the same run.")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Earlier --report to compare with.")] = None,
+    max_slowdown: Annotated[
+        float | None,
+        typer.Option(parser=percentage, metavar="PERCENT", help="Exit 1 when slower by more (5%)."),
+    ] = None,
+    seed: SeedOption = 0,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    report: ReportOption = None,
+    html: Annotated[
+        Path | None, typer.Option(callback=_writable, help="Also write a page with plots.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure latency and throughput, interleaved."""
+    from cbam_deploy import bench
+
+    measured = bench(
+        artefacts,
+        pytorch=pytorch,
+        batches=tuple(batch or (1, 8)),
+        seconds=seconds,
+        threads=threads,
+        relative_to=relative_to,
+        against=against,
+        max_slowdown=max_slowdown,
+        seed=seed,
+        runtime=runtime,
+        device=device,
+    )
+    if html is not None:
+        from cbam_deploy.report.html import bench_page
+
+        bench_page(measured, html)
+    _deliver(measured, as_json, report)
+
+
+@app.command("train")
+def train_command(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run.")],
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images to train on.")],
+    val_data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Held-out images.")] = None,
+    attention: AttentionOption = None,
+    stem: StemOption = None,
+    image_size: SizeOption = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 90,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    lr: Annotated[float, typer.Option(help="Initial learning rate.")] = 0.1,
+    lr_step: Annotated[int, typer.Option(min=1, help="Epochs between decays.")] = 30,
+    lr_gamma: Annotated[float, typer.Option(help="Factor of each decay.")] = 0.1,
+    momentum: Annotated[float, typer.Option()] = 0.9,
+    weight_decay: Annotated[float, typer.Option()] = 1e-4,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train by the paper's recipe, resumable."""
+    from cbam_deploy import train
+
+    _deliver(
+        train(
+            model,
+            data=data,
+            output=output,
+            val_data=val_data,
+            attention=attention,
+            stem=stem,
+            image_size=image_size,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            lr_step=lr_step,
+            lr_gamma=lr_gamma,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            workers=workers,
+            resume=resume,
+            seed=seed,
+            device=device,
+        ),
+        as_json,
+    )
+
+
+@app.command("inspect")
+def inspect_command(artefact: Artefact, as_json: JsonOption = False) -> None:
+    """Show what an artefact is; check its hashes."""
+    from cbam_deploy import inspect
+
+    _deliver(inspect(artefact), as_json)
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """Say what this machine can do, and what it lacks."""
+    from cbam_deploy import doctor
+
+    _deliver(doctor(), as_json)
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("demo"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Walk the whole road on a small CBAM-ResNet."""
+    from cbam_deploy import demo
+
+    _deliver(demo(output, seed=seed), as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"cbam-deploy {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+    if debug:
+        os.environ["CBAM_DEPLOY_DEBUG"] = "1"
+
+
+def _deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
+    """Print a result, write its report, and fail when it is a check that did not hold."""
+    if report is not None:
+        from cbam_deploy.report.json_file import write_json
+
+        write_json(report, result.to_json())
+    if as_json:
+        from cbam_deploy.report.json_file import to_text
+
+        sys.stdout.write(to_text(result.to_json()))
+    else:
+        from rich.console import Console
+
+        Console().print(result)
+    if not getattr(result, "passed", True):
+        raise CheckFailed(*result.failure())
+
+
+def main() -> NoReturn:
+    """Entry point: exits with the code the design gives to how the command ended."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False) or 0
+    except DeployError as error:
+        if os.environ.get("CBAM_DEPLOY_DEBUG"):
+            raise
+        code = _complain(error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        # Usage errors are click's in older typer and typer's own in newer: known by their method.
+        if not hasattr(error, "format_message"):
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
+        code = _complain(error.format_message(), f"see '{command} --help'", 2)
+    if code == 130:
+        sys.stderr.write("interrupted\n")
+    sys.exit(code)
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    for kind, text in (("error", message), ("hint", hint)):
+        sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
+    return code
+
+
+def _terminate(signum: int, _frame: object) -> NoReturn:
+    # Unwinds the stack, so that temporary files are removed as on Ctrl-C.
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

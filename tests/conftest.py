@@ -1,0 +1,76 @@
+"""What every test may use: the command line in this process, and a trained network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The text of the one `error:` line; fails the test unless the contract of errors holds."""
+        lines = self.err.splitlines()
+        assert "Traceback" not in self.err, self.err
+        assert [line.split(":")[0] for line in lines if line] == ["error", "hint"], self.err
+        return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Run the command line in this process: ``cli("export", "resnet20", "-o", path)``."""
+    from cbam_deploy.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cbam-deploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """The folder of a CBAM-ResNet-20 trained on the digits, above 98% on the held-out split."""
+    from cbam_deploy import train
+    from cbam_deploy.training.recipes import DIGITS
+
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    train("resnet20", data="digits", output=folder, **DIGITS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(digits_run, tmp_path_factory) -> Path:
+    """That network as an ONNX file with fused gates."""
+    from cbam_deploy import export_onnx
+
+    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
+    export_onnx("resnet20", path, weights=digits_run / "best.safetensors")
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_engine(digits_onnx, tmp_path_factory) -> Path:
+    """Its TensorRT-RTX engine for compute capability 8.9."""
+    from cbam_deploy import build_engine
+
+    path = tmp_path_factory.mktemp("engine") / "digits.engine"
+    build_engine(digits_onnx, path, targets=("sm_89",))
+    return path

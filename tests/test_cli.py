@@ -1,0 +1,110 @@
+"""The command line answers at once and says what is wrong in two lines."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cbam_deploy.cli import app, percentage
+from cbam_deploy.errors import BadInput
+
+HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt_rtx", "polygraphy", "numpy", "sklearn")
+COMMANDS = sorted(command.name for command in app.registered_commands)
+
+
+def modules_after(*arguments):
+    """Names of the modules loaded once the command has ended, and its exit code."""
+    script = (
+        "import json, sys\n"
+        "from cbam_deploy.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as ended:\n    code = ended.code\n"
+        "sys.stderr.write('\\n' + json.dumps([code, sorted(sys.modules)]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, modules = json.loads(ended.stderr.splitlines()[-1])
+    return code, set(modules)
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    code, modules = modules_after("--help")
+    assert code == 0
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(cli, command):
+    shown = cli(command, "--help")
+    assert shown.code == 0
+    assert shown.err == ""
+    assert "Usage:" in shown.out
+
+
+def test_no_arguments_show_the_help(cli):
+    assert "Commands:" in cli().out
+
+
+def test_version_is_the_package_version(cli):
+    from cbam_deploy import __version__
+
+    assert cli("--version").out == f"cbam-deploy {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["export"],
+        ["export", "resnet18", "-o", "x.onnx", "--no-such-option"],
+        ["export", "resnet18", "-o", "x.onnx", "--attention", "bam"],
+        ["bench", "x.onnx", "--batch", "zero"],
+        ["bench", "x.onnx", "--batch", "0"],
+        ["bench", "x.onnx", "--max-slowdown", "much"],
+        ["evaluate", "x.onnx", "--data", "digits", "--max-drop", "120%"],
+    ],
+)
+def test_bad_usage_is_two_lines_and_exit_2(cli, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*arguments)
+    assert ended.code == 2
+    assert ended.error
+    assert ended.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.05", 0.05), ("0%", 0.0)])
+def test_percentages_are_read_with_and_without_sign(text, value):
+    assert percentage(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "%", "five", "-1%", "100%", "nan"])
+def test_other_texts_are_no_percentages(text):
+    with pytest.raises(BadInput):
+        percentage(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["fuse", "inspect", "build-engine", "bench", "evaluate"])
+def test_commands_that_need_no_torch_do_not_load_it(command, digits_onnx, tmp_path):
+    options = {
+        "fuse": ["-o", tmp_path / "fused.onnx"],
+        "inspect": [],
+        "build-engine": ["-o", tmp_path / "model.engine", "--target", "sm_89"],
+        "bench": ["--seconds", "0.1", "--batch", "1"],
+        "evaluate": ["--data", "digits", "--limit", "8"],
+    }
+    code, modules = modules_after(command, digits_onnx, *options[command])
+    assert code == 0
+    assert "torch" not in modules
+
+
+def test_json_is_all_that_stdout_gets(cli):
+    shown = cli("doctor", "--json")
+    assert shown.code == 0
+    assert json.loads(shown.out)
