@@ -22,7 +22,7 @@ class GateSpec:
         channel_pool: what the channel gate's shared MLP sees of each channel.
         reduction: r, the MLP's bottleneck ratio; the hidden layer has max(C // r, 1) units.
         spatial: what the spatial gate's convolution sees of each position: the channel-wise
-            maximum and mean (`pool`), a learned 1x1 convolution to two maps, or no spatial gate.
+            maximum and mean (`pool`), a learned 1x1 convolution to one map, or no spatial gate.
         kernel_size: k of the spatial gate's k x k convolution.
         arrangement: order of the two gates, or which one stands alone.
 

@@ -1,0 +1,176 @@
+"""A set of pictures that gives batches: in parallel, in a fixed order, in little memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbam_deploy.data.pictures import UnreadablePicture, normalize, resize_and_crop
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Cuts a training example out of a picture, by chance.
+Augment = Callable[["Image", Preprocessing, np.random.Generator], "Image"]
+Prepared = NDArray[np.float32] | UnreadablePicture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Network inputs: `images` float32 [N, 3, S, S]; `labels` int64 [N], None without labels."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+
+class ImageSource:
+    """Pictures of one kind, with labels or without.
+
+    Args:
+        name: SOURCE as given.
+        names: what to call each picture, such as its path.
+        read: the picture of an index in RGB; raises `UnreadablePicture`.
+        preprocessing: how inputs are made from pictures.
+        labels: class of each picture, int64 [len], None where there are none.
+        class_names: names of the classes in the order of labels.
+
+    Attributes:
+        skipped: name and reason of each unreadable picture met so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        read: Callable[[int], Image],
+        preprocessing: Preprocessing,
+        labels: NDArray[np.int64] | None = None,
+        class_names: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.names = tuple(names)
+        self.preprocessing = preprocessing
+        self.labels = labels
+        self.class_names = class_names
+        self.skipped: list[tuple[str, str]] = []
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        limit: int | None = None,
+        shuffle_seed: int | Sequence[int] | None = None,
+        augment: Augment | None = None,
+        drop_incomplete: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[Batch]:
+        """Go through the pictures once; the result depends on no thread's timing.
+
+        Unreadable pictures are skipped and noted in `skipped`; the next ones take their place.
+
+        Args:
+            batch_size: pictures in a batch; the last batch may have fewer.
+            limit: stop after that many pictures.
+            shuffle_seed: go through them in the order this seed gives; None keeps the set's order.
+            augment: cuts the input out of the picture, by chance drawn from `shuffle_seed` and
+                the picture's index, instead of resize and centre crop.
+            drop_incomplete: leave out a last batch that is not full, unless it is the only one.
+            workers: threads that decode; None for one per CPU core up to 8, 0 for none.
+
+        Raises:
+            BadInput: a number cannot work, or no picture can be read.
+        """
+        if batch_size < 1 or (limit is not None and limit < 1):
+            raise BadInput(f"batches of {batch_size}, limit {limit}", "give positive numbers")
+        if workers is not None and workers < 0:
+            raise BadInput(f"{workers} threads that read pictures", "give 0 or more")
+        order = np.arange(len(self))
+        if shuffle_seed is not None:
+            np.random.default_rng(shuffle_seed).shuffle(order)
+        readable = self._readable(order, augment, shuffle_seed, batch_size, workers)
+        return self._group(itertools.islice(readable, limit), batch_size, drop_incomplete)
+
+    def _group(
+        self, pictures: Iterable[tuple[int, NDArray[np.float32]]], size: int, drop: bool
+    ) -> Iterator[Batch]:
+        pictures = iter(pictures)
+        none_yet = True
+        while group := list(itertools.islice(pictures, size)):
+            if drop and len(group) < size and not none_yet:
+                return
+            none_yet = False
+            indices = [index for index, _ in group]
+            labels = None if self.labels is None else self.labels[indices]
+            yield Batch(np.stack([picture for _, picture in group]), labels)
+        if none_yet:
+            raise BadInput(
+                f"{self.name}: none of {len(self)} pictures can be read"
+                f" ({self.skipped[0][0]}: {self.skipped[0][1]})",
+                "give a folder of JPEG or PNG pictures",
+            )
+
+    def _readable(
+        self,
+        order: NDArray[np.int64],
+        augment: Augment | None,
+        seed: int | Sequence[int] | None,
+        ahead: int,
+        workers: int | None,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        def prepare(index: int) -> Prepared:
+            try:
+                picture = self._read(index)
+            except UnreadablePicture as error:
+                return error
+            if augment is None:
+                picture = resize_and_crop(picture, self.preprocessing)
+            else:
+                chance = np.random.default_rng([*np.atleast_1d(seed or 0).tolist(), index])
+                picture = augment(picture, self.preprocessing, chance)
+            return normalize(picture, self.preprocessing)
+
+        indices = order.tolist()
+        for index, prepared in _in_order(prepare, indices, ahead, workers):
+            if isinstance(prepared, UnreadablePicture):
+                note = (self.names[index], str(prepared))
+                if note not in self.skipped:
+                    self.skipped.append(note)
+            else:
+                yield index, prepared
+
+
+def _in_order(
+    prepare: Callable[[int], Prepared], indices: Iterable[int], ahead: int, workers: int | None
+) -> Iterator[tuple[int, Prepared]]:
+    """`prepare` of each index, in order, at most `ahead` and the threads' own in memory."""
+    threads = min(os.cpu_count() or 1, 8) if workers is None else workers
+    if threads == 0:
+        yield from ((index, prepare(index)) for index in indices)
+        return
+    pending: deque[tuple[int, Future[Prepared]]] = deque()
+    remaining = iter(indices)
+    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
+        try:
+            for index in itertools.islice(remaining, ahead + threads):
+                pending.append((index, pool.submit(prepare, index)))
+            while pending:
+                index, future = pending.popleft()
+                yield index, future.result()
+                for following in itertools.islice(remaining, 1):
+                    pending.append((following, pool.submit(prepare, following)))
+        finally:
+            pool.shutdown(cancel_futures=True)

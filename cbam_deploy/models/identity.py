@@ -1,0 +1,183 @@
+"""From what a person asked for to a model identity, and from the identity to the model.
+
+One rule says what an option left out means: what the checkpoint's metadata records, else the
+default. An option that contradicts the metadata is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models.checkpoints import (
+    Checkpoint,
+    apply_state,
+    load_state,
+    state_dict_sha256,
+)
+from cbam_deploy.models.factory import call_factory, is_factory
+from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.models.zoo import (
+    check_name,
+    create_model,
+    default_image_size,
+    default_stem,
+    gate_for,
+)
+from cbam_deploy.provenance import ModelIdentity, Provenance
+
+
+def resolve_identity(
+    name: str,
+    *,
+    attention: str | None = None,
+    gate: GateSpec | None = None,
+    num_classes: int | None = None,
+    stem: str | None = None,
+    seed: int = 0,
+    weights: str | None = None,
+) -> tuple[ModelIdentity, Provenance | None]:
+    """Settle which model is meant.
+
+    Args:
+        name: MODEL, a name of the zoo or a factory.
+        attention: ``cbam``, ``se`` or ``none``.
+        gate: another variant of the gate.
+        num_classes: outputs of the classifier.
+        stem: ``imagenet`` or ``cifar``.
+        seed: seed of the initial weights.
+        weights: a checkpoint file.
+
+    Returns:
+        The identity, complete with the hash of the weights, and the checkpoint's provenance
+        where it has one.
+
+    Raises:
+        BadInput: the model is unknown, the checkpoint cannot be read or contradicts an option, or
+            options of the zoo are given for a factory.
+    """
+    checkpoint = load_state(weights) if weights is not None else Checkpoint({})
+    provenance = checkpoint.provenance
+    sha256 = state_dict_sha256(checkpoint.state_dict) if weights is not None else None
+    asked: dict[str, Any] = {
+        "attention": attention,
+        "gate": gate,
+        "num_classes": num_classes,
+        "stem": stem,
+    }
+    if is_factory(name):
+        _refuse_zoo_options(name, asked)
+        identity = ModelIdentity(name, seed=seed, weights=weights, weights_sha256=sha256)
+        return identity, provenance
+    check_name(name)
+    recorded = provenance.model if provenance else None
+    if recorded is not None and not is_factory(recorded.name):
+        _refuse_contradictions(weights, {"name": name, **asked}, recorded)
+        identity = replace(recorded, weights=weights, weights_sha256=sha256)
+    else:
+        kind = attention or "cbam"
+        identity = ModelIdentity(
+            name=name,
+            attention=kind,
+            gate=gate_for(kind, gate),
+            num_classes=1000 if num_classes is None else num_classes,
+            stem=stem or default_stem(name),
+            seed=seed,
+            weights=weights,
+            weights_sha256=sha256,
+        )
+    return identity, provenance
+
+
+def resolve_preprocessing(
+    identity: ModelIdentity, provenance: Provenance | None, *, image_size: int | None = None
+) -> Preprocessing:
+    """How a model's inputs are made: as recorded, else by the protocol at the stem's size.
+
+    An `image_size` other than the recorded one scales the recorded resize with it.
+
+    Raises:
+        BadInput: `image_size` is not positive.
+    """
+    if image_size is not None and image_size < 1:
+        raise BadInput(f"image size {image_size}", "give a positive number of pixels")
+    recorded = provenance.preprocessing if provenance else None
+    if recorded is None:
+        return Preprocessing.for_size(image_size or default_image_size(identity.stem))
+    if image_size is None or image_size == recorded.image_size:
+        return recorded
+    resize = round(recorded.resize * image_size / recorded.image_size)
+    return replace(recorded, image_size=image_size, resize=resize)
+
+
+def build_model(identity: ModelIdentity) -> nn.Module:
+    """The identity's model with its initial weights, reproducible by its seed, in training mode.
+
+    Raises:
+        BadInput: the model is unknown or its factory fails.
+    """
+    if is_factory(identity.name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(identity.seed)
+            return call_factory(identity.name)
+    return create_model(
+        identity.name,
+        attention=identity.attention or "cbam",
+        num_classes=1000 if identity.num_classes is None else identity.num_classes,
+        stem=identity.stem,
+        gate=identity.gate,
+        seed=identity.seed,
+    )
+
+
+def load_model(identity: ModelIdentity) -> nn.Module:
+    """The identity's model with its weights, in evaluation mode.
+
+    Raises:
+        BadInput: the model cannot be built, or its weights are missing, unreadable, of another
+            model, or not those of `weights_sha256`.
+    """
+    model = build_model(identity)
+    if identity.weights is not None:
+        checkpoint = load_state(identity.weights)
+        _check_hash(checkpoint.state_dict, identity, f"{identity.weights}: the weights")
+        apply_state(model, checkpoint.state_dict, identity.weights)
+    else:
+        _check_hash(model.state_dict(), identity, f"{identity.name}: the initial weights")
+    return model.eval()
+
+
+def _check_hash(state_dict: dict[str, Any], identity: ModelIdentity, what: str) -> None:
+    if identity.weights_sha256 is None:
+        return
+    if state_dict_sha256(state_dict) != identity.weights_sha256:
+        raise BadInput(
+            f"{what} are not those recorded (sha256 {identity.weights_sha256[:12]}…)",
+            "give the original checkpoint with --weights, or export again",
+        )
+
+
+def _refuse_zoo_options(name: str, asked: dict[str, Any]) -> None:
+    given = [f"--{key.replace('_', '-')}" for key, value in asked.items() if value is not None]
+    if given:
+        raise BadInput(
+            f"{', '.join(given)} cannot change what {name} builds", "set it inside the factory"
+        )
+
+
+def _refuse_contradictions(
+    weights: str | None, asked: dict[str, Any], recorded: ModelIdentity
+) -> None:
+    for key, value in asked.items():
+        have = getattr(recorded, key)
+        if value is not None and value != have:
+            label = "model" if key == "name" else key.replace("_", " ")
+            raise BadInput(
+                f"{weights}: was trained with {label} {have}, not {value}",
+                "leave the option out to take what the checkpoint records",
+            )

@@ -1,0 +1,122 @@
+"""Folders of pictures: which count, which labels they get, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cbam_deploy.data import ImageSource, Preprocessing, open_source
+from cbam_deploy.errors import BadInput
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 5), (200, 10, 10)).save(path, format="PNG")
+
+
+def opened(root: Path, split: str = "all") -> ImageSource:
+    return open_source(str(root), Preprocessing.for_size(4), split=split)  # type: ignore[arg-type]
+
+
+def labelled(source: ImageSource, root: Path) -> dict[str, str]:
+    assert source.labels is not None
+    return {
+        str(Path(name).relative_to(root)): source.class_names[label]
+        for name, label in zip(source.names, source.labels, strict=True)
+    }
+
+
+def test_class_folders_give_labels_in_the_order_of_names(tmp_path: Path) -> None:
+    put(tmp_path, "dog/1.png", "cat/b.JPG", "cat/deep/er/a.webp", "dog/2.Jpeg")
+    (tmp_path / "bird").mkdir()  # Empty, yet an output of the network.
+    (tmp_path / "cat/readme.txt").write_text("no picture")
+    source = opened(tmp_path)
+    assert source.class_names == ("bird", "cat", "dog")
+    assert labelled(source, tmp_path) == {
+        "cat/b.JPG": "cat",
+        "cat/deep/er/a.webp": "cat",
+        "dog/1.png": "dog",
+        "dog/2.Jpeg": "dog",
+    }
+    assert source.labels is not None
+    assert source.labels.dtype == np.int64
+    batch = next(source.batches(8))
+    assert batch.images.shape == (4, 3, 4, 4)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    put(tmp_path, "b.png", "a.png", ".hidden.png", "._mac.png", ".cache/c.png")
+    source = opened(tmp_path)
+    assert [Path(name).name for name in source.names] == ["a.png", "b.png"]
+    assert source.labels is None
+    assert source.class_names == ()
+    assert next(source.batches(2)).labels is None
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    put(tmp_path, "elsewhere/1.png", "set/cat/2.png")
+    (root / "cat/loop").symlink_to(root)
+    (root / "cat/more").symlink_to(tmp_path / "elsewhere")
+    (root / "cat/broken.png").symlink_to(tmp_path / "absent.png")
+    assert sorted(Path(name).name for name in opened(root).names if "loop" not in name) == [
+        "1.png",
+        "2.png",
+    ]
+    assert len(opened(root)) < 10
+
+
+def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "train/b/3.png", "val/b/4.png")
+    counts = {split: len(opened(tmp_path, split)) for split in ("train", "test", "all")}
+    assert counts == {"train": 3, "test": 1, "all": 4}
+    test = opened(tmp_path, "test")
+    assert test.class_names == ("a", "b")  # Labels mean the same, though val lacks class a.
+    assert test.labels is not None
+    assert test.labels.tolist() == [1]
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "val/z/2.png")
+    with pytest.raises(BadInput, match="no class folder 'z'"):
+        opened(tmp_path, "test")
+
+
+def test_a_folder_without_parts_belongs_to_every_split(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/2.png")
+    assert [len(opened(tmp_path, split)) for split in ("train", "test", "all")] == [2, 2, 2]
+
+
+def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="has no pictures"):
+        opened(tmp_path)
+
+
+def test_pictures_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "stray.png", "a/1.png")
+    with pytest.raises(BadInput, match=r"beside class folders and inside them \(stray\.png\)"):
+        opened(tmp_path)
+
+
+def test_sources_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "one.png")
+    with pytest.raises(BadInput, match="no such folder") as caught:
+        opened(tmp_path / "absent")
+    assert "digits or photos" in caught.value.hint
+    with pytest.raises(BadInput, match="is a file"):
+        opened(tmp_path / "one.png")
+
+
+def test_a_damaged_file_is_skipped_by_its_path(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    source = opened(tmp_path)
+    assert sum(len(batch.images) for batch in source.batches(4)) == 1
+    assert [Path(name).name for name, _ in source.skipped] == ["b.png"]
