@@ -52,7 +52,7 @@ def digits_run(tmp_path_factory) -> Path:
     from cbam_deploy.training.recipes import DIGITS
 
     folder = tmp_path_factory.mktemp("digits") / "run"
-    train("resnet20", data="digits", output=folder, **DIGITS)
+    train(**DIGITS, output=folder)
     return folder
 
 

@@ -1,0 +1,61 @@
+"""The hyperparameters of a training run; the defaults are the paper's recipe for ImageNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from cbam_deploy.errors import BadInput
+
+Augmentation = Literal["auto", "crop-flip", "shift", "none"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Stochastic gradient descent with momentum and a stepped learning rate.
+
+    Source: CBAM paper, section 4.1: 90 epochs, learning rate 0.1 divided by 10 every 30 epochs;
+    batch, momentum and weight decay are those of its code.
+
+    Attributes:
+        epochs: passes through the training pictures.
+        batch_size: pictures a step.
+        lr: learning rate at the start.
+        lr_step: epochs after which the learning rate changes.
+        lr_gamma: what it is multiplied by then.
+        momentum: of the gradient.
+        weight_decay: on every parameter.
+        augmentation: ``crop-flip`` (random resized crop, horizontal flip), ``shift`` (by up to an
+            eighth of the picture) or ``none``; ``auto`` means ``shift`` for ``digits``, which a
+            flip would spoil, else ``crop-flip``.
+        seed: of initial weights, order and augmentation.
+    """
+
+    epochs: int = 90
+    batch_size: int = 256
+    lr: float = 0.1
+    lr_step: int = 30
+    lr_gamma: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    augmentation: Augmentation = "auto"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise `BadInput` for a value that cannot work."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            label = field.name.replace("_", "-")
+            if field.name == "augmentation":
+                if value not in get_args(Augmentation):
+                    choices = ", ".join(get_args(Augmentation))
+                    raise BadInput(f"augmentation {value!r} is unknown", f"one of {choices}")
+            elif field.name in ("epochs", "batch_size", "lr", "lr_step", "lr_gamma"):
+                if not value > 0:
+                    raise BadInput(f"--{label} {value}", "give a positive number")
+            elif not value >= 0:
+                raise BadInput(f"--{label} {value}", "give a number that is not negative")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * self.lr_gamma ** (epoch // self.lr_step)
