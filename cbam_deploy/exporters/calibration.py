@@ -1,0 +1,324 @@
+"""Which range each tensor of a network covers on real pictures: what INT8 scales are made from.
+
+Three methods, by what they take as the largest magnitude t of a tensor (its scale is t / 127):
+
+- ``minmax``: the largest magnitude seen. Nothing is clipped.
+- ``percentile``: what 99.99% of the magnitudes stay below.
+- ``entropy``: the t whose 128 levels keep most of the distribution, by the Kullback-Leibler
+  divergence between the values clipped at t and the same in 128 levels (S. Migacz, "8-bit
+  Inference with TensorRT", GTC 2017).
+
+Memory does not grow with the number of pictures. It is bounded by the network, the watched tensors
+of `CHUNK` pictures, and `BINS` counters of 8 bytes for each watched tensor. That is why
+``onnxruntime.quantization.calibrate`` is not used: it keeps the tensors of every picture it is
+given at once, its histograms get more bins whenever a picture exceeds the range so far, and with
+its 128 bins the search for an entropy threshold has one candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.progress import progress
+
+if TYPE_CHECKING:
+    from cbam_deploy.data.source import ImageSource
+
+Method = Literal["minmax", "entropy", "percentile"]
+Images = NDArray[np.float32]
+
+# Pictures that go through the network together: they bound the memory, and change no result.
+CHUNK = 4
+# Counters of a histogram; between half of them and all are below the largest magnitude seen.
+BINS = 2048
+# Levels of a magnitude in INT8: 0 to 127.
+LEVELS = 128
+# Candidates for an entropy threshold lie that many bins apart, below 1% of the range.
+CANDIDATE_STEP = 16
+PERCENTILE = 99.99
+# What an empty level counts, so that clipping values into it costs much but not everything.
+TRACE = 1e-4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The ranges found.
+
+    Attributes:
+        method: ``minmax``, ``entropy`` or ``percentile``.
+        images: number of pictures they were found on.
+        ranges: least and greatest value by tensor; clipped to the threshold of the method.
+    """
+
+    method: Method
+    images: int
+    ranges: Mapping[str, tuple[float, float]] = field(repr=False)
+
+    def magnitude(self, tensor: str) -> float:
+        """The largest magnitude that `tensor` keeps."""
+        low, high = self.ranges[tensor]
+        return max(-low, high, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return asdict(self)
+
+
+class Observer(Protocol):
+    """Sees the values of one tensor, piece by piece."""
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take note of `values`, of any shape."""
+
+    def range(self) -> tuple[float, float]:
+        """Least and greatest value to keep."""
+
+
+class Extremes:
+    """The least and the greatest value."""
+
+    def __init__(self) -> None:
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take note of `values`."""
+        self._low = min(self._low, float(values.min()))
+        self._high = max(self._high, float(values.max()))
+
+    def range(self) -> tuple[float, float]:
+        """Both."""
+        return self._low, self._high
+
+
+class Magnitudes:
+    """Counts magnitudes in `BINS` equal bins, and clips where a method says.
+
+    A value above the last bin doubles the width of the bins as often as needed and adds up their
+    counts in groups, so the number of bins never grows.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._extremes = Extremes()
+        self._counts = np.zeros(BINS, np.int64)
+        self._limit = 0.0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count `values`."""
+        self._extremes.add(values)
+        low, high = self._extremes.range()
+        self._widen(max(-low, high))
+        if self._limit == 0:
+            self._counts[0] += values.size
+            return
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, 1 << 16):
+            magnitudes = np.abs(flat[start : start + (1 << 16)])
+            magnitudes *= BINS / self._limit
+            bins = np.minimum(magnitudes.astype(np.intp), BINS - 1)
+            self._counts += np.bincount(bins, minlength=BINS)
+
+    def _widen(self, largest: float) -> None:
+        if largest <= self._limit or not np.isfinite(largest):
+            return
+        if self._limit == 0:
+            self._limit = largest
+            return
+        doublings = int(np.ceil(np.log2(largest / self._limit)))
+        group = min(2**doublings, BINS)
+        merged = self._counts.reshape(-1, group).sum(axis=1)
+        self._counts = np.pad(merged, (0, BINS - merged.size))
+        self._limit *= 2.0**doublings
+
+    def range(self) -> tuple[float, float]:
+        """The values seen, clipped at the method's threshold on both sides."""
+        low, high = self._extremes.range()
+        find = entropy_threshold if self._method == "entropy" else percentile_threshold
+        threshold = find(self._counts) * self._limit / BINS
+        return max(low, -threshold), min(high, threshold)
+
+
+def percentile_threshold(counts: NDArray[np.int64]) -> int:
+    """The number of bins, from zero on, that hold `PERCENTILE` percent of the values."""
+    share = np.cumsum(counts) / counts.sum()
+    return int(np.searchsorted(share, PERCENTILE / 100)) + 1
+
+
+def entropy_threshold(counts: NDArray[np.int64]) -> int:
+    """The number of bins, from zero on, whose 128 levels lose the least information.
+
+    The bin of zero is left out (it counts like the one above it): INT8 has an exact zero, and half
+    the values behind a ReLU are zero, which would outweigh how well the others are kept.
+    """
+    counts = counts.copy()
+    counts[0] = counts[1]
+    occupied = np.flatnonzero(counts)
+    if occupied.size == 0 or occupied[-1] < LEVELS:
+        return BINS
+    used = int(occupied[-1]) + 1
+    candidates = [*range(LEVELS, used, CANDIDATE_STEP), used]
+    losses = [_divergence(counts, bins) for bins in candidates]
+    return int(candidates[int(np.argmin(losses))])
+
+
+def _divergence(counts: NDArray[np.int64], bins: int) -> float:
+    """KL divergence between the values clipped into `bins` bins, and the same in 128 levels."""
+    kept = counts[:bins]
+    clipped = kept.astype(np.float64)
+    clipped[-1] += counts[bins:].sum()
+    present = clipped > 0
+    level = np.arange(bins) * LEVELS // bins
+    totals = np.bincount(level, weights=kept, minlength=LEVELS)
+    sharers = np.bincount(level, weights=present, minlength=LEVELS)
+    levelled = np.maximum((totals / np.maximum(sharers, 1))[level], TRACE)
+    p = clipped[present] / clipped.sum()
+    q = levelled[present] / levelled[present].sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+def calibration_batches(source: ImageSource, *, images: int, seed: int) -> Iterator[Images]:
+    """Pictures to calibrate on: drawn from all of `source`, in an order that `seed` fixes.
+
+    Raises:
+        BadInput: `images` is not positive, or no picture can be read.
+    """
+    for batch in source.batches(CHUNK, limit=images, shuffle_seed=seed):
+        yield batch.images
+
+
+def calibrate(
+    model: ir.Model,
+    tensors: Collection[str],
+    batches: Iterable[Images],
+    *,
+    method: Method = "entropy",
+    images: int | None = None,
+) -> Calibration:
+    """Find the range of each of `tensors` over `batches`, which are gone through once.
+
+    Args:
+        model: a float32 network with one input.
+        tensors: names of float32 tensors of the graph.
+        batches: network inputs, float32 [N, C, H, W] each.
+        method: see the module's docstring.
+        images: how many pictures there will be, for the progress bar.
+
+    Raises:
+        BadInput: there is no picture, one is of the wrong size, the method is unknown, or the
+            network gives NaN or infinite values.
+    """
+    if method not in ("minmax", "entropy", "percentile"):
+        raise BadInput(
+            f"calibration method {method!r} is unknown", "use minmax, entropy or percentile"
+        )
+    observers: dict[str, Observer] = {
+        name: Extremes() if method == "minmax" else Magnitudes(method) for name in tensors
+    }
+    seen = 0
+    with progress() as bar:
+        task = bar.add_task(f"calibrating ({method})", total=images)
+        for values, count in watch(model, list(observers), batches):
+            for name, value in values.items():
+                _check_finite(name, value)
+                observers[name].add(value)
+            seen += count
+            bar.update(task, completed=seen)
+    return Calibration(method, seen, {name: o.range() for name, o in observers.items()})
+
+
+def _check_finite(name: str, values: NDArray[np.float32]) -> None:
+    # A sum is NaN or infinite as soon as one element is; it may also overflow by itself.
+    if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+        raise BadInput(
+            f"tensor {name!r} has NaN or infinite values on the calibration pictures",
+            "check the weights, and that the pictures are preprocessed as in training",
+        )
+
+
+def watch(
+    model: ir.Model, tensors: Sequence[str], batches: Iterable[Images]
+) -> Iterator[tuple[dict[str, NDArray[np.float32]], int]]:
+    """Run the network; yield the value of each of `tensors`, and the number of pictures in it.
+
+    Raises:
+        BadInput: there is no picture, one is of the wrong size, or the network has not one input.
+    """
+    source = _image_input(model)
+    # A graph's input cannot be its output too; what went in is at hand anyway.
+    fetched = [name for name in tensors if name != source.name]
+    session = _session(model, fetched)
+    fixed = source.shape[0] if source.shape is not None else None
+    size = fixed if isinstance(fixed, int) else CHUNK
+    empty = True
+    for images in _chunks(batches, source, size):
+        if len(images) < size and isinstance(fixed, int):
+            continue
+        empty = False
+        # An empty list would fetch everything.
+        results = session.run(fetched, {source.name: images}) if fetched else []
+        found = dict(zip(fetched, results, strict=True))
+        yield {name: found.get(name, images) for name in tensors}, len(images)
+    if empty:
+        raise BadInput("there are no pictures to calibrate on", "give a SOURCE with pictures")
+
+
+def _chunks(batches: Iterable[Images], source: ir.Value, size: int) -> Iterator[Images]:
+    for images in batches:
+        _check_shape(images, source)
+        for start in range(0, len(images), size):
+            yield np.ascontiguousarray(images[start : start + size])
+
+
+def _image_input(model: ir.Model) -> ir.Value:
+    weights = model.graph.initializers
+    inputs = [value for value in model.graph.inputs if value.name not in weights]
+    if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
+        names = ", ".join(f"{value.name} {value.dtype}" for value in inputs) or "none"
+        raise BadInput(
+            f"the network's inputs are {names}; calibration needs one, of float32",
+            "quantize a network that takes one batch of pictures, before any other conversion",
+        )
+    return inputs[0]
+
+
+def _check_shape(images: Images, source: ir.Value) -> None:
+    if source.shape is None:
+        return
+    expected, actual = list(source.shape)[1:], list(images.shape)[1:]
+    same = len(expected) == len(actual) and all(
+        not isinstance(wanted, int) or wanted == size
+        for wanted, size in zip(expected, actual, strict=True)
+    )
+    if not same or images.dtype != np.float32:
+        raise BadInput(
+            f"calibration pictures are {images.dtype} {actual}, the network's input"
+            f" {source.name!r} takes float32 {[str(size) for size in expected]}".replace("'", ""),
+            "preprocess them to the network's size",
+        )
+
+
+def _session(model: ir.Model, fetched: Sequence[str]) -> Any:
+    import onnx
+    import onnxruntime
+
+    proto = ir.to_proto(model)
+    own = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in fetched
+        if name not in own
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # The arena would keep the largest size each buffer ever had.
+    options.enable_cpu_mem_arena = False
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,341 @@
+"""Convert the precision of an ONNX file: FP32 to FP16, or to INT8 with the rest in FP16 or FP32.
+
+TensorRT takes every type from the ONNX file, so this is where precision is decided. The converted
+file is compared with the original in ONNX Runtime before it is put in place.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import onnx_ir as ir
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.calibration import (
+    Calibration,
+    Images,
+    Method,
+    calibrate,
+    calibration_batches,
+)
+from cbam_deploy.exporters.conversion_check import check_conversion
+from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
+from cbam_deploy.exporters.gate_function import gate_counts
+from cbam_deploy.exporters.half import HalfReport, IoDtype, settle_types, to_half
+from cbam_deploy.exporters.half_rules import is_float, is_standard, is_weight
+from cbam_deploy.exporters.onnx_file import (
+    read_model,
+    read_provenance,
+    set_provenance,
+    write_model,
+)
+from cbam_deploy.outputs import check_place
+from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+
+if TYPE_CHECKING:
+    from cbam_deploy.data import ImageSource
+    from cbam_deploy.exporters.quantization import QuantizationReport
+    from cbam_deploy.validation.budget import BudgetReport
+
+CALIBRATION_IMAGES = 64
+_PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")
+_MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp16",
+    calibration: str | None = None,
+    method: Method = "entropy",
+    images: int = CALIBRATION_IMAGES,
+    io_dtype: IoDtype = "fp32",
+    max_accuracy_drop: float | None = None,
+    data: str | None = None,
+    seed: int = 0,
+) -> ConvertResult:
+    """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
+
+    Args:
+        source: an FP32 file, best with its gates fused.
+        output: file to write.
+        precision: ``fp16``; ``int8``, where what is not quantized is FP16; or ``int8+fp32``.
+        calibration: SOURCE of typical pictures; of a set with splits, the training split. INT8
+            needs it. For FP16 it is what activations are checked on: nodes whose tensors pass half
+            of FP16's range stay in FP32.
+        method: how INT8 ranges are found: ``minmax``, ``entropy`` or ``percentile``.
+        images: how many pictures to calibrate on, drawn by `seed`.
+        io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
+        max_accuracy_drop: how far top-1 on `data` may fall with INT8, such as 0.005 for half a
+            point; the noisiest layers are given back to float until it holds.
+        data: SOURCE with labels, for `max_accuracy_drop`.
+        seed: of everything random.
+
+    Raises:
+        BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
+            has nothing to convert, a SOURCE has no readable picture, or `output` cannot be written.
+        CheckFailed: the converted file is broken (`conversion_check`), or the budget cannot be met.
+        MissingCapability: a package for reading pictures is missing.
+    """
+    begin = time.perf_counter()
+    source, output = Path(source), Path(output)
+    _check_options(precision, calibration, io_dtype, max_accuracy_drop, data)
+    check_place(output)
+    model = read_model(source)
+    history = read_provenance(model) or Provenance()
+    _check_convertible(source, model, history)
+    pictures = _open_pictures(calibration, model, history)
+    request = _Request(source, history, precision, method, io_dtype, pictures, images, seed)
+    if precision == "fp16":
+        step = _Step(model, _activation_ranges(request, model))
+    elif max_accuracy_drop is None or data is None:
+        step = _quantized(request, model)
+    else:
+        step = _quantized_within(request, model, max_accuracy_drop, data)
+    finished = _finish(request, step)
+    cosines: list[float] = []
+
+    def verify(path: Path) -> None:
+        kind = "fp16" if precision == "fp16" else "int8"
+        cosines.append(check_conversion(source, path, kind, pictures, seed))
+
+    write_model(step.model, output, verify)
+    return ConvertResult(
+        path=output,
+        sha256=file_sha256(output),
+        bytes=output.stat().st_size,
+        source_bytes=source.stat().st_size,
+        precision=precision,
+        half=finished.half,
+        quantization=step.quantization,
+        budget=step.budget,
+        calibration=finished.provenance.calibration,
+        skipped=tuple(pictures.skipped) if pictures is not None else (),
+        cosine=cosines[0],
+        seconds=time.perf_counter() - begin,
+        provenance=finished.provenance,
+    )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for."""
+
+    source: Path
+    history: Provenance
+    precision: Precision
+    method: Method
+    io_dtype: IoDtype
+    pictures: ImageSource | None
+    images: int
+    seed: int
+
+    def batches(self) -> Iterator[Images]:
+        """Pictures to calibrate on."""
+        assert self.pictures is not None
+        return calibration_batches(self.pictures, images=self.images, seed=self.seed)
+
+    @property
+    def total(self) -> int:
+        """How many there will be, at most."""
+        return 0 if self.pictures is None else min(self.images, len(self.pictures))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A model whose float side is FP32 still, and what is known about it."""
+
+    model: ir.Model
+    calibration: Calibration | None
+    quantization: QuantizationReport | None = None
+    budget: BudgetReport | None = None
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What became of a `_Step`'s model."""
+
+    half: HalfReport | None
+    provenance: Provenance
+
+
+def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None:
+    """Range of every activation, where there are pictures."""
+    if request.pictures is None:
+        return None
+    settle_types(model)
+    computed = [value for node in model.graph for value in node.outputs]
+    names = [value.name for value in (*model.graph.inputs, *computed) if is_float(value)]
+    return calibrate(
+        model,
+        [name for name in names if name],
+        request.batches(),
+        method="minmax",
+        images=request.total,
+    )
+
+
+def _quantized(request: _Request, model: ir.Model) -> _Step:
+    """The model in INT8, all of it that can be."""
+    from cbam_deploy.exporters.quantization import insert
+
+    prepared, calibration = _calibrated(request, model)
+    quantized, report = insert(prepared, calibration)
+    return _Step(quantized, calibration, report)
+
+
+def _quantized_within(request: _Request, model: ir.Model, max_drop: float, data: str) -> _Step:
+    """The model in INT8, as much of it as an accuracy budget allows."""
+    from cbam_deploy.validation.budget import meet_budget
+
+    prepared, calibration = _calibrated(request, model)
+
+    def accuracy(candidate: ir.Model) -> float:
+        model = candidate.clone()
+        _finish(request, _Step(model, calibration))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "candidate.onnx"
+            write_model(model, path)
+            return _top1(path, data)
+
+    quantized, report, budget = meet_budget(
+        prepared,
+        calibration,
+        baseline=_top1(request.source, data),
+        max_accuracy_drop=max_drop,
+        evaluate=accuracy,
+        sample=request.batches,
+    )
+    return _Step(quantized, calibration, report, budget)
+
+
+def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibration]:
+    """The model ready for INT8, and the ranges it needs."""
+    from cbam_deploy.exporters.placement import calibrated_tensors, places
+    from cbam_deploy.exporters.quantization import prepare
+
+    prepared = prepare(model)
+    tensors = calibrated_tensors(places(prepared))
+    found = calibrate(
+        prepared, tensors, request.batches(), method=request.method, images=request.total
+    )
+    return prepared, found
+
+
+def _top1(path: Path, data: str) -> float:
+    from cbam_deploy.validation.accuracy import evaluate
+
+    return evaluate(path, data=data).networks[0].top1
+
+
+def _finish(request: _Request, step: _Step) -> _Finished:
+    """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
+    from cbam_deploy.validation.origin import graph_precision
+
+    half, calibration = None, step.calibration
+    if request.precision != "int8+fp32":
+        ranges = None if calibration is None else calibration.ranges
+        half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges)
+    facts: dict[str, Any] = {}
+    if calibration is not None and request.pictures is not None:
+        facts = {
+            "source": request.pictures.name,
+            "images": calibration.images,
+            "seed": request.seed,
+            "method": calibration.method,
+        }
+    provenance = request.history.with_(
+        precision=graph_precision(step.model),
+        gates=gate_counts(step.model),
+        calibration=facts,
+        versions={**request.history.versions, **package_versions(*_PACKAGES)},
+    )
+    set_provenance(step.model, provenance)
+    return _Finished(half, provenance)
+
+
+def _check_options(
+    precision: str,
+    calibration: str | None,
+    io_dtype: str,
+    max_accuracy_drop: float | None,
+    data: str | None,
+) -> None:
+    for option, value, choices in (
+        ("precision", precision, get_args(Precision)),
+        ("I/O type", io_dtype, get_args(IoDtype)),
+    ):
+        if value not in choices:
+            raise BadInput(f"{option} {value!r} is unknown", f"choose {', '.join(choices)}")
+    if precision == "int8+fp32" and io_dtype == "fp16":
+        raise BadInput("int8+fp32 has no FP16 inputs and outputs", "use int8, or --io-dtype fp32")
+    if precision != "fp16" and calibration is None:
+        raise BadInput(
+            f"{precision} needs pictures to calibrate on",
+            "give --calibration: a folder of typical pictures, digits or photos",
+        )
+    if max_accuracy_drop is None and data is None:
+        return
+    if precision == "fp16":
+        raise BadInput(
+            "an accuracy budget is for INT8", "compare FP16 files with evaluate --max-drop"
+        )
+    if max_accuracy_drop is None or data is None:
+        raise BadInput(
+            "an accuracy budget needs both the drop and the data to measure it on",
+            "give --max-accuracy-drop together with --data",
+        )
+
+
+def _check_convertible(path: Path, model: ir.Model, history: Provenance) -> None:
+    """Refuse a file that is no FP32 network of convolutions or matrix products."""
+    hint = "convert the FP32 file it was made from"
+    graph = model.graph
+    if any(is_standard(node, *_QUANTIZED) for node in graph):
+        raise BadInput(f"{path}: is quantized already", hint)
+    kinds = {value.dtype for value in graph.initializers.values()}
+    if kinds & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+        raise BadInput(f"{path}: has 16-bit weights already", hint)
+    if history.precision != "fp32":
+        raise BadInput(f"{path}: is recorded as {history.precision} already", hint)
+    if not any(is_standard(node, *_MULTIPLIES) and _reads_weight(node) for node in graph):
+        raise BadInput(
+            f"{path}: has no convolution or matrix product with FP32 weights to convert",
+            "give an exported network",
+        )
+
+
+def _reads_weight(node: ir.Node) -> bool:
+    return any(
+        value is not None
+        and (is_weight(value) or is_standard(value.producer(), "Constant"))
+        and value.dtype == ir.DataType.FLOAT
+        for value in node.inputs
+    )
+
+
+def _open_pictures(
+    calibration: str | None, model: ir.Model, history: Provenance
+) -> ImageSource | None:
+    from cbam_deploy.data import open_source
+
+    if calibration is None:
+        return None
+    preprocessing = history.preprocessing or Preprocessing.for_size(_image_size(model))
+    return open_source(calibration, preprocessing, split="train")
+
+
+def _image_size(model: ir.Model) -> int:
+    """Side of the first input that looks like pictures; ImageNet's where that is free."""
+    for value in model.graph.inputs:
+        if value.shape is not None and len(value.shape) == 4 and isinstance(value.shape[3], int):
+            return value.shape[3]
+    return Preprocessing.image_size

@@ -1,0 +1,204 @@
+"""Make each attention gate of a graph one node of domain `cbam_deploy`, with a body anyone can run.
+
+    ... ─ ReduceMean, ReduceMax, Gemm, ..., Mul ─ Add ─ Relu ─ ...      about twenty nodes
+
+    ... ─ CbamGateAddRelu(X, R, W0, B0, W1, B1, WS, BS) ─ ...           one node, and its function
+
+What is a gate is found by `gate_search`; every gate is run against its replacement (`gate_check`)
+before it is replaced. The value that the last node made keeps its name, and the rest of the graph
+stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.gate_check import find_difference
+from cbam_deploy.exporters.gate_function import (
+    DOMAIN,
+    FIRST_OPSET,
+    VERSION,
+    WEIGHTS,
+    gate_counts,
+    gate_nodes,
+    set_functions,
+)
+from cbam_deploy.exporters.gate_search import NAME_SCOPES, FoundGate, RefusedGate, find_gates
+from cbam_deploy.exporters.onnx_file import (
+    read_model,
+    read_provenance,
+    set_provenance,
+    write_model,
+)
+from cbam_deploy.progress import progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What fusion did to a graph.
+
+    Attributes:
+        found: number of gates made of standard ops, fused or not.
+        fused: name and operator of each new gate node.
+        refused: for each gate left as it was, where it is and a sentence that says why.
+        present: number of gates that were nodes before.
+    """
+
+    found: int
+    fused: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...]
+    present: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "found": self.found,
+            "fused": [{"node": name, "op": op} for name, op in self.fused],
+            "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
+            "present": self.present,
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.markup import escape
+        from rich.table import Table
+
+        before = f", {self.present} fused before" if self.present else ""
+        title = f"{len(self.fused)} of {self.found} attention gates fused{before}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("gate", "op", "left as it is because"):
+            table.add_column(heading)
+        for name, op in self.fused:
+            table.add_row(escape(name), op, "")
+        for where, reason in self.refused:
+            table.add_row(escape(where), "", escape(reason))
+        return table if table.rows else title
+
+
+def fuse(source: str | Path, output: str | Path) -> FusionReport:
+    """Fuse the attention gates of the ONNX file `source`; write the result to `output`.
+
+    Raises:
+        BadInput: `source` is no valid ONNX file, or `output` cannot be written.
+    """
+    model = read_model(source)
+    provenance = read_provenance(model)
+    with progress() as bar:
+        task = bar.add_task("fusing gates", total=None)
+        report = fuse_model(
+            model, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if provenance is not None:
+        set_provenance(model, provenance.with_(gates=gate_counts(model)))
+    write_model(model, output)
+    return report
+
+
+def fuse_model(
+    model: ir.Model, on_progress: Callable[[int, int], None] | None = None
+) -> FusionReport:
+    """Fuse the attention gates of `model`'s main graph, in place.
+
+    Args:
+        model: a model in FP32.
+        on_progress: called with the number of gates done and in all.
+
+    Raises:
+        BadInput: a node bears the name of our operators but has not their inputs.
+    """
+    present = gate_nodes(model)
+    for node in present:
+        _check_inputs(node)
+    opset = model.opset_imports.get("", 0)
+    gates, refused = find_gates(model.graph)
+    if opset < FIRST_OPSET:
+        reason = f"the model is of opset {opset}; gates are fused from {FIRST_OPSET} on"
+        refused += [RefusedGate(_where(gate), reason) for gate in gates]
+        gates = []
+    sound = []
+    for done, gate in enumerate(gates, start=1):
+        difference = find_difference(gate, opset)
+        if difference is None:
+            sound.append(gate)
+        else:
+            refused.append(RefusedGate(_where(gate), difference))
+        if on_progress:
+            on_progress(done, len(gates))
+    # Last gate first: the output that a gate replaces may be the residual of one behind it.
+    fused = [_replace(model.graph, gate) for gate in reversed(sound)][::-1]
+    if fused:
+        set_functions(model)
+    return FusionReport(
+        found=len(fused) + len(refused),
+        fused=tuple((node.name or "", node.op_type) for node in fused),
+        refused=tuple((gate.where, gate.reason) for gate in refused),
+        present=len(present),
+    )
+
+
+def _check_inputs(node: ir.Node) -> None:
+    expected = len(WEIGHTS[node.op_type]) + (2 if node.op_type.endswith("AddRelu") else 1)
+    if len(node.inputs) != expected:
+        raise BadInput(
+            f"gate {node.name} ({node.op_type}) has {len(node.inputs)} inputs, not {expected}",
+            "make the file again with this version of cbam-deploy",
+        )
+
+
+def _where(gate: FoundGate) -> str:
+    return gate.scopes[-1] if gate.scopes else gate.output.name or ""
+
+
+def _replace(graph: ir.Graph, gate: FoundGate) -> ir.Node:
+    """Put one node in the place of the gate's last."""
+    name = _free_name(_where(gate), {node.name or "" for node in graph})
+    weights = []
+    for key, array in gate.weights.items():
+        weight_name = _free_name(f"{name}.{key}", set(graph.initializers))
+        tensor = ir.tensor(array, name=weight_name)
+        value = ir.Value(
+            name=weight_name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=tensor,
+        )
+        graph.register_initializer(value)
+        weights.append(value)
+    maps = [gate.x] if gate.residual is None else [gate.x, gate.residual]
+    node = ir.node(
+        gate.op,
+        [*maps, *weights],
+        {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)},
+        domain=DOMAIN,
+        name=name,
+        metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,
+    )
+    before = {value for old in gate.nodes for value in old.inputs if value is not None}
+    ir.convenience.replace_nodes_and_values(
+        graph, gate.nodes[-1], gate.nodes, [node], [gate.output], node.outputs
+    )
+    for value in before:
+        orphan = value.is_initializer() and not value.uses() and not value.is_graph_input()
+        if orphan and value.name:
+            del graph.initializers[value.name]
+    return node
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    return next(name for name in _numbered(wanted) if name not in taken)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 1
+    while True:
+        yield f"{name}_{number}"
+        number += 1

@@ -1,0 +1,210 @@
+"""Find attention gates in a graph of standard ops, and say of every other one why it is none.
+
+A *scaling* is a Mul of a map [N,C,H,W] by an attention that is computed from that map and is the
+same all over a channel [N,C,1,1] or all over a position [N,1,H,W]. A gate is one or two of them:
+
+    x ─┬─ ReduceMean(2,3) ─ Gemm(W0,B0) ─ Relu ─ Gemm(W1,B1) ─┐
+       ├─ ReduceMax(2,3) ── Gemm(W0,B0) ─ Relu ─ Gemm(W1,B1) ─┴ Add ─ Sigmoid ─ Unsqueeze ─┐
+       └──────────────────────────────────────────────────────────────────────────────── Mul ─ z
+
+    z ─┬─ ReduceMax(1) ── Concat(1) ─ Conv(WS) ─ [BatchNormalization] ─ Sigmoid ─┐
+       ├─ ReduceMean(1) ──┘                                                      │
+       └────────────────────────────────────────────────────────────────────── Mul ─ y
+
+The first alone, with only the mean, is Squeeze-and-Excitation (`SeGate`); both are CBAM
+(`CbamGate`). A residual addition and ReLU that alone use y belong to the gate (`...AddRelu`):
+
+    y ─ Add(R) ─ Relu
+
+The graph is read backwards from each Mul by small readers, one for each of these parts.
+onnxscript's patterns are not used for it: they tell whether a graph matches, but not, in words that
+help its owner, why one that looks like a gate does not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from cbam_deploy.exporters.gate_function import CBAM_WEIGHTS, SE_WEIGHTS
+from cbam_deploy.exporters.gate_readers import (
+    Refused,
+    Scaling,
+    Trail,
+    channel_attention,
+    find_scaling,
+    spatial_attention,
+)
+
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # Path of modules, as torch.onnx records it on nodes.
+
+
+@dataclass(frozen=True)
+class FoundGate:
+    """A gate of the graph that one node can replace.
+
+    Attributes:
+        op: the operator that computes it.
+        x: the map it gates.
+        residual: the map added to the gated one, for the operators that add.
+        weights: arrays in the order of the operator's inputs.
+        nodes: what the node replaces, in the graph's order.
+        scopes: path of PyTorch modules down to the gate's own; empty where the file has none.
+    """
+
+    op: str
+    x: ir.Value
+    residual: ir.Value | None
+    weights: dict[str, NDArray[np.float32]]
+    nodes: tuple[ir.Node, ...]
+    scopes: tuple[str, ...]
+
+    @property
+    def output(self) -> ir.Value:
+        """The value that the last of the nodes makes."""
+        return self.nodes[-1].outputs[0]
+
+
+@dataclass(frozen=True)
+class RefusedGate:
+    """Something that looks like a gate and stays as it is.
+
+    Attributes:
+        where: path of its PyTorch module, or the name of its output.
+        reason: a sentence that names the value at fault.
+    """
+
+    where: str
+    reason: str
+
+
+def find_gates(graph: ir.Graph) -> tuple[list[FoundGate], list[RefusedGate]]:
+    """All gates of `graph`, in its order."""
+    scalings = [scaling for node in graph if (scaling := find_scaling(node)) is not None]
+    order = {node: index for index, node in enumerate(graph)}
+    found: list[FoundGate] = []
+    refused: list[RefusedGate] = []
+    for chain in _chains(scalings):
+        scopes = _common_scopes([scaling.node for scaling in chain])
+        try:
+            gate = _read(chain)
+            nodes = tuple(sorted(set(gate.nodes), key=order.__getitem__))
+            _check_closed(nodes)
+            found.append(_with_add_relu(replace(gate, nodes=nodes, scopes=scopes)))
+        except Refused as refusal:
+            where = scopes[-1] if scopes else chain[-1].node.outputs[0].name
+            refused.append(RefusedGate(where or "", str(refusal)))
+    return found, refused
+
+
+def _chains(scalings: Sequence[Scaling]) -> list[list[Scaling]]:
+    """Group the scalings by gate: two of different kinds, where one feeds the other, are one."""
+    chains: list[list[Scaling]] = []
+    open_ends: dict[ir.Value, list[Scaling]] = {}
+    for scaling in scalings:
+        before = open_ends.pop(scaling.x, None)
+        if before is not None and before[0].kind != scaling.kind:
+            before.append(scaling)
+            continue
+        chains.append([scaling])
+        open_ends[scaling.node.outputs[0]] = chains[-1]
+    return chains
+
+
+def _read(chain: Sequence[Scaling]) -> FoundGate:
+    """The gate that a chain of scalings makes; raises `Refused`."""
+    trail = Trail()
+    first, last = chain[0], chain[-1]
+    if [scaling.kind for scaling in chain] == ["spatial", "channel"]:
+        raise Refused("the spatial attention comes first; only channel before spatial is fused")
+    if first.kind == "spatial":
+        raise Refused("a spatial attention without a channel attention before it is not fused")
+    mlp, pools = channel_attention(first, trail)
+    if len(chain) == 1:
+        if pools != {"mean"}:
+            raise Refused(f"a channel attention that pools {_and(pools)} is not fused alone")
+        return _gate("SeGate", SE_WEIGHTS, mlp, first.x, trail)
+    if pools != {"mean", "maximum"}:
+        raise Refused(
+            f"the channel attention pools the {_and(pools)} only; before a spatial attention, "
+            "mean and maximum are fused"
+        )
+    spatial = spatial_attention(last, trail)
+    return _gate("CbamGate", CBAM_WEIGHTS, (*mlp, *spatial), first.x, trail)
+
+
+def _gate(
+    op: str,
+    names: Sequence[str],
+    weights: Sequence[NDArray[np.float32]],
+    x: ir.Value,
+    trail: Trail,
+) -> FoundGate:
+    if x.dtype != ir.DataType.FLOAT:
+        raise Refused(f"{x.name} is {x.dtype}; gates are fused before precision is converted")
+    return FoundGate(op, x, None, dict(zip(names, weights, strict=True)), tuple(trail.nodes), ())
+
+
+def _check_closed(nodes: Sequence[ir.Node]) -> None:
+    """Refuse a gate of which anything but the last output is used outside."""
+    inside = set(nodes)
+    for node in nodes[:-1]:
+        for value in node.outputs:
+            if value.is_graph_output():
+                raise Refused(f"{value.name}, a value inside the gate, is an output of the graph")
+            outside = next((user for user in value.consumers() if user not in inside), None)
+            if outside is not None:
+                raise Refused(
+                    f"{value.name}, a value inside the gate, is also used by {outside.name} "
+                    f"({outside.op_type})"
+                )
+
+
+def _with_add_relu(gate: FoundGate) -> FoundGate:
+    """The gate with the residual addition and ReLU that follow it, where nothing else uses it."""
+    add = _only_user(gate.output, "Add")
+    relu = _only_user(add.outputs[0], "Relu") if add else None
+    if add is None or relu is None:
+        return gate
+    residual = next((value for value in add.inputs if value is not gate.output), None)
+    if residual is None or residual.shape is None or residual.shape != gate.output.shape:
+        return gate
+    nodes = (*gate.nodes, add, relu)
+    return replace(gate, op=f"{gate.op}AddRelu", residual=residual, nodes=nodes)
+
+
+def _only_user(value: ir.Value, op: str) -> ir.Node | None:
+    """The node of operator `op` that is the only use of `value`, if it is so."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != op:
+        return None
+    return uses[0].node
+
+
+def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
+    """Modules that all `nodes` are in, outermost first."""
+    paths = [scopes_of(node) for node in nodes]
+    common = []
+    for level in zip(*paths, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return tuple(name for name in common if name)
+
+
+def scopes_of(node: ir.Node) -> tuple[str, ...]:
+    """Names of the PyTorch modules around a node, outermost first, as torch.onnx records them."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(str(scope) for scope in scopes[:-1]) if isinstance(scopes, list) else ()
+
+
+def _and(pools: set[str]) -> str:
+    return " and ".join(sorted(pools, reverse=True))

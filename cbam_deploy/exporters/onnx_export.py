@@ -1,0 +1,239 @@
+"""Export a PyTorch model to an ONNX file: traced, gates fused, checked, its provenance recorded."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.export_check import ExportError, check_export
+from cbam_deploy.exporters.fusion import FusionReport, fuse_model
+from cbam_deploy.exporters.gate_function import gate_counts
+from cbam_deploy.exporters.onnx_file import set_provenance, write_model
+from cbam_deploy.exporters.torch_graph import trace
+from cbam_deploy.models import (
+    load_model,
+    resolve_identity,
+    resolve_preprocessing,
+    state_dict_sha256,
+)
+from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.outputs import check_place
+from cbam_deploy.progress import progress
+from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_PACKAGES = ("cbam-deploy", "torch", "onnx", "onnx-ir", "onnxscript")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished ONNX file.
+
+    Attributes:
+        path: where it is.
+        sha256: hash of its bytes.
+        bytes: its size.
+        gates: number of fused gate nodes, by operator.
+        refused: for each gate left as standard ops, where it is and why.
+        max_abs_error: largest difference between ONNX Runtime and PyTorch, in the outputs' unit.
+        max_relative_error: that over the largest output.
+        seconds: duration of the export.
+        provenance: as recorded in the file.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    gates: dict[str, int]
+    refused: tuple[tuple[str, str], ...]
+    max_abs_error: float
+    max_relative_error: float
+    seconds: float
+    provenance: Provenance
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "gates": self.gates,
+            "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
+            "max_abs_error": self.max_abs_error,
+            "max_relative_error": self.max_relative_error,
+            "seconds": self.seconds,
+            "provenance": self.provenance.to_json(),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.markup import escape
+        from rich.table import Table
+
+        gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
+        table = Table(show_header=False, title=escape(str(self.path)), title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")
+        table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
+        table.add_row("sha256", self.sha256)
+        table.add_row("fused gates", gates)
+        for where, reason in self.refused:
+            table.add_row("not fused", escape(f"{where}: {reason}"))
+        table.add_row(
+            "differs from PyTorch by",
+            f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",
+        )
+        table.add_row("took", f"{self.seconds:.1f} s")
+        return table
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported: the module, what to call it, and its history so far."""
+
+    module: nn.Module
+    label: str
+    output: str | None
+    provenance: Provenance
+    image_size: int
+
+
+def export_onnx(
+    model: str | nn.Module,
+    output: str | Path,
+    *,
+    attention: str | None = None,
+    weights: str | Path | None = None,
+    stem: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    gate: GateSpec | None = None,
+    seed: int = 0,
+    fuse: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> ExportResult:
+    """Export a model in FP32 to the ONNX file `output`.
+
+    The graph takes ``input`` [batch, 3, S, S] float32 with a dynamic batch; a network of the zoo
+    gives ``logits`` [batch, num_classes]. The file is put in place only after the ONNX checker and
+    a comparison with PyTorch in ONNX Runtime. The same model and seed give the same bytes.
+
+    Args:
+        model: MODEL as in the command line, or a module. A module is copied; its file cannot name
+            what to compare it with later.
+        output: file to write.
+        attention: ``cbam``, ``se`` or ``none``. This and the next four, left None, are what the
+            checkpoint records, else the defaults: cbam, imagenet, 1000 classes, 224 pixels.
+        weights: checkpoint; None exports the initial weights of `seed`.
+        stem: ``imagenet`` or ``cifar``.
+        num_classes: outputs of the classifier.
+        image_size: S, in pixels.
+        gate: another variant of the gate.
+        seed: of the initial weights.
+        fuse: whether to make each gate one node.
+        preprocessing: how inputs are made from pictures, where that is not recorded.
+
+    Raises:
+        BadInput: an option is wrong or contradicts another, the model or its checkpoint cannot be
+            loaded, torch cannot export it, or `output` cannot be written.
+        CheckFailed: the file would compute something else than the model.
+    """
+    begin = time.perf_counter()
+    output = Path(output)
+    check_place(output)
+    with progress() as bar:
+        task = bar.add_task("loading the model", total=4)
+        if isinstance(model, nn.Module):
+            _refuse_options(attention, weights, stem, num_classes, gate)
+            subject = _module_subject(model, image_size, preprocessing)
+        else:
+            options: dict[str, Any] = {
+                "attention": attention,
+                "gate": gate,
+                "num_classes": num_classes,
+                "stem": stem,
+                "seed": seed,
+                "weights": None if weights is None else str(weights),
+            }
+            subject = _named_subject(model, options, image_size, preprocessing)
+        bar.update(task, advance=1, description=f"exporting {subject.label}")
+        graph = trace(subject.module, subject.image_size, subject.output, subject.label)
+        bar.update(task, advance=1, description="fusing gates")
+        report = fuse_model(graph) if fuse else FusionReport(0, (), ())
+        provenance = subject.provenance.with_(gates=gate_counts(graph))
+        set_provenance(graph, provenance)
+        bar.update(task, advance=1, description="comparing with PyTorch")
+        errors: list[ExportError] = []
+
+        def verify(path: Path) -> None:
+            errors.append(check_export(path, subject.module, subject.image_size, subject.label))
+
+        write_model(graph, output, verify)
+    return ExportResult(
+        path=output,
+        sha256=file_sha256(output),
+        bytes=output.stat().st_size,
+        gates=provenance.gates,
+        refused=report.refused,
+        max_abs_error=errors[0].max_abs,
+        max_relative_error=errors[0].max_relative,
+        seconds=time.perf_counter() - begin,
+        provenance=provenance,
+    )
+
+
+def _named_subject(
+    name: str,
+    options: dict[str, Any],
+    image_size: int | None,
+    preprocessing: Preprocessing | None,
+) -> _Subject:
+    identity, recorded = resolve_identity(name, **options)
+    if preprocessing is None:
+        preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
+    module = load_model(identity).float().eval()
+    if identity.weights is None:
+        identity = replace(identity, weights_sha256=state_dict_sha256(module.state_dict()))
+    provenance = Provenance(
+        model=identity,
+        preprocessing=preprocessing,
+        class_names=recorded.class_names if recorded else (),
+        versions=package_versions(*_PACKAGES),
+    )
+    output = "logits" if identity.num_classes is not None else None
+    return _Subject(module, name, output, provenance, _size(image_size, preprocessing))
+
+
+def _module_subject(
+    module: nn.Module, image_size: int | None, preprocessing: Preprocessing | None
+) -> _Subject:
+    preprocessing = preprocessing or Preprocessing.for_size(image_size or 224)
+    own = copy.deepcopy(module).float().cpu().eval()
+    provenance = Provenance(preprocessing=preprocessing, versions=package_versions(*_PACKAGES))
+    label = type(module).__name__
+    return _Subject(own, label, None, provenance, _size(image_size, preprocessing))
+
+
+def _size(image_size: int | None, preprocessing: Preprocessing) -> int:
+    if image_size not in (None, preprocessing.image_size):
+        raise BadInput(
+            f"image size {image_size} contradicts the preprocessing's {preprocessing.image_size}",
+            "give one of the two",
+        )
+    return preprocessing.image_size
+
+
+def _refuse_options(*options: object) -> None:
+    if any(option is not None for option in options):
+        raise BadInput(
+            "attention, weights, stem, num_classes and gate cannot change a module",
+            "build the module as it shall be, or give MODEL as a name",
+        )

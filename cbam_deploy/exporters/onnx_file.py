@@ -1,0 +1,151 @@
+"""ONNX files: read so that no malformed one gets further than this, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.external_data import check_external_data, external_tensors
+from cbam_deploy.outputs import atomic_output
+from cbam_deploy.provenance import METADATA_KEY, Provenance
+
+# Protobuf messages end at 2 GiB; the graph around the weights is far below the rest.
+MAX_EMBEDDED_BYTES = 2**31 - 2**26
+_HINT = "export the model again, or check the path"
+_PATH = "cbam_deploy.path"  # Where a model was read from; not written.
+
+
+def read_model(path: str | Path) -> ir.Model:
+    """Read and check an ONNX file; weights stay on disk until they are used.
+
+    Raises:
+        BadInput: the file is missing, a directory, no ONNX file, damaged, refused by the ONNX
+            checker, or has weights outside its folder, missing or cut off.
+    """
+    path = Path(path)
+    proto = _parse(path)
+    check_external_data(path, proto)
+    try:
+        if any(external_tensors(proto)):
+            onnx.checker.check_model(str(path))
+        else:
+            onnx.checker.check_model(proto)
+        model = ir.from_proto(proto)
+    except Exception as error:  # The checker and onnx-ir answer malformed graphs in many ways.
+        raise _not_onnx(path, error) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    model.meta[_PATH] = path
+    return model
+
+
+def write_model(
+    model: ir.Model, path: str | Path, verify: Callable[[Path], None] | None = None
+) -> None:
+    """Check `model` and put it in place as one file; an earlier `path` is lost only on success.
+
+    Weights are embedded, or lie in ``<path>.data`` when they are too many for one ONNX file.
+
+    Args:
+        model: the model; its weights may still be external, also in the file at `path`.
+        path: where to.
+        verify: called with the finished file under a temporary name; what it raises prevents that
+            the file is put in place.
+
+    Raises:
+        BadInput: `path` cannot be written.
+    """
+    path = Path(path)
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    embedded = sum(tensor.nbytes for tensor in weights if tensor is not None) <= MAX_EMBEDDED_BYTES
+    with atomic_output(path) as temporary:
+        if embedded:
+            _save(ir.external_data.load_to_model(model), temporary)
+            _verify(temporary, verify)
+            return
+        with atomic_output(path.with_name(f"{path.name}.data")) as data:
+            _save_with_data(model, temporary, data)
+            _verify(temporary, verify)
+            _rename_data(temporary, f"{path.name}.data")
+
+
+def read_provenance(source: str | Path | ir.Model) -> Provenance | None:
+    """The provenance of an ONNX file or of a model read from one; None where it has none.
+
+    Raises:
+        BadInput: the file is no ONNX file, or its provenance is malformed or of another version.
+    """
+    if isinstance(source, ir.Model):
+        path, text = source.meta.get(_PATH), source.metadata_props.get(METADATA_KEY)
+    else:
+        path, entries = source, _parse(Path(source)).metadata_props
+        text = next((entry.value for entry in entries if entry.key == METADATA_KEY), None)
+    try:
+        return None if text is None else Provenance.loads(text)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}", error.hint) from error
+
+
+def set_provenance(model: ir.Model, provenance: Provenance) -> None:
+    """Record `provenance` in the model's metadata, in place of what was there."""
+    model.metadata_props[METADATA_KEY] = provenance.dumps()
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise BadInput(f"{path}: no such file", "check the path")
+    if path.is_dir():
+        raise BadInput(f"{path}: is a directory, not an ONNX file", "name the .onnx file in it")
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})", "check the file") from error
+    except DecodeError as error:
+        raise BadInput(f"{path}: is no ONNX file, or is damaged", _HINT) from error
+    if not proto.HasField("graph"):
+        raise BadInput(f"{path}: is no ONNX file (it holds no graph)", _HINT)
+    if proto.graph.sparse_initializer:
+        raise BadInput(f"{path}: has sparse weights, which are not supported", "store them dense")
+    return proto
+
+
+def _not_onnx(path: Path, error: Exception) -> BadInput:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return BadInput(f"{path}: is no valid ONNX model ({reason[:200]})", _HINT)
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _save_with_data(model: ir.Model, path: Path, data: Path) -> None:
+    """Write the weights to `data`, beside `path`, and the rest to `path`."""
+    values = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    tensors = ir.external_data.convert_tensors_to_external(
+        [value.const_value for value in values if value.const_value is not None],
+        base_dir=data.parent,
+        relative_path=data.name,
+    )
+    for value, tensor in zip(values, tensors, strict=True):
+        value.const_value = tensor
+    _save(model, path)
+
+
+def _rename_data(path: Path, name: str) -> None:
+    """Make the external weights of the file `path` refer to the file `name`."""
+    proto = _parse(path)
+    for tensor in external_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _verify(path: Path, verify: Callable[[Path], None] | None) -> None:
+    onnx.checker.check_model(str(path))
+    if verify is not None:
+        verify(path)

@@ -1,0 +1,106 @@
+"""The bodies of the gate operators compute the papers' equations, in every runtime."""
+
+import gate_reference
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from gate_models import gate_model, random_weights
+from onnx.reference import ReferenceEvaluator
+
+from cbam_deploy.exporters.gate_function import CBAM_WEIGHTS, GROUPS, SE_WEIGHTS, WEIGHTS
+
+CHANNELS = {"grouped": 2 * GROUPS, "ungrouped": 12}
+GATES = [(op, size) for op in WEIGHTS for size in (3, 7) if "Cbam" in op or size == 7]
+SHAPES = [(2, 5, 7), (1, 1, 1), (3, 9, 4)]
+
+
+def run_in_onnxruntime(model, feeds):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)[0]
+
+
+def run_in_reference(model, feeds):
+    return ReferenceEvaluator(model).run(None, feeds)[0]
+
+
+def maps(op, batch, channels, height, width, dtype):
+    random = np.random.default_rng(height)
+    names = ["X", "R"] if op.endswith("AddRelu") else ["X"]
+    shape = (batch, channels, height, width)
+    return {name: random.normal(0.2, 1.5, shape).astype(dtype) for name in names}
+
+
+@pytest.mark.parametrize("run", [run_in_onnxruntime, run_in_reference])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
+@pytest.mark.parametrize(("op", "kernel_size"), GATES)
+def test_body_computes_the_equations(op, kernel_size, channels, dtype, run):
+    weights = random_weights(op, channels, kernel_size=kernel_size)
+    model = gate_model(op, weights, dtype)
+    for batch, height, width in SHAPES:
+        feeds = maps(op, batch, channels, height, width, dtype)
+        expected = gate_reference.gate(op, feeds["X"], weights, feeds.get("R"))
+        found = run(model, feeds)
+        assert found.dtype == dtype
+        # FP32 inside: sums of at most 98 terms of size 1, a slope of at most 1/4 and maps of size
+        # 6 leave 1e-5. At the end one rounding to the map's type, of half a unit.
+        allowed = 1e-5 + np.abs(expected) * np.finfo(dtype).eps / 2
+        assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_half_precision_body_neither_overflows_nor_rounds_on_the_way():
+    """A mean of 64 values near FP16's largest, 65504, which their sum exceeds by far."""
+    weights = random_weights("SeGateAddRelu", 16)
+    weights = {name: array / 1e5 for name, array in weights.items()}
+    x = np.full((1, 16, 8, 8), 60000, np.float16)
+    r = np.full_like(x, -29000)
+    found = run_in_onnxruntime(gate_model("SeGateAddRelu", weights, np.float16), {"X": x, "R": r})
+    expected = gate_reference.gate("SeGateAddRelu", x, weights, r)
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+
+
+def test_first_channel_of_spatial_weights_is_the_maximum():
+    weights = {name: np.zeros_like(a) for name, a in random_weights("CbamGate", 16).items()}
+    weights["WS"][0, 0, 3, 3] = 1.0
+    x = np.zeros((1, 16, 1, 1), np.float32)
+    x[0, 3] = 2.0  # Halved by the channel attention: maximum 1, mean 1/16.
+    found = run_in_onnxruntime(gate_model("CbamGate", weights), {"X": x})
+    assert found[0, 3, 0, 0] == pytest.approx(1 / (1 + np.exp(-1)), rel=1e-6)
+
+
+def test_every_image_of_a_batch_is_gated_by_itself():
+    weights = random_weights("CbamGate", 16)
+    model = gate_model("CbamGate", weights)
+    x = maps("CbamGate", 4, 16, 6, 6, np.float32)["X"]
+    together = run_in_onnxruntime(model, {"X": x})
+    alone = [run_in_onnxruntime(model, {"X": x[n : n + 1]}) for n in range(4)]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", WEIGHTS)
+def test_inputs_come_in_the_order_that_plugins_expect(op):
+    (function,) = gate_model(op, random_weights(op, 16)).functions
+    maps_first = ["X", "R"] if op.endswith("AddRelu") else ["X"]
+    weights = CBAM_WEIGHTS if op.startswith("Cbam") else SE_WEIGHTS
+    assert list(function.input) == [*maps_first, *weights]
+    assert (function.domain, list(function.output)) == ("cbam_deploy", ["Y"])
+
+
+def test_onnxruntime_keeps_no_cast_in_a_graph_of_single_precision(tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    model = gate_model("CbamGateAddRelu", random_weights("CbamGateAddRelu", 16), nodes=3)
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    casts = [
+        node.output[0]
+        for node in onnx.load(tmp_path / "optimized.onnx").graph.node
+        if node.op_type == "Cast"
+    ]
+    # The cast that makes an output of the graph is left, as ONNX Runtime keeps its name.
+    assert casts in ([], ["Y"])

@@ -1,0 +1,272 @@
+"""An exported file computes what PyTorch computes, tells where it is from, and nothing more."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import gated_networks
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from gated_networks import SIZE
+from torch import nn
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.exporters import export_onnx, fuse, onnx_export
+from cbam_deploy.exporters.fusion import fuse_model
+from cbam_deploy.exporters.onnx_file import (
+    read_model,
+    read_provenance,
+    set_provenance,
+    write_model,
+)
+from cbam_deploy.exporters.torch_graph import export_program, trace
+from cbam_deploy.models import create_model, load_model
+from cbam_deploy.models.spec import CBAM
+from cbam_deploy.provenance import ModelIdentity
+
+FACTORY = """
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2, 3)), {"peak": x.amax((1, 2, 3))}
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
+class OneBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 3, 8, 8)
+"""
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A CBAM-ResNet-20 of four classes for pictures of 16 pixels, and its result."""
+    path = tmp_path_factory.mktemp("exported") / "net.onnx"
+    return export_onnx("resnet20", path, num_classes=4, image_size=16, seed=3)
+
+
+@pytest.fixture
+def factories(tmp_path):
+    (tmp_path / "own.py").write_text(FACTORY)
+    return lambda name: f"{tmp_path / 'own.py'}:{name}"
+
+
+def run(path, pictures):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": pictures.numpy()})
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_file_computes_what_pytorch_computes_at_any_batch(exported, batch):
+    pictures = torch.randn((batch, 3, 16, 16), generator=torch.Generator().manual_seed(batch))
+    model = create_model("resnet20", num_classes=4, seed=3).eval()
+    with torch.inference_mode():
+        expected = model(pictures).numpy()
+    (found,) = run(exported.path, pictures)
+    assert found.shape == (batch, 4)
+    # The FP32 bound that validation.tolerances derives.
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_result_is_true_to_the_file(exported):
+    assert exported.bytes == exported.path.stat().st_size
+    assert exported.gates == {"CbamGateAddRelu": 9}
+    assert exported.refused == ()
+    assert exported.provenance == read_provenance(exported.path)
+    assert 0 < exported.max_relative_error < 1e-4
+    assert exported.to_json()["provenance"]["gates"] == exported.gates
+
+
+def test_graph_has_the_promised_interface(exported):
+    graph = onnx.load(exported.path).graph
+
+    def shape(value):
+        sizes = value.type.tensor_type.shape.dim
+        return [size.dim_param or size.dim_value for size in sizes]
+
+    assert [(v.name, shape(v)) for v in graph.input] == [("input", ["batch", 3, 16, 16])]
+    assert [(v.name, shape(v)) for v in graph.output] == [("logits", ["batch", 4])]
+
+
+def test_no_batch_normalization_is_left(exported):
+    assert "BatchNormalization" not in {n.op_type for n in onnx.load(exported.path).graph.node}
+
+
+def test_values_keep_the_names_of_the_exported_program(residual_onnx, tmp_path):
+    module = gated_networks.lively(gated_networks.Residual())
+    program = export_program(module, [torch.randn(2, 3, SIZE, SIZE)], None, "network")
+    names = {node.name for node in program.exported_program.graph.nodes}
+    fuse(residual_onnx, tmp_path / "fused.onnx")
+    for path in (residual_onnx, tmp_path / "fused.onnx"):
+        assert {name for n in onnx.load(path).graph.node for name in n.output} <= names
+
+
+def test_provenance_rebuilds_the_model(exported):
+    identity = read_provenance(exported.path).model
+    assert identity.name == "resnet20"
+    assert (identity.attention, identity.gate, identity.num_classes) == ("cbam", CBAM, 4)
+    pictures = torch.zeros(1, 3, 16, 16)
+    expected = load_model(identity)(pictures).detach().numpy()
+    np.testing.assert_allclose(run(exported.path, pictures)[0], expected, atol=1e-5)
+    with pytest.raises(BadInput, match="not those recorded"):
+        load_model(replace(identity, seed=4))
+
+
+def test_same_model_gives_the_same_bytes(residual_onnx, tmp_path):
+    module = gated_networks.lively(gated_networks.Residual())
+    export_onnx(module, tmp_path / "net.onnx", image_size=SIZE)
+    model = read_model(residual_onnx)
+    fuse_model(model)
+    set_provenance(model, read_provenance(tmp_path / "net.onnx"))
+    write_model(model, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
+
+
+def test_file_tells_nothing_of_the_machine(exported):
+    content = exported.path.read_bytes()
+    for telltale in (b".py", b'File "', sys.prefix.encode(), b"stack_trace"):
+        assert telltale not in content
+
+
+def test_file_runs_in_a_bare_onnxruntime(exported, tmp_path):
+    """In a process that could not import this package, torch or onnx if it tried."""
+    program = f"""
+import sys
+for name in ("cbam_deploy", "torch", "onnx", "onnxscript", "onnx_ir"):
+    sys.modules[name] = None
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(exported.path)!r}, providers=["CPUExecutionProvider"])
+(logits,) = session.run(None, {{"input": numpy.ones((2, 3, 16, 16), numpy.float32)}})
+numpy.save({str(tmp_path / "logits.npy")!r}, logits)
+"""
+    subprocess.run([sys.executable, "-I", "-c", program], check=True)
+    expected = load_model(exported.provenance.model)(torch.ones(2, 3, 16, 16)).detach().numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+def test_without_fusion_gates_stay_standard_ops(tmp_path):
+    module = gated_networks.lively(gated_networks.Residual())
+    result = export_onnx(module, tmp_path / "plain.onnx", image_size=SIZE, fuse=False)
+    model = onnx.load(tmp_path / "plain.onnx")
+    assert (result.gates, result.refused) == ({}, ())
+    assert {node.domain for node in model.graph.node} == {""}
+    assert len(model.functions) == 0
+
+
+def test_module_is_exported_as_it_is_and_left_as_it_was(tmp_path):
+    module = gated_networks.lively(gated_networks.Residual()).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    result = export_onnx(module, tmp_path / "own.onnx", image_size=SIZE)
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert result.gates == {"CbamGateAddRelu": 2, "SeGateAddRelu": 1}
+    assert result.provenance.model is None
+    pictures = torch.rand(2, 3, SIZE, SIZE)
+    expected = module.eval()(pictures).detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "own.onnx", pictures)[0], expected, rtol=1e-4)
+
+
+def test_factory_is_exported_and_named_in_provenance(factories, tmp_path):
+    name = factories("plain")
+    result = export_onnx(name, tmp_path / "own.onnx", image_size=SIZE)
+    assert result.provenance.model.name == name
+    assert result.provenance.preprocessing == Preprocessing.for_size(SIZE)
+    assert [n.op_type for n in onnx.load(tmp_path / "own.onnx").graph.node] == ["Conv", "Relu"]
+
+
+def test_every_output_of_a_factory_is_exported(factories, tmp_path):
+    export_onnx(factories("Two"), tmp_path / "own.onnx", image_size=SIZE)
+    pictures = torch.rand(3, 3, SIZE, SIZE)
+    mean, peak = run(tmp_path / "own.onnx", pictures)
+    np.testing.assert_allclose(mean, pictures.mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(peak, pictures.amax((1, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("Branching", "torch cannot export it"), ("OneBatch", "cannot run it on a batch of 1")],
+)
+def test_model_that_cannot_be_exported_is_refused_in_one_line(
+    factories, tmp_path, name, why, capfd
+):
+    output = tmp_path / "out.onnx"
+    output.write_text("earlier")
+    with pytest.raises(BadInput, match=why) as refused:
+        export_onnx(factories(name), output, image_size=SIZE)
+    assert "own.py" in refused.value.message
+    assert "\n" not in refused.value.message
+    assert output.read_text() == "earlier"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_file_that_differs_from_pytorch_is_not_put_in_place(tmp_path, monkeypatch):
+    """A weight that tracing gets wrong by a tenth."""
+
+    def mistaken(*arguments):
+        model = trace(*arguments)
+        weight = model.graph.initializers["stem.weight"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.1))
+        return model
+
+    monkeypatch.setattr(onnx_export, "trace", mistaken)
+    output = tmp_path / "out.onnx"
+    output.write_text("earlier")
+    with pytest.raises(CheckFailed, match="differs from PyTorch"):
+        export_onnx(gated_networks.lively(gated_networks.Residual()), output, image_size=SIZE)
+    assert output.read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_weights_and_what_they_record_are_exported(tmp_path):
+    from safetensors.torch import save_file
+
+    from cbam_deploy.provenance import METADATA_KEY, Provenance
+
+    identity = ModelIdentity("resnet20", "se", num_classes=3, stem="cifar", seed=8)
+    model = create_model("resnet20", attention="se", num_classes=3, seed=8)
+    told = Provenance(identity, Preprocessing.for_size(16), class_names=("a", "b", "c"))
+    identity = replace(identity, gate=model.layer1[0].gate.spec)
+    told = replace(told, model=identity)
+    state = {name: value + 0.01 for name, value in model.state_dict().items() if value.ndim}
+    weights = tmp_path / "best.safetensors"
+    save_file(state, weights, metadata={METADATA_KEY: told.dumps()})
+    result = export_onnx("resnet20", tmp_path / "net.onnx", weights=weights)
+    assert result.gates == {"SeGateAddRelu": 9}
+    assert result.provenance.class_names == ("a", "b", "c")
+    assert result.provenance.preprocessing.image_size == 16
+    assert result.provenance.model.weights == str(weights)
+    assert load_model(result.provenance.model)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"model": "resnet2000"}, "resnet2000"),
+        ({"attention": "cbm"}, "cbm"),
+        ({"image_size": 16, "preprocessing": Preprocessing.for_size(32)}, "image size 16"),
+        ({"model": nn.Identity(), "num_classes": 3}, "num_classes"),
+        ({"weights": "gone.safetensors"}, "gone.safetensors"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, options, why):
+    model = options.pop("model", "resnet20")
+    with pytest.raises(BadInput, match=why):
+        export_onnx(model, tmp_path / "out.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "load_model", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(BadInput, match="folder"):
+        export_onnx("resnet20", tmp_path / "nowhere" / "out.onnx")
