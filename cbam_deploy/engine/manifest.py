@@ -1,0 +1,200 @@
+"""The manifest beside an engine: what it was built from, by what, for what.
+
+``model.engine`` has ``model.engine.json`` beside it. An engine says nothing about itself that can
+be read without a GPU, so everything a person or a later command wants to know stands here. Hashes
+of the engine and of the manifest's own content show accidental and careless changes; they are no
+signature, and do not protect against someone who recomputes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cbam_deploy.engine.backend import TENSORRT, TITLES, installed_version
+from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.provenance import Provenance, file_sha256
+from cbam_deploy.runtimes.base import TensorSpec
+
+SCHEMA_VERSION = 1
+REBUILD = "build the engine again with `cbam-deploy build-engine`"
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """Smallest, most frequent and largest shape of one input."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known about one engine.
+
+    Attributes:
+        engine_sha256: hash of the engine file.
+        engine_bytes: its size.
+        onnx: name of the ONNX file it was built from.
+        onnx_sha256: hash of that file.
+        runtime: ``tensorrt`` or ``tensorrt-rtx``.
+        runtime_version: version that built it; the same version must run it.
+        targets: compute capabilities it was built for, such as ``sm_89``; empty for
+            TensorRT-RTX's portable default.
+        inputs: the network inputs as the ONNX file has them.
+        outputs: the network outputs, likewise.
+        profile: shapes the engine accepts, by input name.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        gates: how each gate node of the ONNX file was lowered, ``native`` or ``plugin``.
+        options: builder options that were given.
+        build_seconds: time the builder took.
+        command: the command line that builds this engine again.
+        versions: versions of the packages that took part.
+        provenance: the ONNX file's history, where it has one.
+    """
+
+    engine_sha256: str
+    engine_bytes: int
+    onnx: str
+    onnx_sha256: str
+    runtime: str
+    runtime_version: str
+    targets: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: dict[str, ShapeRange]
+    precision: str
+    gates: dict[str, str]
+    options: dict[str, Any]
+    build_seconds: float
+    command: str
+    versions: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data, with the digest of its own content; `from_json` reads it back."""
+        provenance = self.provenance.to_json() if self.provenance else None
+        content = {**asdict(self), "schema_version": SCHEMA_VERSION, "provenance": provenance}
+        content = json.loads(json.dumps(content))
+        return {**content, "digest": _digest(content)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Read what `to_json` wrote, without checking the digest.
+
+        Raises:
+            KeyError, TypeError: a field is missing, unknown or of another kind.
+        """
+        content = {key: value for key, value in data.items() if key != "digest"}
+        del content["schema_version"]
+        for key in ("inputs", "outputs"):
+            specs = [{**spec, "shape": tuple(spec["shape"])} for spec in content[key]]
+            content[key] = tuple(TensorSpec(**spec) for spec in specs)
+        content["profile"] = {
+            name: ShapeRange(**{end: tuple(shape) for end, shape in ends.items()})
+            for name, ends in content["profile"].items()
+        }
+        content["targets"] = tuple(content["targets"])
+        if content["provenance"] is not None:
+            content["provenance"] = Provenance.from_json(content["provenance"])
+        return cls(**content)
+
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        """Smallest and largest batch, which every input has as its first dimension."""
+        shapes = next(iter(self.profile.values()))
+        return shapes.min[0], shapes.max[0]
+
+
+def manifest_path(engine: str | Path) -> Path:
+    """Where the manifest of `engine` lies: ``model.engine.json`` beside ``model.engine``."""
+    engine = Path(engine)
+    return engine.with_name(engine.name + ".json")
+
+
+def dumps(manifest: Manifest) -> str:
+    """The manifest file's text."""
+    return json.dumps(manifest.to_json(), indent=2) + "\n"
+
+
+def read_manifest(engine: str | Path, *, verify: bool = True) -> Manifest:
+    """The manifest beside `engine`.
+
+    Args:
+        engine: the engine file.
+        verify: also check that the engine's bytes are those the manifest names.
+
+    Raises:
+        BadInput: the engine or its manifest is missing or unreadable, the manifest is malformed
+            or was altered, or the engine's bytes are not those it names.
+    """
+    engine, path = Path(engine), manifest_path(engine)
+    if not engine.is_file():
+        raise BadInput(f"{engine}: no such engine file", "check the path")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{engine}: its manifest {path.name} is missing", f"keep the two together, or {REBUILD}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not a readable manifest ({error})", REBUILD) from error
+    manifest = _checked(data, path)
+    if verify and not _is_intact(engine, manifest):
+        raise BadInput(f"{engine}: its bytes are not those that {path.name} describes", REBUILD)
+    return manifest
+
+
+def check_runtime(manifest: Manifest, engine: str | Path) -> None:
+    """Check that the TensorRT installed here can load what `manifest` describes.
+
+    Raises:
+        MissingCapability: that TensorRT is not installed.
+        BadInput: it has another version; engines run only on the version that built them, except
+            version-compatible ones, which run on later versions of the same major.
+    """
+    title, here = TITLES[manifest.runtime], installed_version(manifest.runtime)
+    if here is None:
+        extra = "tensorrt" if manifest.runtime == TENSORRT else "rtx"
+        raise MissingCapability(
+            f"{engine}: running it needs {title} {manifest.runtime_version}",
+            f"pip install 'cbam-deploy[{extra}]'",
+        )
+    built, now = _numbers(manifest.runtime_version), _numbers(here)
+    flexible = manifest.options.get("version_compatible") and built[:1] == now[:1] and now > built
+    if built == now or flexible:
+        return
+    raise BadInput(
+        f"{engine}: built by {title} {manifest.runtime_version}, but {here} is installed here",
+        f"install that version, or {REBUILD}",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _checked(data: Any, path: Path) -> Manifest:
+    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(f"{path}: not a manifest of schema {SCHEMA_VERSION}", REBUILD)
+    content = {key: value for key, value in data.items() if key != "digest"}
+    if data.get("digest") != _digest(content):
+        raise BadInput(f"{path}: the manifest was altered after the build", REBUILD)
+    try:
+        return Manifest.from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: the manifest is malformed ({error})", REBUILD) from error
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _is_intact(engine: Path, manifest: Manifest) -> bool:
+    same_size = engine.stat().st_size == manifest.engine_bytes
+    return same_size and file_sha256(engine) == manifest.engine_sha256

@@ -1,0 +1,229 @@
+"""What `build-engine` must know about an ONNX file before TensorRT sees it.
+
+TensorRT's parser crashes on some malformed graphs (a function that calls itself, for one), so every
+graph passes the ONNX checker first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cbam_deploy.engine.manifest import ShapeRange
+from cbam_deploy.engine.skeleton import without_weights
+from cbam_deploy.errors import BadInput
+from cbam_deploy.provenance import METADATA_KEY, Provenance
+from cbam_deploy.runtimes.base import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+GATE_DOMAIN = "cbam_deploy"
+EXTERNAL_KEY = b"location"  # stands in every reference to data outside the file
+DEFAULT_OPT_BATCH = 8
+DEFAULT_MAX_BATCH = 64
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """One ONNX file, as far as building an engine depends on it.
+
+    Attributes:
+        path: the file.
+        inputs: specs of the network inputs, initializers left out.
+        outputs: specs of the network outputs.
+        gates: fused gate nodes by name, with their operator.
+        precision: ``int8`` with quantization nodes, ``fp16`` with half-precision weights, else
+            ``fp32``.
+        provenance: its history, where it has one.
+        external: whether weights may lie in other files beside it.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gates: dict[str, str]
+    precision: str
+    provenance: Provenance | None
+    external: bool
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap]:
+    """The bytes of a file, without copying them; raises ValueError for an empty one."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
+
+
+def read_source(path: str | Path) -> OnnxSource:
+    """Check an ONNX file and summarize it.
+
+    Raises:
+        BadInput: it cannot be read, is no valid ONNX model, or has a gate without function body.
+    """
+    path = Path(path)
+    model, external = _checked_model(path)
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    gates = {node.name or node.output[0]: node for node in graph.node if node.domain == GATE_DOMAIN}
+    bodies = {function.name for function in model.functions if function.domain == GATE_DOMAIN}
+    for name, node in gates.items():
+        if node.op_type not in bodies:
+            raise BadInput(
+                f"{path}: gate {name} ({node.op_type}) has no function body to build from",
+                "export or fuse the model again with cbam-deploy",
+            )
+    return OnnxSource(
+        path=path,
+        inputs=_specs(value for value in graph.input if value.name not in weights),
+        outputs=_specs(graph.output),
+        gates={name: node.op_type for name, node in gates.items()},
+        precision=_precision(model),
+        provenance=_provenance(model),
+        external=external,
+    )
+
+
+def batch_profile(
+    source: OnnxSource, min_batch: int | None, opt_batch: int | None, max_batch: int | None
+) -> dict[str, ShapeRange]:
+    """The shapes an engine of `source` shall accept, by input name.
+
+    Batches left None are 1, 8 and 64, moved as far as the given ones force them. Where the file
+    fixes its batch, the engine has that batch.
+
+    Raises:
+        BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or an input is dynamic
+            in anything but its batch.
+    """
+    batches = _ordered(min_batch, opt_batch, max_batch)
+    _check_fixed(source, {"min": min_batch, "opt": opt_batch, "max": max_batch})
+    return {
+        spec.name: ShapeRange(*(_shape(source, spec, batch) for batch in batches))
+        for spec in source.inputs
+    }
+
+
+def _ordered(
+    min_batch: int | None, opt_batch: int | None, max_batch: int | None
+) -> tuple[int, int, int]:
+    low = 1 if min_batch is None else min_batch
+    high = max(DEFAULT_MAX_BATCH, low, opt_batch or 0) if max_batch is None else max_batch
+    middle = sorted((low, DEFAULT_OPT_BATCH, high))[1] if opt_batch is None else opt_batch
+    if not 1 <= low <= middle <= high:
+        raise BadInput(
+            f"batches must be 1 <= min <= opt <= max, not min {low}, opt {middle}, max {high}",
+            "change --min-batch, --opt-batch or --max-batch",
+        )
+    return low, middle, high
+
+
+def _check_fixed(source: OnnxSource, given: dict[str, int | None]) -> None:
+    """Refuse batches that a file without a dynamic batch cannot have."""
+    if any(isinstance(size, str) for spec in source.inputs for size in spec.shape[:1]):
+        return
+    for spec in source.inputs:
+        for end, batch in given.items():
+            if batch is not None and spec.shape[:1] != (batch,):
+                raise BadInput(
+                    f"{source.path}: input {spec.name} has the fixed shape {list(spec.shape)}; "
+                    f"--{end}-batch {batch} cannot be met",
+                    "leave the batch options out, or export with a dynamic batch",
+                )
+
+
+def _shape(source: OnnxSource, spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    """The shape of one input at `batch`."""
+    free = dict.fromkeys(size for size in spec.shape[1:] if isinstance(size, str))
+    if free:
+        raise BadInput(
+            f"{source.path}: input {spec.name} is also dynamic in {', '.join(free)}; "
+            "only the batch may be",
+            "export with a fixed image size",
+        )
+    sizes = (batch if isinstance(size, str) else size for size in spec.shape)
+    return tuple(sizes)
+
+
+def _checked_model(path: Path) -> tuple[onnx.ModelProto, bool]:
+    """The model without its weights, checked, and whether these may lie in other files."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    hint = "export the model again, or check the path"
+    try:
+        with mapped(path) as data:
+            skeleton = without_weights(data)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
+        external = EXTERNAL_KEY in skeleton
+        if external:
+            from cbam_deploy.exporters.external_data import check_external_data
+
+            check_external_data(path, model)
+        onnx.checker.check_model(_with_weights_as_inputs(model))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: not a valid ONNX file ({reason})", hint) from error
+    if not all(isinstance(name, str) for name in _names(model)):
+        raise BadInput(f"{path}: not a valid ONNX file (a name is not UTF-8 text)", hint)
+    return model, external
+
+
+def _with_weights_as_inputs(model: onnx.ModelProto) -> bytes:
+    """The same graph as far as the checker is concerned: it wants values for initializers."""
+    from onnx import helper
+
+    copy = type(model).FromString(model.SerializeToString())
+    inputs = {value.name for value in copy.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in inputs:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            copy.graph.input.append(value)
+    del copy.graph.initializer[:]
+    return bytes(copy.SerializeToString())
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str]:
+    """Every name that the parser will meet; protobuf hands out broken ones as bytes."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    yield from (tensor.name for tensor in model.graph.initializer)
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+        yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    from onnx import helper
+
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+            for size in tensor.shape.dim
+        )
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        specs.append(TensorSpec(value.name, shape, dtype))
+    return tuple(specs)
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    import onnx
+
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    half = onnx.TensorProto.FLOAT16
+    return "fp16" if any(t.data_type == half for t in model.graph.initializer) else "fp32"
+
+
+def _provenance(model: onnx.ModelProto) -> Provenance | None:
+    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    return Provenance.loads(texts[0]) if texts else None

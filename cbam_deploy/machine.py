@@ -1,0 +1,292 @@
+"""What this machine is (`environment`, `clocks`, `gpus`) and what it can do (`doctor`).
+
+Nothing heavy is imported: packages are found by their metadata, GPUs through the driver's own
+library, so that `doctor` answers at once on any machine, also on one where something is broken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.provenance import package_versions
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PACKAGES = (
+    "cbam-deploy",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "polygraphy",
+    "tensorrt-rtx-cu13",
+    "tensorrt-cu13",
+    "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "safetensors",
+    "pillow",
+    "scikit-learn",
+    "matplotlib",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as the driver describes it; memory in bytes."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+
+    @property
+    def target(self) -> str:
+        """Compute capability as a target name, such as ``sm_89``."""
+        return "sm_{}{}".format(*self.compute_capability)
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs this process may use, found through the CUDA driver; empty without one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    return tuple(_gpu(driver, index) for index in range(count.value))
+
+
+def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
+    """GPU number `index`; attributes 75 and 76 are the two parts of its compute capability."""
+    device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for status in (
+        driver.cuDeviceGet(ctypes.byref(device), index),
+        driver.cuDeviceGetName(name, len(name), device),
+        driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
+    ):
+        if status != 0:
+            raise RuntimeError(f"the CUDA driver answers error {status} about GPU {index}")
+    return Gpu(name.value.decode(), (major.value, minor.value), memory.value)
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA kernel driver, such as ``580.65.06``; None without one."""
+    answers = _nvidia_smi("driver_version")
+    return answers[0] if answers else None
+
+
+def environment() -> dict[str, Any]:
+    """What a figure measured here depends on, JSON-ready: processor, GPUs, driver, versions."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "gpus": [asdict(gpu) for gpu in gpus()],
+        "driver": driver_version(),
+        "packages": package_versions(*PACKAGES),
+        "threads": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+    }
+
+
+def clocks() -> dict[str, list[float]]:
+    """Clocks right now: ``cpu_mhz`` per core, ``gpu_sm_mhz`` and ``gpu_memory_mhz`` per GPU.
+
+    Virtual machines often report the nominal frequency. Lists are empty where nothing is known.
+    """
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpuinfo = ""
+    gpu = [line.split(",") for line in _nvidia_smi("clocks.sm,clocks.mem")]
+    return {
+        "cpu_mhz": [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.M)],
+        "gpu_sm_mhz": [float(row[0]) for row in gpu],
+        "gpu_memory_mhz": [float(row[1]) for row in gpu],
+    }
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    """One line per GPU of what ``nvidia-smi`` says about `query`; empty when it cannot tell."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing the package does, whether this machine can do it, and what is missing if not."""
+
+    name: str
+    available: bool
+    missing: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class MachineReport:
+    """The answer of `doctor`: the environment, and what can be done in it."""
+
+    environment: dict[str, Any]
+    capabilities: tuple[Capability, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "environment": self.environment,
+            "capabilities": [asdict(capability) for capability in self.capabilities],
+        }
+
+    def __rich__(self) -> RenderableType:
+        """Two tables: what this machine is, and what it can do."""
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+
+        machine = Table.grid(padding=(0, 2))
+        for label, value in _described(self.environment):
+            machine.add_row(f"[bold]{label}[/]", escape(value))
+        abilities = Table("", "this machine can", "or what it lacks", box=None, pad_edge=False)
+        for item in self.capabilities:
+            answer = "[green]yes[/]" if item.available else "[yellow]no[/]"
+            lack = "" if item.available else f"{item.missing}: {item.remedy}"
+            abilities.add_row(answer, item.name, escape(lack))
+        return Group(machine, "", abilities)
+
+
+def _described(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """`environment` in lines a person reads."""
+    memory = f"{environment['memory_bytes'] / 2**30:.1f} GiB"
+    rows = [
+        ("processor", f"{environment['cpu']}, {environment['cores']} cores, {memory}"),
+        ("system", f"{environment['os']}, Linux {environment['kernel']}"),
+        ("Python", f"{environment['python']} at {sys.executable}"),
+    ]
+    for gpu in environment["gpus"]:
+        capability = ".".join(map(str, gpu["compute_capability"]))
+        memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
+        rows.append(("GPU", f"{gpu['name']}, compute capability {capability}, {memory}"))
+    if not environment["gpus"]:
+        rows.append(("GPU", "none"))
+    rows.append(("NVIDIA driver", environment["driver"] or "none"))
+    return rows + sorted(environment["packages"].items())
+
+
+def doctor() -> MachineReport:
+    """Say what this machine can do, and for what it cannot, what to install.
+
+    Looks only: it starts no inference, builds nothing and imports no framework.
+    """
+    return MachineReport(environment(), tuple(_capability(*row) for row in _requirements()))
+
+
+Check = tuple[Callable[[], bool], str, str]
+
+
+def _capability(name: str, *checks: Check) -> Capability:
+    """`name` is possible when every check holds; else the first that fails says what to do."""
+    for holds, missing, remedy in checks:
+        if not holds():
+            return Capability(name, False, missing, remedy)
+    return Capability(name, True)
+
+
+def _requirements() -> list[tuple[Any, ...]]:
+    """Each capability's name, followed by its checks in the order to mend them."""
+    gpu = (lambda: bool(gpus()), "an NVIDIA GPU", "use a machine with one")
+    torch = _package("torch", "pip install torch")
+    ort = _package("onnxruntime", "pip install onnxruntime")
+    polygraphy = _package("polygraphy", "pip install polygraphy")
+    rtx = _package("tensorrt_rtx", "pip install 'cbam-deploy[rtx]'")
+    tensorrt = _package("tensorrt", "pip install 'cbam-deploy[tensorrt]'")
+    tensorrt_loads = (
+        _tensorrt_loads,
+        "TensorRT's native libraries",
+        "install tensorrt from NVIDIA's package index",
+    )
+    cuda_torch = (_torch_has_cuda, "a PyTorch build with CUDA", "pip install torch, from PyPI")
+    cuda_ort = (_ort_has_cuda, "ONNX Runtime with CUDA", "pip install 'cbam-deploy[cuda]'")
+    pillow = _package("PIL", "pip install 'cbam-deploy[demo]'")
+    sklearn = _package("sklearn", "pip install 'cbam-deploy[demo]'")
+    onnx = [_package(name, f"pip install {name}") for name in ("onnx", "onnx_ir", "onnxscript")]
+    return [
+        ("train and run PyTorch models on the CPU", torch),
+        ("run PyTorch models on a GPU", gpu, torch, cuda_torch),
+        ("export to ONNX", torch, *onnx),
+        ("run ONNX files on the CPU", ort),
+        ("run ONNX files on a GPU", gpu, cuda_ort),
+        ("build TensorRT-RTX engines", polygraphy, rtx),
+        ("run TensorRT-RTX engines", gpu, polygraphy, rtx, torch, cuda_torch),
+        ("build TensorRT engines", gpu, polygraphy, tensorrt, tensorrt_loads),
+        ("run TensorRT engines", gpu, polygraphy, tensorrt, tensorrt_loads, torch, cuda_torch),
+        ("read pictures from a folder", pillow),
+        ("use the built-in pictures (digits, photos)", pillow, sklearn),
+        ("draw plots in reports", _package("matplotlib", "pip install 'cbam-deploy[demo]'")),
+    ]
+
+
+def _package(module: str, remedy: str) -> Check:
+    return (lambda: importlib.util.find_spec(module) is not None, f"package {module}", remedy)
+
+
+def _tensorrt_loads() -> bool:
+    """Whether ``import tensorrt`` works; only trying shows it, and a crash must not end us."""
+    command = [sys.executable, "-c", "import tensorrt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed PyTorch was built for CUDA, told by its libraries, not by importing."""
+    spec = importlib.util.find_spec("torch")
+    return _beside(spec, "lib/libtorch_cuda.so")
+
+
+def _ort_has_cuda() -> bool:
+    """Whether the installed ONNX Runtime carries its CUDA provider, told without importing it."""
+    spec = importlib.util.find_spec("onnxruntime")
+    return _beside(spec, "capi/libonnxruntime_providers_cuda.so")
+
+
+def _beside(spec: Any, library: str) -> bool:
+    return spec is not None and (Path(spec.origin).parent / library).exists()

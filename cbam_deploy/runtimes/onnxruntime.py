@@ -1,0 +1,193 @@
+"""Run ONNX files with ONNX Runtime, on the CPU or on a CUDA GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.runtimes.base import Arrays, Execution, Runner, TensorSpec
+from cbam_deploy.runtimes.feeds import check_feeds
+
+DEVICES = ("cpu", "cuda")
+INSTALL_CUDA = (
+    "pip install 'cbam-deploy[cuda]' on a machine with an NVIDIA GPU, or use --device cpu"
+)
+DTYPES = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntimeRunner(Runner):
+    """An ONNX model in ONNX Runtime, all graph optimizations on.
+
+    Args:
+        model: path of an ONNX file, or a serialized model.
+        device: ``cpu`` (also for None) or ``cuda``. On CUDA, FP32 stays FP32: TF32 is off.
+        threads: threads within one operator; ONNX Runtime's choice (one per core) by default.
+        extra_outputs: names of values inside the graph to return as outputs too. An optimization
+            that would remove such a value is not made, so its numbers are those of the graph.
+        folder: where a serialized model's external data lies.
+
+    Activating raises:
+        BadInput: the model cannot be read or run, or has no value of a name in `extra_outputs`.
+        MissingCapability: `device` is ``cuda`` and ONNX Runtime cannot use CUDA here.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        device: str | None = None,
+        *,
+        threads: int | None = None,
+        extra_outputs: Sequence[str] = (),
+        folder: str | Path | None = None,
+    ) -> None:
+        device = device or "cpu"
+        if device not in DEVICES:
+            raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
+        self.name = f"onnxruntime-{device}"
+        self.title = "serialized model" if isinstance(model, bytes) else str(model)
+        self._model, self._device, self._threads = model, device, threads
+        self._extra, self._folder = tuple(extra_outputs), folder
+        self._session: Any = None
+
+    def activate(self) -> None:
+        """Load the model into a session."""
+        model, folder = self._model, self._folder
+        if self._extra:
+            if not isinstance(model, bytes):
+                folder, model = Path(model).parent, _read(Path(model))
+            model = with_outputs(model, self._extra, self.title)
+        self._session = _session(model, self._device, self._threads, folder, self.title)
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        if not self.inputs or not self.inputs[0].shape:
+            raise BadInput(f"{self.title}: its first input has no batch", "give it one")
+
+    def deactivate(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once; raises `BadInput` when `feeds` do not fit the inputs."""
+        check_feeds(feeds, self.inputs, self.batch_range)
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def prepare(self, feeds: Arrays) -> Execution:
+        """Put `feeds` and room for the outputs on the device; raises like `infer`."""
+        from onnxruntime import OrtValue
+
+        binding = self._session.io_binding()
+        outputs = self.infer(feeds)
+        for name, array in feeds.items():
+            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+            binding.bind_ortvalue_input(name, value)
+        for name, result in outputs.items():
+            value = OrtValue.ortvalue_from_numpy(result, self._device, 0)
+            binding.bind_ortvalue_output(name, value)
+        return _BoundExecution(self._session, binding)
+
+
+class _BoundExecution(Execution):
+    """A session with its inputs and outputs bound: no copies while it is timed."""
+
+    def __init__(self, session: Any, binding: Any) -> None:
+        self._session, self._binding = session, binding
+
+    def measure(self, runs: int) -> NDArray[np.float64]:
+        """Wall-clock seconds of each run, until the outputs are complete on the device."""
+        run, binding = self._session.run_with_iobinding, self._binding
+        seconds = np.empty(runs)
+        for index in range(runs):
+            start = time.perf_counter_ns()
+            run(binding)
+            binding.synchronize_outputs()
+            seconds[index] = (time.perf_counter_ns() - start) * 1e-9
+        return seconds
+
+
+def with_outputs(model: bytes, names: Iterable[str], title: str = "model") -> bytes:
+    """A serialized model that also returns the values `names` of its top-level graph.
+
+    Raises:
+        BadInput: `model` is malformed, or no node of its graph computes a value of that name.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        proto = onnx.ModelProto.FromString(model)
+    except DecodeError as error:
+        raise BadInput(f"{title}: not an ONNX model ({error})", "check the file") from error
+    computed = {name for node in proto.graph.node for name in node.output}
+    present = {output.name for output in proto.graph.output}
+    for name in dict.fromkeys(names):
+        if name not in computed:
+            raise BadInput(f"{title}: no node computes {name!r}", "check the value's name")
+        if name not in present:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    return bytes(proto.SerializeToString())
+
+
+def _session(
+    model: str | Path | bytes, device: str, threads: int | None, folder: Any, title: str
+) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    providers = _providers(ort, device)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = ort.InferenceSession(source, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's kinds share no base class but this
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(
+            f"{title}: ONNX Runtime cannot load it ({reason})", "check the file, or export again"
+        ) from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)
+    return session
+
+
+INSTALL_CUDA = (
+    "pip install 'cbam-deploy[cuda]' on a machine with an NVIDIA GPU, or use --device cpu"
+)
+
+
+def _providers(ort: Any, device: str) -> list[Any]:
+    """What runs the operators, in order of preference; what CUDA lacks runs on the CPU."""
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MissingCapability("the installed ONNX Runtime was built without CUDA", INSTALL_CUDA)
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN from their pip packages
+    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})", "check the path") from error
+
+
+def _spec(value: Any) -> TensorSpec:
+    """ONNX Runtime's description of an input or output; unnamed free sizes get a name."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(
+        f"{value.name}_{axis}" if size is None else size for axis, size in enumerate(value.shape)
+    )
+    return TensorSpec(value.name, shape, DTYPES.get(kind, kind))
