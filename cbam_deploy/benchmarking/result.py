@@ -1,0 +1,263 @@
+"""What `bench` finds, as data: written to JSON, and read back to compare with a later run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cbam_deploy.benchmarking.statistics import Estimate
+from cbam_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA = "cbam_deploy.bench"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured, and what identifies it from one run to the next.
+
+    Attributes:
+        artefact: file name, or the path as given where two files share a name; ``pytorch`` for the
+            PyTorch model.
+        runtime: runtime and device, such as ``onnxruntime-cpu``.
+        batch: images per run.
+    """
+
+    artefact: str
+    runtime: str
+    batch: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Artefact, runtime and batch, to match entries by."""
+        return (self.artefact, self.runtime, self.batch)
+
+    @property
+    def label(self) -> str:
+        """The key in words."""
+        return f"{self.artefact} ({self.runtime}) at batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Entry(Subject):
+    """The figures of one artefact in one runtime at one batch size.
+
+    Attributes:
+        sha256: hash of the artefact's file, None for a PyTorch model.
+        runs: number of timed runs.
+        round_seconds: median duration of a run in each round; entries of the same batch size were
+            measured side by side in the same rounds.
+        median_seconds: of all runs; `p90_seconds`, `p95_seconds`, `p99_seconds` likewise.
+        images_per_second: images done over the time they took, with its confidence interval.
+        relative: duration over that of the baseline in the same rounds, None without a baseline.
+        peak_memory_bytes: peak memory while running, None where it cannot be told.
+        peak_memory_of: ``device`` for the GPU's memory as its runtime counts it; ``process`` for
+            the growth of the resident memory of a process that loads and runs nothing else.
+        settled: whether durations had settled when measuring began.
+    """
+
+    sha256: str | None
+    runs: int
+    round_seconds: tuple[float, ...]
+    median_seconds: float
+    p90_seconds: float
+    p95_seconds: float
+    p99_seconds: float
+    images_per_second: Estimate
+    relative: Estimate | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_of: Literal["device", "process"] | None = None
+    settled: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict(Subject):
+    """How the duration of one entry compares: a ratio above 1 is slower; `held` if allowed."""
+
+    ratio: Estimate
+    held: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The verdicts on all entries that could be compared.
+
+    Attributes:
+        with_what: what the entries were compared with, in words.
+        max_slowdown: allowed slowdown as a fraction, None when comparing only to know.
+        verdicts: one per entry.
+        notes: what a reader must know to trust the verdicts, such as entries left out.
+    """
+
+    with_what: str
+    max_slowdown: float | None
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
+
+    def outcome(self, verdict: Verdict) -> str:
+        """A verdict in words: ``held``, ``slower``, or ``in doubt``, which passes too.
+
+        In doubt is what the bound lies within the interval of: more rounds (a longer measurement)
+        or a quieter machine would tell.
+        """
+        if self.max_slowdown is None:
+            return "not judged"
+        if not verdict.held:
+            return "slower"
+        return "held" if verdict.ratio.high <= 1 + self.max_slowdown else "in doubt"
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The result of `bench`.
+
+    Attributes:
+        entries: in the order of artefacts as given, then of batch sizes.
+        settings: the options that shape the figures, and what the inputs were.
+        environment: the machine and the versions (`machine.environment`).
+        clocks_before: processor clocks before the first round (`machine.clocks`).
+        clocks_after: the same after the last round.
+        relative_to: name of the baseline artefact, None without one.
+        comparison: None when nothing was to be compared.
+        notes: what a reader must know to trust the figures.
+    """
+
+    entries: tuple[Entry, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    clocks_before: dict[str, Any] = field(default_factory=dict)
+    clocks_after: dict[str, Any] = field(default_factory=dict)
+    relative_to: str | None = None
+    comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """False when an entry is slower than allowed, beyond doubt."""
+        return self.comparison is None or all(v.held for v in self.comparison.verdicts)
+
+    @property
+    def judged_by_baseline(self) -> bool:
+        """Whether the comparison is the one with the baseline of the same run."""
+        return self.comparison is not None and self.comparison.with_what == self.relative_to
+
+    def failure(self) -> tuple[str, str]:
+        """Message and hint for a report that did not pass."""
+        assert self.comparison is not None
+        assert self.comparison.max_slowdown is not None
+        slow = [verdict for verdict in self.comparison.verdicts if not verdict.held]
+        worst = max(slow, key=lambda verdict: verdict.ratio.low)
+        others = f", and {len(slow) - 1} more" if len(slow) > 1 else ""
+        allowed = 1 + self.comparison.max_slowdown
+        return (
+            f"{worst.label} against {self.comparison.with_what}: takes "
+            f"{worst.ratio.value:.3f} times as long (95% interval {worst.ratio.low:.3f} to "
+            f"{worst.ratio.high:.3f}), where {allowed:.3f} is allowed{others}",
+            "find what made it slower, or raise --max-slowdown",
+        )
+
+    def baseline_of(self, entry: Entry) -> Entry | None:
+        """The baseline's entry at the batch size of `entry`; None without one."""
+        same = (e for e in self.entries if e.artefact == self.relative_to)
+        return next((e for e in same if e.batch == entry.batch), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data; `read_report` reads it back from a file."""
+        return {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            **asdict(self),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from cbam_deploy.benchmarking.table import render
+
+        return render(self)
+
+
+def read_report(path: str | Path) -> BenchReport:
+    """Read a report that `bench` wrote; its comparison, if any, is left out.
+
+    Raises:
+        BadInput: `path` cannot be read, or is no such report.
+    """
+    hint = "give a JSON file that 'cbam-deploy bench --report' wrote"
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: is not JSON ({error})", hint) from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise BadInput(f"{path}: is not a report of bench", hint)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(
+            f"{path}: report of schema {data.get('schema_version')}, expected {SCHEMA_VERSION}",
+            "measure again with this version of cbam-deploy",
+        )
+    try:
+        return _report(data)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadInput(
+            f"{path}: malformed report ({type(error).__name__}: {error})", hint
+        ) from None
+
+
+def _report(data: dict[str, Any]) -> BenchReport:
+    relative_to = data["relative_to"]
+    if not isinstance(relative_to, str | None):
+        raise TypeError(f"relative_to is {relative_to!r}")
+    entries = tuple(_entry(entry) for entry in data["entries"])
+    if len({entry.key for entry in entries}) != len(entries):
+        raise ValueError("an entry occurs twice")
+    return BenchReport(
+        entries=entries,
+        settings=dict(data["settings"]),
+        environment=dict(data["environment"]),
+        clocks_before=dict(data["clocks_before"]),
+        clocks_after=dict(data["clocks_after"]),
+        relative_to=relative_to,
+        notes=tuple(str(note) for note in data["notes"]),
+    )
+
+
+def _entry(data: dict[str, Any]) -> Entry:
+    fields = dict(data)
+    for name in ("median_seconds", "p90_seconds", "p95_seconds", "p99_seconds"):
+        _positive(name, fields[name])
+    for name in ("artefact", "runtime"):
+        if not isinstance(fields[name], str):
+            raise TypeError(f"{name} is {fields[name]!r}")
+    if not isinstance(fields["sha256"], str | None):
+        raise TypeError(f"sha256 is {fields['sha256']!r}")
+    for name in ("batch", "runs"):
+        if not isinstance(fields[name], int) or fields[name] < 1:
+            raise ValueError(f"{name} is {fields[name]!r}")
+    fields["round_seconds"] = tuple(
+        _positive("round_seconds", seconds) for seconds in fields["round_seconds"]
+    )
+    if not fields["round_seconds"]:
+        raise ValueError("an entry without rounds")
+    fields["images_per_second"] = _estimate(fields["images_per_second"])
+    if fields["relative"] is not None:
+        fields["relative"] = _estimate(fields["relative"])
+    return Entry(**fields)
+
+
+def _estimate(data: dict[str, Any]) -> Estimate:
+    return Estimate(**{name: _positive(name, value) for name, value in data.items()})
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)

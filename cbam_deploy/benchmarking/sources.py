@@ -1,0 +1,200 @@
+"""What `bench` is asked to measure: artefacts by file, and the PyTorch model behind the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.provenance import file_sha256
+from cbam_deploy.runtimes.base import Arrays, Runner, TensorSpec
+from cbam_deploy.validation.inputs import noise
+from cbam_deploy.validation.origin import read_origin
+
+PYTORCH = "pytorch"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to measure, and all that is needed to open it, in this process or another.
+
+    Attributes:
+        name: what reports call it.
+        artefact: path of the file; for PyTorch, of the file whose model is rebuilt.
+        runtime: as given on the command line; None to follow from the file.
+        device: ``cpu``, ``cuda`` or None to follow from the file.
+        threads: CPU threads, None for the runtime's own choice.
+    """
+
+    name: str
+    artefact: str
+    runtime: str | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of the file; None for a PyTorch model."""
+        return file_sha256(self.artefact)
+
+    def open(self) -> Runner:
+        """A runner, not yet activated.
+
+        Raises:
+            BadInput: the file is malformed, or has no PyTorch model behind it.
+            MissingCapability: this machine cannot run it.
+        """
+        from cbam_deploy.runtimes import open_runtime
+
+        return open_runtime(
+            self.artefact, runtime=self.runtime, device=self.device, threads=self.threads
+        )
+
+    def check_batches(self, runner: Runner, batches: Sequence[int]) -> None:
+        """Refuse batch sizes that `runner`, whose inputs are known, does not take.
+
+        Raises:
+            BadInput: it names the source, the batch and the range.
+        """
+        smallest, largest = runner.batch_range
+        for batch in batches:
+            if batch < smallest or (largest is not None and batch > largest):
+                ends = f"from {smallest}" if largest is None else f"{smallest} to {largest}"
+                takes = f"{smallest} only" if smallest == largest else ends
+                raise BadInput(
+                    f"{self.name}: batch {batch} is outside its range ({takes})",
+                    "choose other --batch sizes, or build for a wider range",
+                )
+
+    def feeds(self, runner: Runner, batch: int, seed: int) -> Arrays:
+        """Seeded noise for an activated `runner` of this source.
+
+        Raises:
+            BadInput: the size of an input is not known.
+        """
+        return noise(runner.inputs, batch, seed=seed, image_size=self._image_size(runner))
+
+    def _image_size(self, runner: Runner) -> int | None:
+        if all(isinstance(size, int) for spec in runner.inputs for size in spec.shape[1:]):
+            return None
+        provenance = read_origin(Path(self.artefact)).provenance
+        if provenance is None or provenance.preprocessing is None:
+            return None
+        return provenance.preprocessing.image_size
+
+
+@dataclass(frozen=True)
+class PyTorchSource(Source):
+    """The PyTorch model that an artefact was made from, rebuilt from the artefact's provenance.
+
+    Attributes:
+        inputs: specs of what it takes, in FP32 with a free batch.
+        outputs: names of what it returns.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> None:
+        """No file, no hash."""
+        return
+
+    def like(self, runner: Runner, feeds: Arrays) -> PyTorchSource:
+        """This source with the inputs and outputs of its artefact's `runner` and `feeds`."""
+        inputs = tuple(
+            TensorSpec(spec.name, ("batch", *feeds[spec.name].shape[1:]), _full_width(spec.dtype))
+            for spec in runner.inputs
+        )
+        return replace(self, inputs=inputs, outputs=tuple(spec.name for spec in runner.outputs))
+
+    def open(self) -> Runner:
+        """A runner of the rebuilt model, not yet activated; raises as for a file."""
+        from cbam_deploy.runtimes.pytorch import PyTorchRunner
+
+        provenance = read_origin(Path(self.artefact)).provenance
+        if provenance is None or provenance.model is None:
+            raise BadInput(
+                f"{self.artefact}: does not say which PyTorch model it comes from",
+                "leave --pytorch out, or export the model with cbam-deploy",
+            )
+        return PyTorchRunner(
+            provenance.model,
+            self.inputs,
+            self.device or "cpu",
+            output_names=self.outputs,
+            threads=self.threads,
+        )
+
+
+def _full_width(dtype: str) -> str:
+    return "float32" if dtype.startswith("float") else dtype
+
+
+def list_sources(
+    artefacts: Sequence[str | Path],
+    *,
+    pytorch: bool,
+    relative_to: str | Path | None,
+    runtime: str | None,
+    device: str | None,
+    threads: int | None,
+) -> tuple[list[Source], str | None]:
+    """The sources to measure, and the name of the baseline among them.
+
+    Files are named by their file name, or by their path as given where two share one. A baseline
+    that is not among `artefacts` comes first. ``"pytorch"`` as baseline means the PyTorch model.
+
+    Raises:
+        BadInput: nothing to measure, a file given twice or missing, or no such baseline.
+    """
+    if not artefacts:
+        raise BadInput("no artefact to measure", "name at least one .onnx or .engine file")
+    paths = [Path(artefact) for artefact in artefacts]
+    baseline = None if relative_to in (None, PYTORCH) else Path(str(relative_to))
+    if baseline is not None and not any(_same_file(baseline, path) for path in paths):
+        paths.insert(0, baseline)
+    _check_files(paths)
+    names = _names(paths)
+    sources = [
+        Source(name, str(path), runtime, device, threads)
+        for name, path in zip(names, paths, strict=True)
+    ]
+    if pytorch:
+        sources.append(PyTorchSource(PYTORCH, str(artefacts[0]), None, device, threads))
+    if relative_to is None:
+        return sources, None
+    if baseline is None and not pytorch:
+        raise BadInput("the PyTorch model is the baseline but is not measured", "add --pytorch")
+    if len(sources) == 1:
+        raise BadInput(
+            f"{relative_to}: is the baseline and the only thing to measure",
+            "name the artefacts to compare with it",
+        )
+    if baseline is None:
+        return sources, PYTORCH
+    return sources, next(
+        name for name, path in zip(names, paths, strict=True) if _same_file(baseline, path)
+    )
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    for index, path in enumerate(paths):
+        if not path.is_file():
+            what = "is a directory" if path.is_dir() else "no such file"
+            raise BadInput(f"{path}: {what}", "check the path")
+        if any(_same_file(path, earlier) for earlier in paths[:index]):
+            raise BadInput(f"{path}: given twice", "name each artefact once")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names = [path.name for path in paths]
+    return [
+        str(path) if names.count(name) > 1 else name
+        for name, path in zip(names, paths, strict=True)
+    ]

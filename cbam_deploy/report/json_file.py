@@ -1,0 +1,38 @@
+"""Results as JSON text that every JSON parser reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from cbam_deploy.outputs import write_text
+
+
+def to_text(data: Any) -> str:
+    """`data` as indented JSON with a final newline; NaN and infinity become null.
+
+    JSON has neither, and what Python writes for them (``NaN``) stops other parsers. Results that
+    must tell them apart count them in a field of their own.
+    """
+    return json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write `to_text(data)` to `path` atomically.
+
+    Raises:
+        BadInput: `path` cannot be written.
+    """
+    write_text(path, to_text(data))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data

@@ -1,0 +1,238 @@
+"""Small plots as SVG text, to stand inside a page and take its colours and font.
+
+Colours are drawn as placeholders and replaced by CSS variables of the page (its ``style.css``),
+so that one plot is legible on light and dark pages and in print. Text stays text: it takes the
+page's font, can be selected, and needs no glyph outlines. A plot is `WIDTH` units wide, which a
+phone shows at nearly full size.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.benchmarking.statistics import Estimate
+from cbam_deploy.errors import MissingCapability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 380.0
+_POINTS_PER_INCH = 72
+_INK, _QUIET, _LINE = "#010203", "#010204", "#010205"
+_SERIES = ("#010301", "#010302", "#010303", "#010304", "#010305", "#010306")
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _QUIET: "var(--quiet)",
+    _LINE: "var(--line)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)},
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cbam-deploy",
+    "figure.constrained_layout.h_pad": 0.07,
+    "font.size": 10.5,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.prop_cycle": f"cycler(color=['{_INK}'])",
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _QUIET,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One line of `spread_plot`: a distribution by some of its quantiles.
+
+    Attributes:
+        label: what it is of.
+        value: `median` in words, with unit.
+        series: number of its colour, from 0.
+        median: in the plot's unit; `p90` and `p99` likewise.
+        samples: single figures to show as ticks.
+    """
+
+    label: str
+    value: str
+    series: int
+    median: float
+    p90: float
+    p99: float
+    samples: Sequence[float]
+
+
+def spread_plot(panels: Mapping[str, Sequence[Spread]], unit: str) -> str:
+    """Distributions one below the other, in one panel with its own axis per item of `panels`.
+
+    Per line: a dot at the median, a thick bar from there to p90, a thin one to p99, ticks for the
+    samples.
+    """
+    with _style():
+        heights = [len(lines) + 0.6 for lines in panels.values()]
+        figure = _figure(40 * sum(heights) + 24 * len(panels) + 16)
+        axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[
+            :, 0
+        ]
+        for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+            _draw_spreads(ax, lines)
+            ax.set_title(title)
+        axes[-1].set_xlabel(unit)
+        return _svg(figure)
+
+
+def _draw_spreads(ax: Axes, lines: Sequence[Spread]) -> None:
+    for row, line in enumerate(lines):
+        colour = _colour(line.series)
+        ax.plot(line.samples, [row + 0.22] * len(line.samples), "|", color=colour, alpha=0.45, ms=5)
+        ax.plot([line.median, line.p99], [row, row], color=colour, lw=1.5)
+        ax.plot([line.median, line.p90], [row, row], color=colour, lw=5, solid_capstyle="butt")
+        ax.plot([line.p99], [row], "|", color=colour, ms=8, mew=1.5)
+        ax.plot([line.median], [row], "o", color=colour, ms=8)
+        beside = ax.get_yaxis_transform()  # x in widths of the axes, y in rows
+        ax.text(0, row - 0.33, _short(line.label), transform=beside, va="center")
+        ax.text(1, row - 0.33, line.value, transform=beside, va="center", ha="right")
+    low = min(min(line.median, *line.samples) for line in lines)
+    high = max(max(line.p99, *line.samples) for line in lines)
+    # At least a tenth of the value to each side, so that noise does not look like a difference.
+    ax.set_xlim(min(low, 0.9 * high) * 0.97, max(high, 1.1 * low) * 1.03)
+    ax.set_ylim(len(lines) - 0.55, -0.6)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.locator_params(axis="x", nbins=6)
+    ax.grid(axis="x")
+
+
+def bars_plot(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Estimate | None]],
+    *,
+    xlabel: str,
+    unit: str,
+) -> str:
+    """Bars from zero with their intervals, side by side in each group.
+
+    Args:
+        groups: names of the groups, left to right.
+        series: for each legend entry one estimate per group; None leaves a gap.
+        xlabel: what the groups are.
+        unit: of the values.
+    """
+    with _style():
+        figure = _figure(260 + 17 * len(series))
+        ax = figure.subplots()
+        width = 0.8 / len(series)
+        for number, (label, estimates) in enumerate(series.items()):
+            known = [(place, e) for place, e in enumerate(estimates) if e is not None]
+            lower = [e.value - e.low for _, e in known]
+            upper = [e.high - e.value for _, e in known]
+            ax.bar(
+                [place + (number - (len(series) - 1) / 2) * width for place, _ in known],
+                [e.value for _, e in known],
+                width * 0.86,
+                yerr=[lower, upper],
+                color=_colour(number),
+                ecolor=_INK,
+                error_kw={"lw": 1.2, "capsize": 2.5, "capthick": 1.2},
+                label=_short(label),
+            )
+        ax.set_xticks(range(len(groups)), groups)
+        ax.set_xlim(-0.5, max(len(groups) - 0.5, 1.0))
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="y")
+        ax.spines["left"].set_visible(False)
+        _legend_above(figure, unit)
+        return _svg(figure)
+
+
+def curves_plot(
+    x: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str, unit: str
+) -> str:
+    """Lines over a common x axis, such as loss over epochs; NaN leaves a gap."""
+    with _style():
+        figure = _figure(220 + 17 * len(curves))
+        ax = figure.subplots()
+        marker = "o" if len(x) <= 30 else ""
+        for number, (label, values) in enumerate(curves.items()):
+            ax.plot(x, values, marker=marker, ms=3.5, lw=2, color=_colour(number), label=label)
+        ax.locator_params(axis="x", integer=True, nbins=8)
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="y")
+        ax.spines["left"].set_visible(False)
+        _legend_above(figure, unit)
+        return _svg(figure)
+
+
+def _legend_above(figure: Figure, unit: str) -> None:
+    """One series per line above the axes, then the unit of the y axis where it begins."""
+    ax = figure.axes[0]
+    ax.set_title(unit, color=_QUIET, fontweight="normal", pad=8)
+    figure.legend(loc="outside upper left", borderpad=0.1, handlelength=1.2, handleheight=0.9)
+
+
+def _figure(height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure as MatplotlibFigure
+    except ImportError as error:
+        raise _missing() from error
+    size = (WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH)
+    return MatplotlibFigure(figsize=size, layout="constrained")
+
+
+def _style() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise _missing() from error
+    return matplotlib.rc_context(_STYLE)
+
+
+def _missing() -> MissingCapability:
+    return MissingCapability(
+        "plots need matplotlib, which is not installed", "pip install 'cbam-deploy[demo]'"
+    )
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element without fixed size, background or metadata."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].rstrip()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for placeholder, variable in _VARIABLES.items():
+        svg = svg.replace(placeholder, variable)
+    return svg
+
+
+def _colour(series: int) -> str:
+    return _SERIES[series % len(_SERIES)]
+
+
+def _short(label: str, limit: int = 44) -> str:
+    """`label` with its middle left out where it is longer than `limit`."""
+    if len(label) <= limit:
+        return label
+    return f"{label[: limit // 2]}…{label[len(label) - limit // 2 + 1 :]}"

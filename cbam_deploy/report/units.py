@@ -1,0 +1,67 @@
+"""Numbers as people read them: with a unit, and no more digits than they carry."""
+
+from __future__ import annotations
+
+import math
+
+from cbam_deploy.benchmarking.statistics import Estimate
+
+MISSING = "–"
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """`value` with `significant` digits, never in powers of ten: 0.0123, 1.23, 123, 12,345."""
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    decimals = significant - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration in ms without the unit, to three or four digits: 0.512, 31.25, 250.1."""
+    return digits(seconds * 1e3, 4)
+
+
+def duration(seconds: float) -> str:
+    """A duration with the unit that suits it: 3.2 ms, 41 s, 2 min 5 s."""
+    if seconds < 1:
+        return f"{digits(seconds * 1e3)} ms"
+    if seconds < 60:
+        return f"{digits(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def size(size_bytes: int | None) -> str:
+    """Bytes in MB of 10^6 bytes, or kB and GB where these suit: 66.1 MB."""
+    if size_bytes is None:
+        return MISSING
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= factor:
+            return f"{digits(size_bytes / factor)} {unit}"
+    return f"{size_bytes} B"
+
+
+def half_width(estimate: Estimate) -> str:
+    """The larger side of the interval in percent of the value: ±1.2%."""
+    side = max(estimate.high - estimate.value, estimate.value - estimate.low)
+    return f"±{100 * side / estimate.value:.1f}%"
+
+
+def interval(estimate: Estimate) -> str:
+    """The interval of a ratio: 1.021 to 1.066."""
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def scientific(value: float | None) -> str:
+    """An error figure: 3.1e-06, or 0."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.1e}" if value else "0"
+
+
+def percent(fraction: float | None) -> str:
+    """A share: 98.33%."""
+    return MISSING if fraction is None else f"{100 * fraction:.2f}%"
