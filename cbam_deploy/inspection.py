@@ -1,0 +1,341 @@
+"""What an artefact is: its history, inputs and gates, and whether its hashes still hold.
+
+Two kinds of mismatch are told apart. An engine whose bytes or manifest were altered is bad input,
+here as for every command: nothing that stands in it can be trusted. An ONNX file that no longer
+fits what is recorded of it (an engine's source that has changed since, gates that were lost) is a
+check that does not hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.provenance import Provenance, file_sha256
+from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.validation.origin import artefact_kind, graph_precision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from rich.console import Group
+    from rich.table import Table
+
+    from cbam_deploy.engine.manifest import Manifest
+
+GATE_DOMAIN = "cbam_deploy"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One attention gate.
+
+    Attributes:
+        node: name of the node.
+        op: such as ``CbamGateAddRelu``; empty where only the lowering is known.
+        channels: C, like the next two None where the file does not say.
+        reduction: r.
+        kernel_size: k of the spatial convolution; None also for a gate without one.
+        lowering: what runs in its place: its ``function`` body in an ONNX file (``none`` without
+            one), ``native`` layers or the ``plugin`` in an engine.
+    """
+
+    node: str
+    op: str
+    channels: int | None
+    reduction: int | None
+    kernel_size: int | None
+    lowering: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of what is with what is recorded."""
+
+    subject: str
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out without running anything.
+
+    Attributes:
+        artefact: path as given.
+        file_bytes: size of the file.
+        sha256: hash of the file.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        inputs: of the network.
+        outputs: of the network.
+        gates: in the order of the graph.
+        provenance: None for a file of another program.
+        opsets: version by domain; empty for an engine.
+        operators: number of nodes by operator; empty for an engine.
+        manifest: of an engine.
+        checks: what was compared.
+    """
+
+    artefact: str
+    file_bytes: int
+    sha256: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gates: tuple[Gate, ...]
+    provenance: Provenance | None
+    opsets: dict[str, int]
+    operators: dict[str, int]
+    manifest: Manifest | None
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is as recorded."""
+        return all(check.passed for check in self.checks)
+
+    def failure(self) -> tuple[str, str]:
+        """What to tell a person when a check did not hold: a message and a hint."""
+        first = next(check for check in self.checks if not check.passed)
+        return f"{self.artefact}: {first.subject} {first.message}", "make the artefact again"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "schema": "cbam_deploy.inspection",
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            "artefact": self.artefact,
+            "file_bytes": self.file_bytes,
+            "sha256": self.sha256,
+            "precision": self.precision,
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "gates": [asdict(gate) for gate in self.gates],
+            "provenance": self.provenance.to_json() if self.provenance else None,
+            "opsets": dict(self.opsets),
+            "operators": dict(self.operators),
+            "manifest": self.manifest.to_json() if self.manifest else None,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+
+        facts = Table.grid(padding=(0, 2))
+        for subject, text in self._facts():
+            facts.add_row(f"[bold]{subject}[/]", escape(text))
+        parts: list[Any] = [facts]
+        if self.gates:
+            parts += ["", self._gate_table()]
+        if self.checks:
+            parts.append("")
+        for check in self.checks:
+            verdict = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
+            parts.append(f"{verdict} {escape(check.subject)} {check.message}")
+        return Group(*parts)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "file", f"{self.artefact} ({self.file_bytes / 1e6:.1f} MB)"
+        yield "sha256", self.sha256
+        yield from _provenance_facts(self.provenance)
+        yield "precision", self.precision
+        yield "inputs", "; ".join(map(_signature, self.inputs))
+        yield "outputs", "; ".join(map(_signature, self.outputs))
+        if self.operators:
+            yield "opsets", ", ".join(f"{domain} {v}" for domain, v in self.opsets.items())
+            counts = ", ".join(f"{count} {op}" for op, count in self.operators.items())
+            yield "nodes", f"{sum(self.operators.values())}: {counts}"
+        if self.manifest is not None:
+            yield from _engine_facts(self.manifest)
+        if not self.gates:
+            yield "gates", "none fused"
+
+    def _gate_table(self) -> Table:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("gate", "operator"):
+            table.add_column(heading)
+        for heading in ("C", "r", "k"):
+            table.add_column(heading, justify="right")
+        table.add_column("lowering")
+        for gate in self.gates:
+            numbers = (gate.channels, gate.reduction, gate.kernel_size)
+            shown = ("" if number is None else str(number) for number in numbers)
+            table.add_row(escape(gate.node), gate.op, *shown, gate.lowering)
+        return table
+
+
+def inspect(artefact: str | Path) -> Inspection:
+    """Read what an ``.onnx`` or ``.engine`` file says of itself, and check its hashes.
+
+    Raises:
+        BadInput: the file is missing, malformed, altered, or of another kind.
+    """
+    path = Path(artefact)
+    return _inspect_onnx(path) if artefact_kind(path) == "onnx" else _inspect_engine(path)
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    from cbam_deploy.exporters.onnx_file import read_model, read_provenance
+
+    model = read_model(path)
+    provenance = read_provenance(model)
+    gates = _graph_gates(model)
+    counted = Counter(_operator(node) for node in model.graph)
+    weights = model.graph.initializers
+    return Inspection(
+        artefact=str(path),
+        file_bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        precision=graph_precision(model),
+        inputs=tuple(_spec(value) for value in model.graph.inputs if value.name not in weights),
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        gates=gates,
+        provenance=provenance,
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        operators=dict(counted.most_common()),
+        manifest=None,
+        checks=() if provenance is None else _recorded_checks(provenance, gates, model),
+    )
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    from cbam_deploy.engine.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    intact = Check("engine and manifest", True, "are as they were built")
+    source = path.with_name(manifest.onnx)
+    checks, shapes = [intact], {}
+    if source.is_file():
+        same = file_sha256(source) == manifest.onnx_sha256
+        message = "is what the engine was built from" if same else "has changed since the build"
+        checks.append(Check(f"source {source.name}", same, message))
+        shapes = {gate.node: gate for gate in _source_gates(source)} if same else {}
+    unknown = Gate("", "", None, None, None, "")
+    return Inspection(
+        artefact=str(path),
+        file_bytes=manifest.engine_bytes,
+        sha256=manifest.engine_sha256,
+        precision=manifest.precision,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        gates=tuple(
+            replace(shapes.get(node, unknown), node=node, lowering=lowering)
+            for node, lowering in manifest.gates.items()
+        ),
+        provenance=manifest.provenance,
+        opsets={},
+        operators={},
+        manifest=manifest,
+        checks=tuple(checks),
+    )
+
+
+def _source_gates(path: Path) -> tuple[Gate, ...]:
+    from cbam_deploy.exporters.onnx_file import read_model
+
+    return _graph_gates(read_model(path))
+
+
+def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
+    return tuple(_gate(node, model) for node in model.graph if node.domain == GATE_DOMAIN)
+
+
+def _gate(node: ir.Node, model: ir.Model) -> Gate:
+    """Sizes follow from the shapes of W0 [C/r, C] and WS [1, 2, k, k]."""
+    first = 2 if "AddRelu" in node.op_type else 1
+    down = _shape(node, first)
+    spatial = _shape(node, first + 4) if "Cbam" in node.op_type else None
+    has_body = any(name == node.op_type for domain, name, _ in model.functions)
+    return Gate(
+        node=node.name or node.outputs[0].name or "",
+        op=node.op_type,
+        channels=down[1] if down else None,
+        reduction=down[1] // down[0] if down else None,
+        kernel_size=spatial[-1] if spatial else None,
+        lowering="function" if has_body else "none",
+    )
+
+
+def _shape(node: ir.Node, index: int) -> list[int] | None:
+    """Shape of an input of a node, where all of it is known."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.shape is None:
+        return None
+    sizes = [size for size in value.shape if isinstance(size, int)]
+    return sizes if len(sizes) == len(value.shape) and all(sizes) else None
+
+
+def _recorded_checks(
+    provenance: Provenance, gates: tuple[Gate, ...], model: ir.Model
+) -> tuple[Check, ...]:
+
+    counted = Counter(gate.op for gate in gates)
+    same = dict(counted) == provenance.gates
+    recorded = ", ".join(f"{n} {op}" for op, n in provenance.gates.items()) or "none"
+    message = "are as recorded" if same else f"are not as recorded ({recorded})"
+    precision = graph_precision(model)
+    as_recorded = precision == provenance.precision
+    return (
+        Check("gates", same, message),
+        Check(
+            "precision",
+            as_recorded,
+            "is as recorded"
+            if as_recorded
+            else f"{precision} is recorded as {provenance.precision}",
+        ),
+    )
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape = () if value.shape is None else tuple(value.shape)
+    sizes = tuple(size if isinstance(size, int) else str(size.value or "?") for size in shape)
+    dtype = "?" if value.dtype is None else str(value.dtype.numpy())
+    return TensorSpec(value.name or "", sizes, dtype)
+
+
+def _signature(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+
+
+def _provenance_facts(provenance: Provenance | None) -> Iterator[tuple[str, str]]:
+    if provenance is None:
+        yield "provenance", "none: the file was not made by cbam-deploy"
+        return
+    model = provenance.model
+    if model is not None:
+        attention = f" + {model.attention}" if model.attention else ""
+        options = [f"stem {model.stem}"] if model.stem else []
+        if model.num_classes is not None:
+            options.append(f"{model.num_classes} classes")
+        yield "model", ", ".join([model.name + attention, *options])
+        yield "weights", model.weights or f"initial, seed {model.seed}"
+        if model.weights_sha256:
+            yield "weights sha256", model.weights_sha256
+    if provenance.preprocessing is not None:
+        sizes = provenance.preprocessing
+        yield "preprocessing", f"resize {sizes.resize}, centre crop {sizes.image_size}"
+    yield "made with", ", ".join(f"{n} {v}" for n, v in provenance.versions.items())
+
+
+def _engine_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "runtime", f"{manifest.runtime} {manifest.runtime_version}"
+    yield "targets", ", ".join(manifest.targets) or "as the runtime chooses"
+    for name, shapes in manifest.profile.items():
+        ends = " ".join(f"{end} {list(getattr(shapes, end))}" for end in ("min", "opt", "max"))
+        yield "profile", f"{name} {ends}"
+    yield "built from", f"{manifest.onnx}, sha256 {manifest.onnx_sha256}"
+    yield "built in", f"{manifest.build_seconds:.1f} s by: {manifest.command}"

@@ -1,0 +1,112 @@
+"""The result of an accuracy measurement: one row per network, the first is the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class NetworkAccuracy:
+    """One network's accuracy.
+
+    Attributes:
+        name: path of the artefact as given, or ``pytorch``.
+        runtime: name of the runner, such as ``onnxruntime-cpu``.
+        top1: share of pictures whose class has the largest logit, between 0 and 1.
+        top5: share of pictures whose class is among the five largest; None below five classes.
+        drop: the baseline's top-1 less this one's; negative where this one is better.
+        disagreements: pictures for which the baseline predicts another class.
+        images_per_second: pictures over the time in the network, transfers of inputs and outputs
+            included, reading and preprocessing not.
+    """
+
+    name: str
+    runtime: str
+    top1: float
+    top5: float | None
+    drop: float
+    disagreements: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Accuracies over the same pictures.
+
+    Attributes:
+        data: SOURCE as given.
+        images: number of pictures.
+        skipped: name and reason of each picture that could not be read.
+        networks: the first is the baseline.
+        max_drop: largest fall in top-1 that passes; None to accept any.
+        environment: the machine and the versions (`machine.environment`).
+    """
+
+    data: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    networks: tuple[NetworkAccuracy, ...]
+    max_drop: float | None
+    environment: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no network falls further below the baseline than allowed."""
+        return not self._too_low()
+
+    def failure(self) -> tuple[str, str]:
+        """What to tell a person when the check did not hold: a message and a hint."""
+        assert self.max_drop is not None
+        worst = max(self._too_low(), key=lambda network: network.drop)
+        return (
+            f"{worst.name}: top-1 {worst.top1:.2%} is {100 * worst.drop:.2f} points below "
+            f"{self.networks[0].name}, {100 * self.max_drop:.2f} are allowed",
+            "find the layer at fault with 'cbam-deploy validate --layers', or raise --max-drop",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "schema": "cbam_deploy.accuracy",
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            **asdict(self),
+        }
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("network")
+        table.add_column("runtime")
+        for heading in ("top-1", "top-5", "difference", "disagreements", "images/s"):
+            table.add_column(heading, justify="right")
+        too_low = self._too_low()
+        for network in self.networks:
+            table.add_row(
+                escape(network.name),
+                network.runtime,
+                f"{network.top1:.2%}",
+                "" if network.top5 is None else f"{network.top5:.2%}",
+                "" if network is self.networks[0] else f"{0 - 100 * network.drop:+.2f}",
+                "" if network is self.networks[0] else str(network.disagreements),
+                f"{network.images_per_second:.1f}",
+                style="red" if network in too_low else None,
+            )
+        heading = f"{self.images} pictures of {escape(self.data)}"
+        if self.skipped:
+            heading += f", {len(self.skipped)} unreadable ones skipped"
+        return Group(heading, table)
+
+    def _too_low(self) -> list[NetworkAccuracy]:
+        if self.max_drop is None:
+            return []
+        return [network for network in self.networks if network.drop > self.max_drop]

@@ -1,0 +1,139 @@
+"""What both sides of a comparison are fed: pictures of a SOURCE, or seeded noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.runtimes.base import TensorSpec
+
+if TYPE_CHECKING:
+    from cbam_deploy.data import ImageSource
+
+Feeds = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class InputStream:
+    """Batches of inputs for one network, the same ones each time they are asked for.
+
+    Attributes:
+        specs: inputs of the network.
+        source: pictures to take; None for noise.
+        seed: of the noise.
+        limit: number of pictures, or one batch if that is more. Of noise there is one batch.
+        image_size: for axes 2 and 3 of images, where they are free.
+    """
+
+    specs: Sequence[TensorSpec]
+    source: ImageSource | None
+    seed: int
+    limit: int
+    image_size: int | None
+
+    @property
+    def label(self) -> str:
+        """What the inputs are, for a report."""
+        if self.source is None:
+            return f"noise, seed {self.seed}"
+        return f"pictures of {self.source.name}"
+
+    def batches(self, size: int) -> Iterator[Feeds]:
+        """Batches of `size`; raises `BadInput` like `noise` and `pictures`."""
+        if self.source is None:
+            yield noise(self.specs, size, seed=self.seed, image_size=self.image_size)
+        else:
+            yield from pictures(self.source, self.specs, size, limit=self.limit)
+
+
+def default_batches(smallest: int, largest: int | None, opt: int | None = None) -> tuple[int, ...]:
+    """Batch sizes that exercise a dynamic batch: both ends, and one between.
+
+    Args:
+        smallest: smallest batch the network takes.
+        largest: largest one; None for no upper end, which 8 stands for.
+        opt: the batch it is optimized for; None for 2, where a mix-up of samples first shows.
+    """
+    end = max(8, smallest) if largest is None else largest
+    middle = min(max(opt or 2, smallest), end)
+    return tuple(sorted({smallest, middle, end}))
+
+
+def noise(specs: Sequence[TensorSpec], batch: int, *, seed: int, image_size: int | None) -> Feeds:
+    """One batch of standard normal noise (0 or 1 for integer inputs), the same for the same seed.
+
+    Every channel of a picture (four axes) is shifted by a standard normal number of its own. White
+    noise alone, pooled over its area, is the same for all pictures: it would show a channel gate
+    and each of its few hidden units only one point.
+
+    Args:
+        specs: inputs of the network.
+        batch: size of every free first axis.
+        seed: with `batch`, decides the noise.
+        image_size: for axes 2 and 3 of images, where they are free.
+
+    Raises:
+        BadInput: another axis than the batch is free and nothing says its size.
+    """
+    generator = np.random.default_rng((seed, batch))
+    return {spec.name: _noise(generator, spec, batch, image_size) for spec in specs}
+
+
+def _noise(
+    generator: np.random.Generator, spec: TensorSpec, batch: int, image_size: int | None
+) -> NDArray[Any]:
+    shape = tuple(
+        _size(spec, axis, batch=batch, image_size=image_size) for axis in range(len(spec.shape))
+    )
+    dtype = np.dtype(spec.dtype)
+    if np.issubdtype(dtype, np.floating):
+        values = generator.standard_normal(shape)
+        if len(shape) == 4:
+            values += generator.standard_normal((*shape[:2], 1, 1))
+        return values.astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _size(spec: TensorSpec, axis: int, *, batch: int, image_size: int | None) -> int:
+    size = spec.shape[axis]
+    if isinstance(size, int):
+        return size
+    if axis == 0:
+        return batch
+    if image_size is not None and len(spec.shape) == 4 and axis >= 2:
+        return image_size
+    raise BadInput(
+        f"input {spec.name}: axis {axis} ({size}) is free and nothing says its size",
+        "export the model with every size but the batch fixed",
+    )
+
+
+def pictures(
+    source: ImageSource, specs: Sequence[TensorSpec], batch: int, *, limit: int
+) -> Iterator[Feeds]:
+    """The first pictures of `source` in batches of `batch`, in the dtype of the network input.
+
+    Args:
+        source: yields preprocessed float32 [N, 3, S, S].
+        specs: inputs of the network; there must be one, of four axes.
+        batch: size of every batch; the last one is filled by repeating its own pictures.
+        limit: number of pictures, or one batch if that is more.
+
+    Raises:
+        BadInput: the network does not take one image tensor, or no picture can be read.
+    """
+    if len(specs) != 1 or len(specs[0].shape) != 4:
+        names = ", ".join(spec.name for spec in specs)
+        raise BadInput(
+            f"the network does not take one image tensor but {names}; --data cannot feed it",
+            "leave --data out: the comparison then runs on noise",
+        )
+    spec = specs[0]
+    for read in source.batches(batch, limit=max(limit, batch)):
+        filled = np.take(read.images, range(batch), axis=0, mode="wrap")
+        yield {spec.name: filled.astype(spec.dtype)}

@@ -1,0 +1,221 @@
+"""Hold an artefact against the PyTorch model it was made from, on the same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.machine import environment
+from cbam_deploy.progress import progress
+from cbam_deploy.runtimes.base import Runner
+from cbam_deploy.validation.inputs import Feeds, InputStream, default_batches
+from cbam_deploy.validation.metrics import ErrorAccumulator
+from cbam_deploy.validation.origin import Origin, artefact_kind, read_origin
+from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
+from cbam_deploy.validation.tolerances import LAYERS, OUTPUTS, Tolerance, check, tolerance_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cbam_deploy.data import ImageSource
+    from cbam_deploy.validation.layer_report import LayerReport
+    from cbam_deploy.validation.reference import Reference
+
+Layers = Literal["gates", "all"]
+# Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
+# have a single unit, whose value near zero in one sample would be all rounding error.
+_LAYER_SAMPLES = 4
+
+
+def validate(
+    artefact: str | Path,
+    *,
+    reference: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+    data: str | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    layers: Layers | None = None,
+    max_abs: float | None = None,
+    max_relative: float | None = None,
+    min_cosine: float | None = None,
+    min_snr_db: float | None = None,
+    min_top1: float | None = None,
+    seed: int = 0,
+    runtime: str | None = None,
+    device: str | None = None,
+    limit: int = 16,
+) -> ParityReport:
+    """Compare `artefact` with PyTorch in FP32 on the CPU: every output, at several batch sizes.
+
+    Args:
+        artefact: an ``.onnx`` or ``.engine`` file.
+        reference: MODEL string or module; None rebuilds the model of the artefact's provenance.
+        weights: checkpoint for the reference instead of the recorded one.
+        data: SOURCE of pictures; None means noise.
+        batch_sizes: None means both ends of what the artefact takes, and one between.
+        layers: also compare values inside an ONNX file: of its fused ``gates``, or ``all``.
+        max_abs: bound on an output's error. This and the next four replace bounds of the
+            precision's own tolerance; `cbam_deploy.validation.tolerances` defines them.
+        max_relative: bound on the error over the largest reference value.
+        min_cosine: bound on the cosine.
+        min_snr_db: bound on the signal-to-noise ratio, in dB.
+        min_top1: bound on the top-1 agreement, between 0 and 1.
+        seed: of the noise.
+        runtime: runtime instead of the one the file implies.
+        device: ``cpu`` or ``cuda``, for the artefact; the reference stays on the CPU.
+        limit: pictures per batch size; at least one batch is always compared.
+
+    Raises:
+        BadInput: the artefact, the reference or the data cannot be read, do not belong together,
+            or an option does not fit them.
+        MissingCapability: this machine cannot run the artefact.
+    """
+    from cbam_deploy.runtimes import open_runtime
+    from cbam_deploy.validation.reference import open_reference
+
+    path = Path(artefact)
+    origin = read_origin(path)
+    if layers is not None and artefact_kind(path) == "engine":
+        raise BadInput(
+            f"{path}: an engine does not give out the values inside it",
+            "compare the layers of the ONNX file that it was built from",
+        )
+    bounds = Tolerance(max_abs, max_relative, min_cosine, min_snr_db, min_top1)
+    tolerance = tolerance_for(origin.precision, OUTPUTS, bounds)
+    sizes = _batch_sizes(path, origin, batch_sizes)
+    torch_model = open_reference(path, origin.provenance, reference, weights)
+    with open_runtime(path, runtime=runtime, device=device) as runner:
+        inputs = _inputs(runner, origin, data, seed, limit)
+        batches = _Pair(path, runner, torch_model, tolerance).compare_all(sizes, inputs)
+    _check_top1_applies(path, min_top1, batches)
+    return ParityReport(
+        artefact=str(path),
+        runtime=runner.name,
+        reference=torch_model.label,
+        precision=origin.precision,
+        inputs=inputs.label,
+        tolerance=tolerance,
+        batches=batches,
+        layers=None
+        if layers is None
+        else _layers(path, origin, torch_model, inputs, layers, device),
+        environment=environment(),
+    )
+
+
+def _layers(
+    path: Path,
+    origin: Origin,
+    reference: Reference,
+    inputs: InputStream,
+    layers: Layers,
+    device: str | None,
+) -> LayerReport:
+    from cbam_deploy.validation.layers import ReferenceProgram, compare_layers
+
+    smallest, largest = origin.batch_range
+    batch = max(smallest, _LAYER_SAMPLES if largest is None else min(_LAYER_SAMPLES, largest))
+    return compare_layers(
+        path,
+        ReferenceProgram(reference, next(inputs.batches(batch))),
+        layers=layers,
+        tolerance=LAYERS[origin.precision],
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """An artefact in its runtime and the PyTorch model beside it."""
+
+    path: Path
+    runner: Runner
+    reference: Reference
+    tolerance: Tolerance
+
+    def compare_all(self, sizes: Sequence[int], inputs: InputStream) -> tuple[BatchParity, ...]:
+        """Compare at each batch size."""
+        done = []
+        with progress() as bar:
+            for size in bar.track(sizes, description=f"comparing {self.path.name}"):
+                done.append(self.compare(size, inputs.batches(size)))
+        return tuple(done)
+
+    def compare(self, batch: int, batches: Iterable[Feeds]) -> BatchParity:
+        """Feed both sides `batches`, each of size `batch`."""
+        begin = time.perf_counter()
+        errors = [ErrorAccumulator(spec.name) for spec in self.runner.outputs]
+        samples = 0
+        for feeds in batches:
+            actual = self.runner.infer(feeds)
+            expected = self.reference.run(list(feeds.values()))
+            self._check_shapes([actual[error.name] for error in errors], expected)
+            for error, array in zip(errors, expected, strict=True):
+                error.add(array, actual[error.name])
+            samples += batch
+        outputs = [error.result() for error in errors]
+        return BatchParity(
+            batch=batch,
+            samples=samples,
+            seconds=time.perf_counter() - begin,
+            outputs=tuple(OutputParity(o, check(o, self.tolerance)) for o in outputs),
+        )
+
+    def _check_shapes(self, actual: list[NDArray[Any]], expected: list[NDArray[Any]]) -> None:
+        have = [list(array.shape) for array in actual]
+        want = [list(array.shape) for array in expected]
+        if have != want:
+            raise BadInput(
+                f"{self.path}: gives outputs of shape {have}, "
+                f"the reference {self.reference.label} of {want}",
+                "give the model that the artefact was made from with --reference",
+            )
+
+
+def _inputs(runner: Runner, origin: Origin, data: str | None, seed: int, limit: int) -> InputStream:
+    recorded = origin.provenance.preprocessing if origin.provenance else None
+    source = None if data is None else _open_data(data, recorded, runner)
+    size = recorded.image_size if recorded else None
+    return InputStream(runner.inputs, source, seed, limit, size)
+
+
+def _open_data(data: str, recorded: Preprocessing | None, runner: Runner) -> ImageSource:
+    """Pictures as the artefact's provenance prepares them, else by ImageNet's protocol."""
+    from cbam_deploy.data import open_source
+
+    if recorded is None:
+        last = runner.inputs[0].shape[-1]
+        recorded = Preprocessing.for_size(last) if isinstance(last, int) else Preprocessing()
+    return open_source(data, recorded)
+
+
+def _batch_sizes(path: Path, origin: Origin, asked: Sequence[int] | None) -> tuple[int, ...]:
+    smallest, largest = origin.batch_range
+    if asked is None:
+        return default_batches(smallest, largest, origin.opt_batch)
+    if not asked:
+        raise BadInput("no batch size to compare at", "give at least one")
+    for batch in asked:
+        if batch < smallest or (largest is not None and batch > largest):
+            takes = f"{smallest} and more" if largest is None else f"{smallest} to {largest}"
+            raise BadInput(
+                f"{path}: batch {batch} is outside what it takes ({takes})",
+                "choose a batch size within, or build with another profile",
+            )
+    return tuple(dict.fromkeys(asked))
+
+
+def _check_top1_applies(path: Path, min_top1: float | None, batches: Iterable[BatchParity]) -> None:
+    agreements = [o.error.top1_agreement for batch in batches for o in batch.outputs]
+    if min_top1 is not None and not any(a is not None for a in agreements):
+        raise BadInput(
+            f"{path}: has no output [N, classes] that a bound on top-1 agreement could hold for",
+            "leave that bound out",
+        )

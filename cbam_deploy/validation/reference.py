@@ -1,0 +1,109 @@
+"""The FP32 PyTorch model that an artefact is held against, on the CPU, where nothing is TF32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.provenance import ModelIdentity, Provenance
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A module in evaluation mode and what to call it in a report."""
+
+    module: nn.Module
+    label: str
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the module's order, float32 for floating-point inputs of any width.
+
+        Raises:
+            BadInput: the module does not take these inputs.
+        """
+        try:
+            with torch.inference_mode():
+                outputs = self.module(*(as_tensor(array) for array in inputs))
+        except (RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(str(list(array.shape)) for array in inputs)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BadInput(
+                f"reference {self.label}: does not take inputs of shape {shapes} ({reason})",
+                "give the model that the artefact was made from with --reference",
+            ) from error
+        return [leaf.numpy() for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """`array` as a tensor; every floating-point type becomes float32."""
+    if np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32)
+    return torch.from_numpy(array)
+
+
+def open_reference(
+    artefact: Path,
+    provenance: Provenance | None,
+    given: str | nn.Module | None = None,
+    weights: str | Path | None = None,
+) -> Reference:
+    """The reference of `artefact`: as given, or rebuilt from its provenance.
+
+    A module is copied, so that the caller's stays in its mode, dtype and place. What a MODEL string
+    leaves open (attention, stem, number of classes) is as recorded where the provenance names the
+    same model, else as `models.resolve_identity` has it. `weights` alone puts other weights into
+    the recorded model.
+
+    Raises:
+        BadInput: nothing says what the reference is, or it cannot be built or loaded.
+    """
+    if isinstance(given, nn.Module):
+        if weights is not None:
+            raise BadInput(
+                "weights are given for a reference that is a module",
+                "load them into the module, or give the reference as a MODEL string",
+            )
+        module = copy.deepcopy(given).float().cpu().eval()
+        return Reference(module, type(given).__name__)
+    recorded = provenance.model if provenance else None
+    identity = _identity(artefact, recorded, given, weights)
+    from cbam_deploy.models import load_model
+
+    return Reference(load_model(identity).float().eval(), _label(identity))
+
+
+def _identity(
+    artefact: Path,
+    recorded: ModelIdentity | None,
+    given: str | None,
+    weights: str | Path | None,
+) -> ModelIdentity:
+    checkpoint = None if weights is None else str(weights)
+    if recorded is not None and given in (None, recorded.name):
+        if checkpoint is None:
+            return recorded
+        return replace(recorded, weights=checkpoint, weights_sha256=None)
+    if given is None:
+        raise BadInput(
+            f"{artefact}: does not say which PyTorch model it comes from",
+            "name it with --reference MODEL, and its checkpoint with --weights FILE",
+        )
+    from cbam_deploy.models import resolve_identity
+
+    return resolve_identity(given, weights=checkpoint)[0]
+
+
+def _label(identity: ModelIdentity) -> str:
+    attention = "" if identity.attention in (None, "none") else f" + {identity.attention}"
+    weights = Path(identity.weights).name if identity.weights else f"seed {identity.seed}"
+    return f"{identity.name}{attention} ({weights})"

@@ -1,0 +1,191 @@
+"""Scores of classifiers: ranks, classes by name, and totals counted independently."""
+
+import io
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from rich.console import Console
+
+from cbam_deploy import evaluate
+from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.errors import BadInput
+from cbam_deploy.validation.accuracy import match_classes, ranks
+from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
+
+
+def test_rank_counts_the_classes_before_the_right_one():
+    logits = np.array([[0.1, 0.9, 0.5], [3.0, 2.0, 1.0], [-1.0, -3.0, -2.0]])
+    assert ranks(logits, np.array([1, 2, 2])).tolist() == [0, 2, 1]
+
+
+def test_rank_zero_is_what_argmax_predicts_even_among_equals():
+    logits = np.random.default_rng(0).integers(0, 3, (200, 5)).astype(np.float64)
+    labels = np.random.default_rng(1).integers(0, 5, 200)
+    np.testing.assert_array_equal(ranks(logits, labels) == 0, logits.argmax(axis=1) == labels)
+
+
+def test_a_network_of_constant_logits_is_right_for_one_class_and_not_for_all():
+    labels = np.arange(10)
+    assert np.count_nonzero(ranks(np.zeros((10, 10)), labels) < 1) == 1
+    assert np.count_nonzero(ranks(np.zeros((10, 10)), labels) < 5) == 5
+
+
+def test_nan_predicts_nothing():
+    logits = np.array([[np.nan, 0.0, 1.0, 2.0, 3.0, 4.0]])
+    assert ranks(logits, np.array([5])).tolist() == [6]
+    assert ranks(logits, np.array([0])).tolist() == [6]
+
+
+class Source:
+    name = "pictures"
+
+    def __init__(self, *class_names):
+        self.class_names = class_names
+
+
+def test_classes_are_matched_by_name_where_names_are_known():
+    known = ("cat", "dog", "emu")
+    assert match_classes("net", known, 3, Source("dog", "emu")).tolist() == [1, 2]
+    assert match_classes("net", known, 3, Source("emu", "cat", "dog")).tolist() == [2, 0, 1]
+
+
+def test_classes_are_matched_one_to_one_where_names_are_not_known():
+    assert match_classes("net", (), 3, Source("a", "b", "c")).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("known", [(), ("cat", "dog", "emu")])
+def test_other_classes_are_refused(known):
+    with pytest.raises(BadInput, match="2 classes, net tells 3 apart"):
+        match_classes("net", known, 3, Source("a", "b"))
+
+
+def report(*top1, max_drop=None):
+    networks = tuple(
+        NetworkAccuracy(f"{index}.onnx", "cpu", value, None, top1[0] - value, 0, 1.0)
+        for index, value in enumerate(top1)
+    )
+    return AccuracyReport("digits", 100, (), networks, max_drop, {})
+
+
+def test_a_drop_fails_only_beyond_what_is_allowed():
+    assert report(0.75, 0.5, max_drop=None).passed
+    assert report(0.75, 0.5, max_drop=0.25).passed
+    assert report(0.5, 0.75, max_drop=0.0).passed
+    failed = report(0.75, 0.7, 0.25, max_drop=0.25)
+    assert not failed.passed
+    message, _ = failed.failure()
+    assert message == "2.onnx: top-1 25.00% is 50.00 points below 0.onnx, 25.00 are allowed"
+
+
+def predictions(path):
+    """Predicted and right class of every held-out digit, by ONNX Runtime alone."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    source = open_source("digits", Preprocessing.for_size(32), split="test")
+    (batch,) = source.batches(1000)
+    (logits,) = session.run(None, {"input": batch.images})
+    return np.argsort(-logits, axis=1), batch.labels
+
+
+def test_accuracy_is_what_counting_finds(network_onnx):
+    order, labels = predictions(network_onnx)
+    (network,) = evaluate(network_onnx, data="digits", batch_size=50).networks
+    assert network.top1 == np.mean(order[:, 0] == labels)
+    assert network.top5 == np.mean((order[:, :5] == labels[:, None]).any(axis=1))
+    assert network.images_per_second > 0
+
+
+def test_networks_are_compared_picture_by_picture(network_onnx, with_weight):
+    bias = onnx.load(network_onnx).graph.node[-1].input[2]
+    # Lifts the class that is predicted second most often above some of the others.
+    common = np.bincount(predictions(network_onnx)[0][:, 0], minlength=10).argsort()[-2]
+    other = with_weight(bias, lambda array: array + 0.01 * (np.arange(10) == common))
+    report = evaluate([network_onnx, other], data="digits", reference_pytorch=True)
+    assert [network.name for network in report.networks] == [
+        "pytorch",
+        str(network_onnx),
+        str(other),
+    ]
+    pytorch, same, changed = report.networks
+    assert pytorch.runtime == "pytorch-cpu"
+    assert (same.top1, same.disagreements) == (pytorch.top1, 0)
+    one, labels = predictions(network_onnx)
+    two, _ = predictions(other)
+    assert changed.disagreements == np.count_nonzero(one[:, 0] != two[:, 0]) > 0
+    assert changed.drop == pytest.approx(np.mean(one[:, 0] == labels) - changed.top1)
+
+
+def test_a_fixed_batch_scores_every_picture_once(network_onnx, altered):
+    def fix(model):
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 7
+
+    report = evaluate([network_onnx, altered(fix)], data="digits", batch_size=16)
+    assert report.images == 355
+    free, fixed = report.networks
+    assert (fixed.top1, fixed.top5, fixed.disagreements) == (free.top1, free.top5, 0)
+
+
+def test_a_limit_takes_the_same_mixed_pictures_each_time(network_onnx):
+    reports = [evaluate(network_onnx, data="digits", limit=40) for _ in range(2)]
+    assert reports[0].images == 40
+    assert reports[0].networks[0].top1 == reports[1].networks[0].top1
+
+
+def test_pictures_without_labels_are_refused(network_onnx):
+    with pytest.raises(BadInput, match="photos: has no labels"):
+        evaluate(network_onnx, data="photos")
+
+
+def test_a_network_of_other_classes_is_refused(network_onnx, tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "1.png")
+    with pytest.raises(BadInput, match=r"2 classes.*tells 10 apart"):
+        evaluate(network_onnx, data=str(tmp_path))
+
+
+def test_a_bound_on_the_drop_needs_a_baseline(network_onnx):
+    with pytest.raises(BadInput, match="nothing to drop below"):
+        evaluate(network_onnx, data="digits", max_drop=0.01)
+
+
+def test_a_network_that_is_no_classifier_is_refused(altered):
+    def return_a_map(model):
+        value = model.graph.node[0].output[0]
+        shape = ["batch", 16, 32, 32]
+        info = onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, shape)
+        model.graph.output[0].CopyFrom(info)
+
+    with pytest.raises(BadInput, match="no classifier"):
+        evaluate(altered(return_a_map), data="digits")
+
+
+def test_the_report_is_json_and_a_table(network_onnx):
+    report = evaluate([network_onnx, network_onnx], data="digits", limit=10)
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [network["name"] for network in data["networks"]] == [str(network_onnx)] * 2
+    text = io.StringIO()
+    Console(width=200, file=text).print(report)
+    assert "10 pictures of digits" in text.getvalue()
+    assert "+0.00" in text.getvalue()
+
+
+@pytest.mark.slow
+def test_a_damaged_classifier_falls_below_the_trained_one(digits_onnx, tmp_path):
+    model = onnx.load(digits_onnx)
+    (bias,) = (t for t in model.graph.initializer if t.name == model.graph.node[-1].input[2])
+    array = onnx.numpy_helper.to_array(bias) + np.float32(100) * (np.arange(10) == 3)
+    bias.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), bias.name))
+    onnx.save(model, tmp_path / "threes.onnx")
+    report = evaluate([digits_onnx, tmp_path / "threes.onnx"], data="digits", max_drop=0.005)
+    trained, threes = report.networks
+    assert trained.top1 > 0.98
+    # It calls every digit a three: 36 of the 355 are.
+    assert threes.top1 == pytest.approx(36 / 355, abs=1 / 355)
+    assert not report.passed
+    assert "points below" in report.failure()[0]
