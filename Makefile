@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench kernel-report clean
 
 demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=15
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .
@@ -21,11 +21,14 @@ bench: .venv/demo.done
 	$(BIN)/python benchmarks/bench_vs_bare_loop.py
 	$(BIN)/python benchmarks/build_vs_polygraphy.py
 
+kernel-report: .venv/dev.done
+	$(BIN)/python -m cbam_deploy.plugins.kernel_report -o benchmarks/results/kernel-report.md
+
 clean:
 	rm -rf .venv demo
 
 .venv/dev.done: .venv/demo.done
-	$(INSTALL) --editable '.[rtx,demo,dev]'
+	$(INSTALL) --editable '.[rtx,demo,kernels,dev]'
 	touch $@
 
 .venv/demo.done: .venv/pyvenv.cfg pyproject.toml constraints.txt

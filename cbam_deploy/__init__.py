@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cbam_deploy.benchmarking import bench
     from cbam_deploy.engine import build_engine
     from cbam_deploy.exporters import export_onnx, fuse
+    from cbam_deploy.exporters.convert import convert
     from cbam_deploy.inspection import inspect
     from cbam_deploy.machine import doctor
     from cbam_deploy.models import create_model, load_model
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "bench": "benchmarking",
     "build_engine": "engine",
+    "convert": "exporters.convert",
     "create_model": "models",
     "demo": "walkthrough",
     "doctor": "machine",
@@ -42,6 +44,7 @@ _HOME = {
 __all__ = [
     "bench",
     "build_engine",
+    "convert",
     "create_model",
     "demo",
     "doctor",

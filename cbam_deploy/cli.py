@@ -128,6 +128,58 @@ def fuse_command(source: OnnxIn, output: Output, as_json: JsonOption = False) ->
     _deliver(fuse(source, output), as_json)
 
 
+@app.command("convert")
+def convert_command(
+    source: OnnxIn,
+    output: Output,
+    precision: Annotated[
+        Literal["fp16", "int8", "int8+fp32"],
+        typer.Option(help="int8 leaves the rest in FP16, int8+fp32 in FP32."),
+    ] = "fp16",
+    calibration: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Typical images; INT8 needs them.")
+    ] = None,
+    method: Annotated[
+        Literal["minmax", "entropy", "percentile"], typer.Option(help="How ranges are found.")
+    ] = "entropy",
+    images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 64,
+    io_dtype: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="Type of the network's inputs and outputs.")
+    ] = "fp32",
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            parser=percentage,
+            metavar="PERCENT",
+            help="Give the noisiest layers back to FP16 until top-1 on --data holds.",
+        ),
+    ] = None,
+    data: DataOption = None,
+    seed: SeedOption = 0,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert an ONNX file to FP16 or INT8."""
+    from cbam_deploy import convert
+
+    _deliver(
+        convert(
+            source,
+            output,
+            precision=precision,
+            calibration=calibration,
+            method=method,
+            images=images,
+            io_dtype=io_dtype,
+            max_accuracy_drop=max_accuracy_drop,
+            data=data,
+            seed=seed,
+        ),
+        as_json,
+        report,
+    )
+
+
 @app.command("build-engine")
 def build_engine_command(
     source: OnnxIn,
@@ -135,9 +187,15 @@ def build_engine_command(
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
     ] = "auto",
-    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch.")] = 1,
-    opt_batch: Annotated[int, typer.Option(min=1, help="Batch to be fastest at.")] = 8,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch.")] = 64,
+    min_batch: Annotated[
+        int | None, typer.Option(min=1, help="Smallest batch [default: 1].")
+    ] = None,
+    opt_batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch to be fastest at [default: 8].")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Largest batch [default: 64].")
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),

@@ -6,9 +6,11 @@ carries the same JSON.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cbam_deploy.data.preprocessing import Preprocessing
@@ -54,7 +56,8 @@ class Provenance:
         class_names: names of the classes in output order; empty when unknown.
         precision: ``fp32``, ``fp16`` or ``int8``.
         gates: number of fused gate nodes, by operator name.
-        calibration: how INT8 scales were found; empty for other precisions.
+        calibration: source, images, seed and method of the ranges behind INT8 scales, or behind
+            FP16's range check; empty where there was no calibration.
         versions: versions of the packages that made it.
     """
 
@@ -120,3 +123,12 @@ def package_versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

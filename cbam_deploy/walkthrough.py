@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -85,7 +84,7 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         MissingCapability: a package of the extras ``rtx`` or ``demo`` is not installed.
     """
     from cbam_deploy import bench, build_engine, evaluate, export_onnx, train, validate
-    from cbam_deploy.report.demo_page import demo_page
+    from cbam_deploy.report.html import demo_page
     from cbam_deploy.report.json_file import write_json
     from cbam_deploy.training.recipes import DIGITS
 
@@ -120,7 +119,17 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         accuracy=accuracy,
         bench=measured,
     )
-    demo_page(result, result.page)
+    demo_page(
+        result.page,
+        title="From training to a measured engine",
+        subtitle="A CBAM-ResNet-20 that reads handwritten digits",
+        training=training.to_json(),
+        onnx=(model, export.provenance.to_json()),
+        parity=parity.to_json(),
+        accuracy=accuracy.to_json(),
+        engine=engine.to_json(),
+        bench=measured,
+    )
     return result
 
 

@@ -1,0 +1,155 @@
+"""What gates cost in ONNX Runtime: a CBAM network, plain, unfused and fused, side by side.
+
+    python benchmarks/gate_body.py [--rounds 40] [--batch 1 --batch 8] [--bodies] [--json FILE]
+
+All files are run in turn, in an order drawn anew each round, so that a drifting machine favours
+none; ratios are taken within rounds. Two clocks: wall-clock time with all threads, and CPU time of
+one thread, which hardly notices other work on the machine. `--bodies` adds other ways to write the
+body of the gate (`gate_bodies.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from gate_bodies import ALTERNATIVES, with_body
+
+from cbam_deploy import export_onnx
+from cbam_deploy.benchmarking.statistics import Estimate, paired_ratio
+from cbam_deploy.machine import environment
+
+PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
+AIM = 1.08
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A way to time a run, and the number of threads it makes sense with."""
+
+    name: str
+    threads: int
+    read: Callable[[], float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bodies", action="store_true", help="compare other bodies too")
+    parser.add_argument("--json", type=Path, help="also write the figures as JSON")
+    given = parser.parse_args()
+    clocks = (
+        Clock("wall", given.threads, time.perf_counter),
+        Clock("cpu", 1, time.thread_time),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        models = exported(Path(folder), given.model, given.image_size, given.bodies)
+        figures = [
+            figure
+            for batch in given.batch or (1, 8)
+            for clock in clocks
+            for figure in compare(models, clock, batch, given.image_size, given.rounds)
+        ]
+    report(given.model, given.image_size, figures)
+    if given.json:
+        content = {"environment": environment(), "figures": [asdict(figure) for figure in figures]}
+        given.json.write_text(json.dumps(content, indent=1))
+
+
+def exported(folder: Path, name: str, size: int, bodies: bool) -> dict[str, bytes]:
+    """The models to compare, by name; the plain network first."""
+    for kind, attention, fuse in ((PLAIN, "none", False), (UNFUSED, "cbam", False)):
+        path = folder / f"{kind}.onnx"
+        export_onnx(name, path, attention=attention, image_size=size, fuse=fuse)
+    export_onnx(name, folder / f"{FUSED}.onnx", image_size=size)
+    models = {kind: (folder / f"{kind}.onnx").read_bytes() for kind in (PLAIN, UNFUSED, FUSED)}
+    if bodies:
+        fused = onnx.load(folder / f"{FUSED}.onnx")
+        models |= {body: with_body(fused, body).SerializeToString() for body in ALTERNATIVES}
+    return models
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One model at one batch by one clock: seconds per image, and the ratio to the plain one."""
+
+    model: str
+    batch: int
+    clock: str
+    threads: int
+    rounds: int
+    seconds_per_image: float
+    ratio: Estimate
+
+
+def compare(
+    models: dict[str, bytes], clock: Clock, batch: int, size: int, rounds: int
+) -> list[Figure]:
+    """Time every model `rounds` times, interleaved."""
+    random = np.random.default_rng(0)
+    pictures = random.standard_normal((batch, 3, size, size), dtype=np.float32)
+    sessions = [_session(model, clock.threads) for model in models.values()]
+    outputs = [session.run(None, {"input": pictures})[0] for session in sessions]
+    for output in outputs[2:]:
+        np.testing.assert_allclose(output, outputs[1], atol=1e-4 * np.abs(outputs[1]).max())
+    seconds = np.empty((len(sessions), rounds))
+    for number in range(rounds):
+        for index in random.permutation(len(sessions)):
+            begin = clock.read()
+            sessions[index].run(None, {"input": pictures})
+            seconds[index, number] = clock.read() - begin
+    return [
+        Figure(
+            name,
+            batch,
+            clock.name,
+            clock.threads,
+            rounds,
+            float(np.median(seconds[index])) / batch,
+            paired_ratio(seconds[index], seconds[0], seed=0),
+        )
+        for index, name in enumerate(models)
+    ]
+
+
+def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def report(name: str, size: int, figures: list[Figure]) -> None:
+    """Print a Markdown record."""
+    here = environment()
+    packages = {key: here["packages"][key] for key in ("onnxruntime", "onnx", "torch")}
+    print(f"{name} at {size}x{size}; {figures[0].rounds} interleaved rounds\n")
+    print(f"Machine: {here['cpu']}, {here['cores']} cores, {here['os']}, Python {here['python']}")
+    print(f"Versions: {packages}\n")
+    print("| batch | clock, threads | model | ms per image | ratio to plain (95%) |")
+    print("|---|---|---|---|---|")
+    for figure in figures:
+        ratio = figure.ratio
+        print(
+            f"| {figure.batch} | {figure.clock}, {figure.threads} | {figure.model} "
+            f"| {figure.seconds_per_image * 1e3:.1f} "
+            f"| {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) |"
+        )
+    worst = max((f.ratio.value for f in figures if f.model == FUSED), default=0.0)
+    print(f"\nFused: at most {worst:.3f} times plain; the aim is below {AIM}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Compile the kernels at run time with NVRTC, without a driver, and keep the result on disk.
+
+NVRTC 13.0 is pinned (the ``cuda`` extra), so that its PTX loads under drivers of CUDA 13.0 and
+later; see https://docs.nvidia.com/cuda/nvrtc. A kernel is asked for by its C++ name expression, as
+`launches.Launch.kernel` has it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbam_deploy.errors import BadInput, DeployError, MissingCapability
+from cbam_deploy.outputs import write_text
+
+KERNELS = Path(__file__).parent / "kernels"
+_SOURCE = '#include "fused.cuh"\n#include "staged.cuh"\n'
+_HINT = "pip install 'cbam-deploy[kernels]'"
+
+
+@dataclass(frozen=True)
+class CompiledKernels:
+    """Machine code or PTX of some kernels.
+
+    Attributes:
+        architecture: ``sm_90`` for machine code, ``compute_90`` for PTX.
+        image: what ``cuModuleLoadData`` takes: a cubin, or PTX text.
+        names: name in the image of each kernel, by its C++ name expression.
+        log: what the compiler said, with registers, spills and shared memory for machine code.
+    """
+
+    architecture: str
+    image: bytes
+    names: dict[str, str]
+    log: str
+
+
+def compile_kernels(kernels: Iterable[str], architecture: str) -> CompiledKernels:
+    """Compile `kernels` (name expressions) for `architecture`, or take them from the cache.
+
+    Raises:
+        MissingCapability: NVRTC is not installed.
+        BadInput: NVRTC does not know `architecture`.
+        RuntimeError: the kernels do not compile, which is a defect; with the compiler's log.
+    """
+    names = tuple(sorted(set(kernels)))
+    nvrtc = _nvrtc()
+    options = _options(architecture)
+    file = cache_folder() / f"{_key(nvrtc, names, options)}.json"
+    compiled = _read(file)
+    if compiled is None:
+        compiled = _compile(nvrtc, names, architecture, options)
+        # A cache that cannot be written costs time, nothing else.
+        with contextlib.suppress(DeployError, OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(_to_json(compiled)))
+    return compiled
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/cbam-deploy/kernels``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cbam-deploy" / "kernels"
+
+
+def _compile(
+    nvrtc: Any, names: tuple[str, ...], architecture: str, options: tuple[bytes, ...]
+) -> CompiledKernels:
+    known = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
+    if architecture.partition("_")[2] not in {str(number) for number in known}:
+        raise BadInput(
+            f"{architecture}: not an architecture that NVRTC knows",
+            f"choose one of {', '.join(f'sm_{number}' for number in known)}",
+        )
+    program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(_SOURCE.encode(), b"gates.cu", 0, [], []))
+    try:
+        for name in names:
+            _checked(nvrtc, nvrtc.nvrtcAddNameExpression(program, name.encode()))
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), list(options))
+        log = _text(nvrtc, program, "ProgramLog").decode().strip("\0 \n")
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise RuntimeError(f"the gate kernels do not compile for {architecture}:\n{log}")
+        lowered = {
+            name: _checked(nvrtc, nvrtc.nvrtcGetLoweredName(program, name.encode())).decode()
+            for name in names
+        }
+        image = _text(nvrtc, program, "CUBIN" if architecture.startswith("sm_") else "PTX")
+        return CompiledKernels(architecture, image, lowered, log)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _options(architecture: str) -> tuple[bytes, ...]:
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        "-default-device",
+        f"--include-path={KERNELS}",
+        f"--include-path={_cuda_headers()}",
+    ]
+    if architecture.startswith("sm_"):
+        options.append("--ptxas-options=-v")
+    return tuple(option.encode() for option in options)
+
+
+def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...]) -> str:
+    """Hash of all that the result depends on; paths of this machine are none of it."""
+    version = _checked(nvrtc, nvrtc.nvrtcVersion())
+    headers = importlib.metadata.version("nvidia-cuda-runtime")
+    parts = [repr(version), headers, *names]
+    parts += [o.decode() for o in options if not o.startswith(b"--include-path")]
+    parts += [path.read_text() for path in sorted(KERNELS.glob("*.cuh"))]
+    return hashlib.sha256("\0".join([_SOURCE, *parts]).encode()).hexdigest()
+
+
+def _read(file: Path) -> CompiledKernels | None:
+    """What the cache holds; None if it holds nothing, or something damaged."""
+    try:
+        data = json.loads(file.read_text())
+        image = base64.b64decode(data.pop("image"), validate=True)
+        if hashlib.sha256(image).hexdigest() != data.pop("image_sha256"):
+            return None
+        return CompiledKernels(image=image, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _to_json(compiled: CompiledKernels) -> dict[str, Any]:
+    return {
+        **vars(compiled),
+        "image": base64.b64encode(compiled.image).decode(),
+        "image_sha256": hashlib.sha256(compiled.image).hexdigest(),
+    }
+
+
+def _text(nvrtc: Any, program: Any, what: str) -> bytes:
+    size = _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program))
+    text = bytes(size)
+    _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, text))
+    return text
+
+
+def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> Any:
+    """The values of a call's answer, which starts with its result code."""
+    result, *values = answer
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC: {nvrtc.nvrtcGetErrorString(result)[1].decode()}")
+    return values[0] if len(values) == 1 else values
+
+
+@functools.cache
+def _nvrtc() -> Any:
+    try:
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+        nvrtc.nvrtcVersion()  # loads the library
+    except (ImportError, RuntimeError) as error:
+        raise MissingCapability(f"NVRTC is not installed ({error})", _HINT) from error
+    return nvrtc
+
+
+@functools.cache
+def _cuda_headers() -> Path:
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        headers = Path(folder) / "cu13" / "include"
+        if (headers / "cuda_fp16.h").is_file():
+            return headers
+    raise MissingCapability("the CUDA 13 headers are not installed", _HINT)

@@ -1,0 +1,237 @@
+"""Launch geometry: which kernels compute a gate on a device, and how they cut its map.
+
+`plan` is one plain function of shape, type, layout and the device's limits. Whatever it chooses is
+right for any batch; what is fast is chosen by counting bytes and blocks, as the comments say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.plugins.gate import Gate, round_up
+from cbam_deploy.plugins.launches import (
+    Cut,
+    Launch,
+    LaunchPlan,
+    Tiling,
+    apply,
+    channel_statistics,
+    fused_fixed_bytes,
+    fused_plan,
+    gating,
+    positions_per_block,
+    staged_plan,
+)
+
+Strategy = Literal["auto", "fused", "staged"]
+
+CLUSTER_SIZES = (1, 2, 4, 8)
+DEFAULT_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory a kernel may use without opting in to more."""
+
+_RESERVED_SHARED_BYTES = 1024  # taken by the system from each block's shared memory
+_MOST_SPLITS = 16  # blocks that repeat one channel gate; parts that one channel's sum comes in
+_MOST_POSITIONS = 2048  # of a block of the last launch: their gates stand in shared memory
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What a GPU allows.
+
+    Attributes:
+        capability: compute capability, 90 for 9.0.
+        multiprocessors: their number.
+        block_shared_bytes: largest dynamic shared memory of one block, with opting in.
+        multiprocessor_shared_bytes: shared memory of a multiprocessor.
+        grid_blocks: most blocks in a grid's first dimension.
+        warp: lanes of a warp.
+        small_block, large_block: threads of a block that shares its multiprocessor with others, and
+            of one that has it alone.
+    """
+
+    capability: int
+    multiprocessors: int
+    block_shared_bytes: int
+    multiprocessor_shared_bytes: int
+    grid_blocks: int = 2**31 - 1
+    warp: int = 32
+    small_block: int = 256
+    large_block: int = 512
+
+    @property
+    def largest_cluster(self) -> int:
+        """Blocks in a cluster that every device of this kind can launch; 1 without clusters."""
+        return CLUSTER_SIZES[-1] if self.capability >= 90 else 1
+
+
+# CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability". The number of
+# multiprocessors is that of a common product: T4, A100, A10, L4, H100 and H200, B200, RTX PRO 6000.
+KNOWN_DEVICES: dict[int, DeviceLimits] = {
+    capability: DeviceLimits(capability, multiprocessors, block * 1024, whole * 1024)
+    for capability, multiprocessors, block, whole in (
+        (75, 40, 64, 64),
+        (80, 108, 163, 164),
+        (86, 72, 99, 100),
+        (89, 58, 99, 100),
+        (90, 132, 227, 228),
+        (100, 148, 227, 228),
+        (120, 188, 99, 100),
+    )
+}
+
+
+def plan(
+    gate: Gate, limits: DeviceLimits, *, batch: int = 8, strategy: Strategy = "auto"
+) -> LaunchPlan:
+    """Choose kernels and geometry for `gate`.
+
+    The plan is right for every batch; `batch` is the one it is to be fast for. ``auto`` takes the
+    fused kernel where at least a quarter of the map stays in shared memory (without clusters: all
+    of it), so that what is read again comes from L2; ``fused`` takes it wherever it can run.
+
+    Raises:
+        BadInput: `strategy` is ``fused`` and the map is too large for it, or the gate's hidden
+            layer alone exceeds the shared memory of a block.
+    """
+    if strategy != "staged":
+        enough = 0.25 if limits.largest_cluster > 1 else 1.0
+        candidates = fused_candidates(gate, limits, 0.0 if strategy == "fused" else enough)
+        if candidates:
+            return _preferred(candidates, limits, batch)
+        if strategy == "fused":
+            raise BadInput(f"{gate}: too large for the fused kernel", "use the staged kernels")
+    return _staged(gate, limits, batch)
+
+
+def fused_candidates(
+    gate: Gate, limits: DeviceLimits, least_kept: float = 0.0
+) -> tuple[LaunchPlan, ...]:
+    """The fused kernel with every cluster size and block size that works, smallest first.
+
+    `least_kept` is the part of the map that shared memory has to hold.
+    """
+    candidates = []
+    for cluster in CLUSTER_SIZES:
+        per_block = positions_per_block(gate, cluster)
+        if cluster > limits.largest_cluster:
+            break
+        if cluster > 1 and per_block == positions_per_block(gate, cluster // 2):
+            continue  # the added blocks would have nothing to do
+        for threads in (limits.small_block, limits.large_block):
+            rows, columns = gate.matrix(per_block, gate.stored)
+            tiling = choose_tiling(gate, rows, columns, threads, limits.warp)
+            free = limits.block_shared_bytes - fused_fixed_bytes(gate, tiling, cluster)
+            kept = min(rows, free // 16 * 16 // (columns * gate.vector * gate.element_bytes))
+            if free >= 0 and kept >= least_kept * rows:
+                candidates.append(fused_plan(gate, tiling, cluster, kept))
+    return tuple(candidates)
+
+
+def kept_part(candidate: LaunchPlan) -> float:
+    """The part of the map that a fused plan keeps in shared memory."""
+    gate, launch = candidate.gate, candidate.launches[0]
+    rows, _ = gate.matrix(launch.integer("positions_per_block"), gate.stored)
+    return launch.integer("kept_rows") / rows
+
+
+def grid(launch: Launch, batch: int, limits: DeviceLimits) -> int:
+    """Blocks of `launch` for `batch` images; `BadInput` if the device's grid is too small."""
+    blocks = launch.blocks_per_image * batch
+    if blocks > limits.grid_blocks:
+        raise BadInput(f"batch {batch} needs a grid of {blocks} blocks", "split the batch")
+    return blocks
+
+
+def _preferred(candidates: tuple[LaunchPlan, ...], limits: DeviceLimits, batch: int) -> LaunchPlan:
+    """The smallest cluster that keeps most of the map, fills the device and leaves room for a peer.
+
+    Two blocks on a multiprocessor hide each other's barriers. A block that is alone there gets more
+    threads instead.
+    """
+
+    def rank(candidate: LaunchPlan) -> tuple[float, ...]:
+        launch = candidate.launches[0]
+        blocks = -(-candidate.gate.positions // launch.integer("positions_per_block"))
+        bytes_used = launch.shared_bytes + _RESERVED_SHARED_BYTES
+        pair = 2 * bytes_used <= limits.multiprocessor_shared_bytes
+        right_threads = launch.threads == (limits.small_block if pair else limits.large_block)
+        busy = min(batch * blocks, limits.multiprocessors)
+        return (kept_part(candidate), busy, pair, right_threads, -launch.cluster)
+
+    return max(candidates, key=rank)
+
+
+def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) -> Tiling:
+    """The power of two of column lanes that leaves fewest lanes idle; of equals, the largest.
+
+    Neighbouring lanes read at least one 128-byte line of a row, or the whole row.
+    """
+    smallest, largest = 1, threads
+    line = min(columns, 128 // (gate.vector * gate.element_bytes))
+    if gate.rows_are_channels:
+        largest = warp  # one warp reduces a row, and needs no scratch for it
+    elif gate.layout == "chw32":
+        smallest, largest = 32 // gate.vector, threads // 4  # Tiling::run, Tiling::run_rows
+
+    def busy(lanes: int) -> float:
+        row_lanes = threads // lanes
+        return columns / round_up(columns, lanes) * rows / round_up(rows, row_lanes)
+
+    if gate.layout != "chw32":
+        smallest = min(largest, 1 << (line - 1).bit_length())
+    choices = [2**power for power in range(11) if smallest <= 2**power <= largest]
+    return Tiling(gate, threads, max(choices, key=lambda lanes: (busy(lanes), lanes)), warp)
+
+
+def _staged(gate: Gate, limits: DeviceLimits, batch: int) -> LaunchPlan:
+    threads, warp = limits.small_block, limits.warp
+    wanted = -(-4 * limits.multiprocessors // batch)  # blocks per image
+    positions_unit = round_up(64, gate.vector)
+    in_place = _gating(gate, limits, gate.positions, 1, False) is None
+
+    channels = _part(gate.stored, _channel_unit(gate), wanted)
+    blocks = -(-wanted * channels // gate.stored)
+    most = 1 if in_place else _MOST_SPLITS
+    positions = _part(gate.positions, positions_unit, min(most, blocks))
+    cut = Cut(positions, channels)
+    tiling = choose_tiling(gate, *gate.matrix(positions, channels), threads, warp)
+    statistics = channel_statistics(gate, tiling, cut)
+
+    positions = _part(gate.positions, positions_unit, min(most, wanted))
+    second = _gating(gate, limits, positions, cut.splits(gate)[0], in_place)
+    if second is None:
+        raise BadInput(
+            f"{gate}: the hidden layer exceeds the shared memory of a block",
+            "leave this gate unfused: its standard operators run everywhere",
+        )
+
+    positions = _part(min(gate.positions, _MOST_POSITIONS), positions_unit, wanted)
+    blocks = -(-wanted * positions // gate.positions)
+    cut = Cut(positions, _part(gate.stored, 4 * _channel_unit(gate), blocks))
+    tiling = choose_tiling(gate, *gate.matrix(cut.positions, cut.channels), threads, warp)
+    shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
+    return staged_plan(statistics, second, apply(gate, tiling, cut, shared), gate)
+
+
+def _gating(
+    gate: Gate, limits: DeviceLimits, positions: int, splits: int, in_place: bool
+) -> Launch | None:
+    """The second launch, None if it needs more shared memory than there is."""
+    rows, columns = gate.matrix(positions, gate.stored)
+    tiling = choose_tiling(gate, rows, columns, limits.small_block, limits.warp)
+    launch = gating(gate, tiling, positions, splits, in_place=in_place)
+    return launch if launch.shared_bytes <= limits.block_shared_bytes else None
+
+
+def _channel_unit(gate: Gate) -> int:
+    """Channels that one block reads at least: whole vectors, and 128-byte lines where they run."""
+    if gate.rows_are_channels:
+        return 8
+    return 32 if gate.layout == "chw32" else 128 // gate.element_bytes
+
+
+def _part(size: int, unit: int, wanted: int) -> int:
+    """Part of `size`, a multiple of `unit`, of which at most `wanted` make the whole."""
+    return round_up(-(-size // wanted), unit)

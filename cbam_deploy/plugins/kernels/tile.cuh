@@ -1,0 +1,326 @@
+// A block's part of one feature map as a matrix, and the two reductions over it.
+//
+// Every layout is read as a matrix of vectors of V adjacent elements, one 16-byte access each where
+// alignment allows:
+//
+//   layout   rows                columns                         a vector holds
+//   nchw     channels            positions of the slice, by V    V positions of one channel
+//   nhwc     positions           channels, by V                  V channels of one position
+//   chw32    positions           channels, by V                  V channels of one position
+//
+// so that the channel statistics reduce one axis, the spatial statistics the other, and one pair of
+// functions, `reduce_rows` and `reduce_columns`, serves both in every layout.
+//
+// A block of T threads is a grid of R row lanes by Q column lanes, both powers of two. A thread
+// visits rows r, r + R, ... and columns q, q + Q, ..., the same ones in every phase: what it put
+// into shared memory it alone reads back, without a barrier and without a bank conflict beyond what
+// 16 bytes per lane cost anyway. Sums run in an order fixed by the geometry: same input, same bits.
+#pragma once
+
+#include "element.cuh"
+
+namespace cbam {
+
+enum class Layout { nchw, nhwc, chw32 };
+
+// Sum and maximum of some elements. Of none: 0 and minus infinity.
+struct alignas(8) Stat {
+  float sum = 0.0f;
+  float max = __int_as_float(0xff800000);  // minus infinity
+
+  __device__ __forceinline__ void add(float v) {
+    sum += v;
+    max = max_or_nan(max, v);
+  }
+  __device__ __forceinline__ void add(const Stat& other) {
+    sum += other.sum;
+    max = max_or_nan(max, other.max);
+  }
+};
+
+// Shape of the whole map. `stored` is the number of channels stored, a multiple of 32 for chw32 and
+// at least `channels`; what lies beyond `channels` may hold anything in x and is zero in y.
+struct Shape {
+  int channels, stored, height, width;
+
+  __device__ __forceinline__ int positions() const { return height * width; }
+};
+
+// The part of a map that one block works on: positions [p0, p1) of stored channels [c0, c1), all of
+// them multiples of V where V elements along that axis make a vector.
+struct Slice {
+  int p0, p1, c0, c1;
+};
+
+// How a block of T threads walks the matrix: V elements per access, Q column lanes. `padded` says
+// that more channels are stored than there are.
+template <typename Element_, Layout layout_, bool padded_, int V_, int T_, int Q_>
+struct Tiling {
+  using Element = Element_;
+  using Vector = Pack<Element_, V_>;
+  static constexpr Layout layout = layout_;
+  static constexpr bool padded = padded_;
+  static constexpr int V = V_, T = T_, Q = Q_, R = T_ / Q_;
+  static constexpr bool rows_are_channels = layout == Layout::nchw;
+
+  // Rows a thread handles together, so that as many independent loads are in flight.
+  static constexpr int batch = 4;
+
+  // In chw32 the 32 channels of one position are adjacent, then comes the next position. To read
+  // runs longer than 32 bytes, neighbouring lanes take `run` columns of `run_rows` rows first.
+  static constexpr int run = layout == Layout::chw32 ? 32 / V : Q;
+  static constexpr int run_rows = layout == Layout::chw32 ? 4 : 1;
+
+  __device__ __forceinline__ static int row_lane() {
+    const int t = threadIdx.x;
+    return t / run % run_rows + t / (run_rows * Q) * run_rows;
+  }
+  __device__ __forceinline__ static int column_lane() {
+    const int t = threadIdx.x;
+    return t % run + t / (run * run_rows) % (Q / run) * run;
+  }
+
+  // Does flipping this bit of the thread's number change its column (otherwise: its row)?
+  __device__ __forceinline__ static constexpr bool is_column_bit(int bit) {
+    return bit < run || (bit >= run * run_rows && bit < Q * run_rows);
+  }
+
+  // Warps side by side along one row, and groups of such warps.
+  static constexpr int warps_per_row = Q * run_rows > kWarp ? Q * run_rows / kWarp : 1;
+  static constexpr int warp_rows = T / kWarp / warps_per_row;
+
+  // Vectors' values exchanged between warps at a time, to keep the exchange small.
+  static constexpr int exchange = V < 4 ? V : 4;
+  // Stats of shared memory that the reductions need: over rows or columns, that is, per channel or
+  // per position.
+  static constexpr int row_scratch = warps_per_row > 1 ? R * batch * warps_per_row : 0;
+  static constexpr int column_scratch = warp_rows * Q * exchange;
+  static constexpr int channel_scratch = rows_are_channels ? row_scratch : column_scratch;
+  static constexpr int position_scratch = rows_are_channels ? column_scratch : row_scratch;
+
+  static_assert(T % Q == 0 && T % kWarp == 0 && Q % run == 0 && R % run_rows == 0);
+  static_assert(layout != Layout::chw32 || run * run_rows <= kWarp);
+};
+
+// Offset in elements of a vector in a map, or slice of one, that stores `row_stride` elements per
+// row and, for chw32, `block_stride` elements per 32 channels.
+template <class G>
+__device__ __forceinline__ int offset_of(int row, int col, int row_stride, int block_stride) {
+  if constexpr (G::layout == Layout::chw32) {
+    return col / G::run * block_stride + row * row_stride + col % G::run * G::V;
+  }
+  return row * row_stride + col * G::V;
+}
+
+// The block's slice as a matrix. Its first `kept_rows` rows can be kept in shared memory.
+template <class G>
+struct Tile {
+  using Element = typename G::Element;
+  using Vector = typename G::Vector;
+
+  size_t origin;  // of the slice in the tensor, in elements
+  int rows, cols, row_stride, block_stride;
+  int kept_rows = 0, kept_row_stride = 0, kept_block_stride = 0;
+  Element* kept = nullptr;
+
+  __device__ __forceinline__ Tile(const Shape& shape, int image, const Slice& slice) {
+    const int positions = shape.positions();
+    const int own_positions = slice.p1 - slice.p0, own_channels = slice.c1 - slice.c0;
+    if constexpr (G::layout == Layout::nchw) {
+      origin = (size_t(image) * shape.stored + slice.c0) * positions + slice.p0;
+      rows = own_channels, cols = own_positions / G::V;
+      row_stride = positions, block_stride = 0;
+    } else if constexpr (G::layout == Layout::nhwc) {
+      origin = (size_t(image) * positions + slice.p0) * shape.stored + slice.c0;
+      rows = own_positions, cols = own_channels / G::V;
+      row_stride = shape.stored, block_stride = 0;
+    } else {
+      origin = (size_t(image) * shape.stored + slice.c0) * positions + size_t(slice.p0) * 32;
+      rows = own_positions, cols = own_channels / G::V;
+      row_stride = 32, block_stride = positions * 32;
+    }
+  }
+
+  __device__ __forceinline__ void keep(Element* memory, int kept_rows_) {
+    kept = memory;
+    kept_rows = kept_rows_ < rows ? kept_rows_ : rows;
+    kept_row_stride = G::layout == Layout::chw32 ? 32 : cols * G::V;
+    kept_block_stride = kept_rows * 32;
+  }
+
+  __device__ __forceinline__ size_t at(int row, int col) const {
+    return origin + offset_of<G>(row, col, row_stride, block_stride);
+  }
+  __device__ __forceinline__ Element* kept_at(int row, int col) const {
+    return kept + offset_of<G>(row, col, kept_row_stride, kept_block_stride);
+  }
+
+  // Read a batch of vectors, rows `row`, `row + R`, ..., of a tensor of this shape.
+  __device__ __forceinline__ void read(const Element* x, int row, int col,
+                                       Vector (&vectors)[G::batch]) const {
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u) {
+      const int at_row = row + u * G::R;
+      if (at_row < rows) vectors[u] = Vector::load_global(x + at(at_row, col));
+    }
+  }
+
+  // Read a batch and keep in shared memory what is to be kept.
+  __device__ __forceinline__ void read_and_keep(const Element* x, int row, int col,
+                                                Vector (&vectors)[G::batch]) const {
+    read(x, row, col, vectors);
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u) {
+      const int at_row = row + u * G::R;
+      if (at_row < kept_rows) vectors[u].store(kept_at(at_row, col));
+    }
+  }
+
+  // Read the same batch again, from shared memory where it was kept.
+  __device__ __forceinline__ void read_again(const Element* x, int row, int col,
+                                             Vector (&vectors)[G::batch]) const {
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u) {
+      const int at_row = row + u * G::R;
+      if (at_row < kept_rows) {
+        vectors[u] = Vector::load_shared(kept_at(at_row, col));
+      } else if (at_row < rows) {
+        vectors[u] = Vector::load_global(x + at(at_row, col));
+      }
+    }
+  }
+
+  // Have the slice of a tensor of this shape brought to L2, by one request per 128-byte line.
+  __device__ __forceinline__ void prefetch(const Element* r) const {
+    for (int row = G::row_lane(); row < rows; row += G::R) {
+      for (int col = G::column_lane(); col < cols; col += G::Q) {
+        const Element* address = r + at(row, col);
+        if (col == 0 || reinterpret_cast<size_t>(address) % 128 == 0) prefetch_to_l2(address);
+      }
+    }
+  }
+};
+
+// Reduce every row: `read(row, col, vectors)` reads a batch, `weigh(row, col, values)` scales a
+// vector in place and returns how many of its elements count, `emit(row, stat)` is called once per
+// row, by one thread. `scratch`: Tiling::row_scratch stats of shared memory. All threads must call.
+template <class G, class Read, class Weigh, class Emit>
+__device__ __forceinline__ void reduce_rows(int rows, int cols, Stat* scratch, Read read,
+                                            Weigh weigh, Emit emit) {
+  const int row_lane = G::row_lane(), column_lane = G::column_lane();
+  for (int base = 0; base < rows; base += G::R * G::batch) {
+    Stat stats[G::batch];
+    for (int col = column_lane; col < cols; col += G::Q) {
+      typename G::Vector vectors[G::batch];
+      read(base + row_lane, col, vectors);
+#pragma unroll
+      for (int u = 0; u < G::batch; ++u) {
+        const int row = base + row_lane + u * G::R;
+        if (row >= rows) break;
+        float values[G::V];
+        vectors[u].unpack(values);
+        const int count = weigh(row, col, values);
+        if (count == G::V) {
+#pragma unroll
+          for (int i = 0; i < G::V; ++i) stats[u].add(values[i]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < G::V; ++i)
+            if (i < count) stats[u].add(values[i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u) {
+#pragma unroll
+      for (int bit = 1; bit < kWarp; bit *= 2) {
+        if (!G::is_column_bit(bit)) continue;
+        stats[u].add({shuffle_xor(stats[u].sum, bit), shuffle_xor(stats[u].max, bit)});
+      }
+    }
+    bool first_lane = true;
+#pragma unroll
+    for (int bit = 1; bit < kWarp; bit *= 2)
+      if (G::is_column_bit(bit) && (threadIdx.x & bit)) first_lane = false;
+    if constexpr (G::warps_per_row == 1) {
+#pragma unroll
+      for (int u = 0; u < G::batch; ++u) {
+        const int row = base + row_lane + u * G::R;
+        if (first_lane && row < rows) emit(row, stats[u]);
+      }
+    } else {
+      const int warp = threadIdx.x / kWarp % G::warps_per_row;
+#pragma unroll
+      for (int u = 0; u < G::batch; ++u)
+        if (first_lane) scratch[warp * G::R * G::batch + row_lane + u * G::R] = stats[u];
+      __syncthreads();
+      for (int i = threadIdx.x; i < G::R * G::batch && base + i < rows; i += G::T) {
+        Stat total;
+#pragma unroll
+        for (int w = 0; w < G::warps_per_row; ++w) total.add(scratch[w * G::R * G::batch + i]);
+        emit(base + i, total);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// Reduce every column, element by element of its vectors: `emit(col * V + i, stat)` is called once
+// for each, by one thread. Otherwise as `reduce_rows`; all elements count, and `scratch` has
+// Tiling::column_scratch stats.
+template <class G, class Read, class Weigh, class Emit>
+__device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch, Read read,
+                                               Weigh weigh, Emit emit) {
+  const int row_lane = G::row_lane(), column_lane = G::column_lane();
+  const int warp_row = threadIdx.x / kWarp / G::warps_per_row;
+  bool first_lane = true;
+#pragma unroll
+  for (int bit = 1; bit < kWarp; bit *= 2)
+    if (!G::is_column_bit(bit) && (threadIdx.x & bit)) first_lane = false;
+  for (int base = 0; base < cols; base += G::Q) {
+    const int col = base + column_lane;
+    Stat stats[G::V];
+    if (col < cols) {
+      for (int row = row_lane; row < rows; row += G::R * G::batch) {
+        typename G::Vector vectors[G::batch];
+        read(row, col, vectors);
+#pragma unroll
+        for (int u = 0; u < G::batch; ++u) {
+          if (row + u * G::R >= rows) break;
+          float values[G::V];
+          vectors[u].unpack(values);
+          weigh(row + u * G::R, col, values);
+#pragma unroll
+          for (int i = 0; i < G::V; ++i) stats[i].add(values[i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int bit = 1; bit < kWarp; bit *= 2) {
+      if (G::is_column_bit(bit)) continue;
+#pragma unroll
+      for (int i = 0; i < G::V; ++i)
+        stats[i].add({shuffle_xor(stats[i].sum, bit), shuffle_xor(stats[i].max, bit)});
+    }
+#pragma unroll
+    for (int group = 0; group < G::V; group += G::exchange) {
+      if (first_lane) {
+#pragma unroll
+        for (int i = 0; i < G::exchange; ++i)
+          scratch[(warp_row * G::exchange + i) * G::Q + column_lane] = stats[group + i];
+      }
+      __syncthreads();
+      for (int j = threadIdx.x; j < G::exchange * G::Q; j += G::T) {
+        const int total_col = base + j % G::Q;
+        if (total_col >= cols) continue;
+        Stat total;
+#pragma unroll
+        for (int w = 0; w < G::warp_rows; ++w) total.add(scratch[w * G::exchange * G::Q + j]);
+        emit(total_col * G::V + group + j / G::Q, total);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace cbam

@@ -1,0 +1,210 @@
+"""The gate in float64, with a bound on what float32 kernels may differ from it, element by element.
+
+The bound is a running error analysis (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd
+edition, sections 3.3 and 4.2), carried through the same formulas as the value. With u = 2^-24, the
+unit roundoff of float32, and gamma(n) = 4 sqrt(n) u:
+
+- a sum of n products is off by at most gamma(n) times the sum of their magnitudes, plus what the
+  errors of its terms amount to. That holds for certain where no term goes through more than
+  4 sqrt(n) additions, as in sums over many lanes, and for longer chains with rounding errors that
+  fall to either side (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4);
+- maxima and ReLU pass errors on unchanged; the sigmoid at most a quarter of them, and adds at most
+  `SIGMOID_ERROR` of its own;
+- what is written is rounded once to the map's type: `OUTPUT_ROUNDING` of its magnitude.
+
+So tolerances follow from type and number of terms and are written nowhere else. The same check
+serves the kernels on the host (tests/plugins) and on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbam_deploy.plugins.gate import Gate
+
+Array = NDArray[np.float64]
+
+UNIT_ROUNDOFF = 2.0**-24
+SIGMOID_ERROR = 2.0**-21
+"""Of `sigmoid` in ``kernels/gate.cuh``: fast exponential and division, absolute."""
+
+OUTPUT_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 0.0}
+"""Half a unit in the last place relative to the value; int8 rounds absolutely, see `apply_gate`."""
+
+_SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133, "int8": 0.0}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A gate's weights, float32, as the ONNX operator takes them.
+
+    Attributes:
+        w0, b0: first layer of the channel gate, [hidden, C] and [hidden].
+        w1, b1: its second layer, [C, hidden] and [C].
+        ws, bs: convolution of the spatial gate, [1, 2, k, k] (maximum, mean) and [1]; or None.
+    """
+
+    w0: NDArray[np.float32]
+    b0: NDArray[np.float32]
+    w1: NDArray[np.float32]
+    b1: NDArray[np.float32]
+    ws: NDArray[np.float32] | None = None
+    bs: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A value and how far a float32 computation of it may be off, both of one shape."""
+
+    value: Array
+    error: Array
+
+    def __add__(self, other: Bounded) -> Bounded:
+        value = self.value + other.value
+        return Bounded(value, self.error + other.error + UNIT_ROUNDOFF * np.abs(value))
+
+    def __mul__(self, other: Bounded) -> Bounded:
+        value = self.value * other.value
+        passed_on = np.abs(self.value) * other.error + np.abs(other.value) * self.error
+        return Bounded(value, passed_on + self.error * other.error + UNIT_ROUNDOFF * np.abs(value))
+
+    def relu(self) -> Bounded:
+        """Keeps NaN, as PyTorch does."""
+        return Bounded(np.where(self.value < 0, 0.0, self.value), self.error)
+
+    def sigmoid(self) -> Bounded:
+        """The logistic function."""
+        value = np.exp(-np.logaddexp(0.0, -self.value))
+        return Bounded(value, np.minimum(self.error / 4 + SIGMOID_ERROR, 1.0))
+
+
+def exact(value: NDArray[np.generic]) -> Bounded:
+    """A value that the kernels are given."""
+    array = value.astype(np.float64)
+    return Bounded(array, np.zeros_like(array))
+
+
+def weighted_sum(weights: NDArray[np.float32], terms: Bounded) -> Bounded:
+    """`weights` [m, n] times `terms` [..., n], summed over n: [..., m]."""
+    w = weights.astype(np.float64)
+    magnitude = np.abs(terms.value) @ np.abs(w).T
+    error = terms.error @ np.abs(w).T + _gamma(w.shape[1] + 2) * magnitude
+    return Bounded(terms.value @ w.T, error)
+
+
+def mean(terms: Bounded, axis: tuple[int, ...] | int) -> Bounded:
+    """Mean over `axis`."""
+    count = terms.value.size // max(1, np.mean(terms.value, axis=axis).size)
+    magnitude = np.mean(np.abs(terms.value), axis=axis)
+    error = np.mean(terms.error, axis=axis) + _gamma(count + 3) * magnitude
+    return Bounded(np.mean(terms.value, axis=axis), error)
+
+
+def maximum(terms: Bounded, axis: tuple[int, ...] | int) -> Bounded:
+    """Maximum over `axis`; NaN if there is one."""
+    return Bounded(np.max(terms.value, axis=axis), np.max(terms.error, axis=axis))
+
+
+def apply_gate(
+    gate: Gate, weights: Weights, x: NDArray[np.generic], r: NDArray[np.generic] | None = None
+) -> Bounded:
+    """The gate of `x` [N, C, H, W], in real values (int8 integers times their scale).
+
+    The result is y before saturation, for int8 in units of y_scale, with the error of everything
+    the kernels do, the rounding to the map's type included.
+    """
+    with np.errstate(all="ignore"):
+        x_real = exact(x) * exact(np.array([gate.x_scale], np.float32))
+        y = x_real * channel_gate(gate, weights, x_real)
+        if weights.ws is not None and weights.bs is not None:
+            y = y * spatial_gate(gate, weights.ws, weights.bs, y)
+        if r is not None:
+            y = (y + exact(r) * exact(np.array([gate.r_scale], np.float32))).relu()
+        if gate.dtype == "int8":
+            y = y * exact(1 / np.array([gate.y_scale], np.float32).astype(np.float64))
+            # Two more roundings: the kernels fold the scales into both gates.
+            rounding = 0.5 + 4 * UNIT_ROUNDOFF * np.abs(y.value)
+        else:
+            rounding = OUTPUT_ROUNDING[gate.dtype] * (np.abs(y.value) + y.error)
+        error = y.error + rounding + _SMALLEST[gate.dtype]
+        return Bounded(y.value, np.where(np.isnan(error), np.inf, error))
+
+
+def channel_gate(gate: Gate, weights: Weights, x: Bounded) -> Bounded:
+    """Mc [N, C, 1, 1]: one shared MLP, its outputs summed *before* the sigmoid."""
+    pooled = [mean(x, (2, 3))]
+    if gate.kernel_size:
+        pooled.append(maximum(x, (2, 3)))
+    logits = Bounded(np.zeros(1), np.zeros(1))
+    for statistic in pooled:
+        hidden = (weighted_sum(weights.w0, statistic) + exact(weights.b0)).relu()
+        logits = logits + (weighted_sum(weights.w1, hidden) + exact(weights.b1))
+    gates = logits.sigmoid()
+    return Bounded(gates.value[:, :, None, None], gates.error[:, :, None, None])
+
+
+def spatial_gate(
+    gate: Gate, ws: NDArray[np.float32], bs: NDArray[np.float32], x: Bounded
+) -> Bounded:
+    """Ms [N, 1, H, W]: convolution of the channels' maximum and mean, zeros beyond the border."""
+    reach, (height, width) = gate.kernel_size // 2, x.value.shape[2:]
+    border = ((0, 0), (reach, reach), (reach, reach))
+    logits = exact(bs)
+    terms = []
+    for channel, statistic in enumerate((maximum(x, 1), mean(x, 1))):
+        value, error = np.pad(statistic.value, border), np.pad(statistic.error, border)
+        for dy in range(gate.kernel_size):
+            for dx in range(gate.kernel_size):
+                window = np.s_[:, dy : dy + height, dx : dx + width]
+                inside = np.pad(np.ones((1, height, width), bool), border)[window]
+                weight = float(ws[0, channel, dy, dx])
+                # Beyond the border nothing is multiplied: 0 times an infinite weight stays 0.
+                terms.append(
+                    (
+                        np.where(inside, weight * value[window], 0.0),
+                        np.where(inside, abs(weight) * error[window], 0.0),
+                    )
+                )
+    values = np.stack([value for value, _ in terms])
+    magnitude = np.abs(values).sum(axis=0) + np.abs(logits.value)
+    error = np.sum([error for _, error in terms], axis=0) + _gamma(len(terms) + 2) * magnitude
+    gates = Bounded(values.sum(axis=0) + logits.value, error).sigmoid()
+    return Bounded(gates.value[:, None], gates.error[:, None])
+
+
+def disagreement(gate: Gate, y: NDArray[np.generic], expected: Bounded) -> str | None:
+    """Where `y` [N, C, H, W] is not what `expected` allows; None if it agrees everywhere.
+
+    NaN must be where it is expected and nowhere else; a value beyond the type's range must saturate
+    (int8) or become infinite.
+    """
+    found = y.astype(np.float64)
+    value, error = expected.value, expected.error
+    with np.errstate(invalid="ignore"):
+        if gate.dtype == "int8":
+            # Where NaN was expected, int8 has nothing to say it with.
+            allowed = np.isnan(value) | (np.abs(found - np.clip(value, -128, 127)) <= error)
+        else:
+            limit = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028234e38}[gate.dtype]
+            overflow = np.isinf(found) & (np.abs(value) + error > limit)
+            allowed = np.where(
+                np.isnan(value),
+                np.isnan(found),
+                (found == value)
+                | (np.abs(found - value) <= error)
+                | (overflow & (np.sign(found) == np.sign(value))),
+            )
+    if allowed.all():
+        return None
+    index = tuple(int(i[0]) for i in np.nonzero(~allowed))
+    return (
+        f"{int((~allowed).sum())} of {allowed.size} elements; first at {index}: "
+        f"{found[index]}, expected {value[index]} within {error[index]}"
+    )
+
+
+def _gamma(terms: int) -> float:
+    return float(4 * np.sqrt(terms) * UNIT_ROUNDOFF)

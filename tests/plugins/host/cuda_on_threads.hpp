@@ -1,0 +1,186 @@
+// CUDA on C++20 threads: what the kernels of cbam_deploy/plugins/kernels need to run on a host.
+//
+// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, one
+// allocation of exactly the launch's size for each block's shared memory, filled with NaN. So the
+// sanitizers see what a GPU would do: AddressSanitizer a step outside a buffer or shared memory,
+// ThreadSanitizer two threads on one address without a barrier between. Warp shuffles exchange
+// values without ordering memory, as on the GPU: under ThreadSanitizer their atomics are relaxed,
+// so that a missing barrier is not hidden by a shuffle nearby.
+//
+// A warp has CBAM_HOST_WARP lanes (default 8): the kernels take its size from `kWarp`, and blocks
+// of 16 or 32 threads then have several warps.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define CBAM_DEPLOY_HOST
+#define CBAM_CLUSTER(blocks)
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+#ifndef CBAM_HOST_WARP
+#define CBAM_HOST_WARP 8
+#endif
+
+struct uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+
+struct __half { _Float16 value; };
+inline float __half2float(__half v) { return static_cast<float>(v.value); }
+inline __half __float2half_rn(float v) { return {static_cast<_Float16>(v)}; }
+
+struct __nv_bfloat16 { std::uint16_t bits; };
+inline float __bfloat162float(__nv_bfloat16 v) {
+  return std::bit_cast<float>(std::uint32_t{v.bits} << 16);
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+  const auto bits = std::bit_cast<std::uint32_t>(v);
+  if (std::isnan(v)) return {0x7fff};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+inline float __int_as_float(unsigned v) { return std::bit_cast<float>(v); }
+inline int __float_as_int(float v) { return std::bit_cast<int>(v); }
+inline float __expf(float v) { return std::exp(v); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+template <typename T>
+T __ldg(const T* from) { return *from; }
+
+namespace cuda_on_threads {
+
+#ifdef __SANITIZE_THREAD__
+constexpr auto kPublish = std::memory_order_relaxed, kObserve = std::memory_order_relaxed;
+#else
+constexpr auto kPublish = std::memory_order_acq_rel, kObserve = std::memory_order_acquire;
+#endif
+
+// Exchange between the lanes of a warp. Two sets of slots: a lane that runs ahead to the next
+// exchange does not overwrite what a slow one has yet to read, and cannot get further ahead.
+class Warp {
+ public:
+  float exchange(int lane, int other, float v) {
+    const unsigned round = rounds_[lane]++;
+    slots_[round % 2][lane].store(v, std::memory_order_relaxed);
+    const unsigned all = (round + 1) * CBAM_HOST_WARP;
+    if (arrived_.fetch_add(1, kPublish) + 1 == all) arrived_.notify_all();
+    for (unsigned now; (now = arrived_.load(kObserve)) < all;) arrived_.wait(now, kObserve);
+    return slots_[round % 2][other].load(std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<unsigned> arrived_ = 0;
+  unsigned rounds_[CBAM_HOST_WARP] = {};
+  std::atomic<float> slots_[2][CBAM_HOST_WARP];
+};
+
+// Exactly `bytes` bytes at a multiple of 16, all bits set: a NaN in every floating type.
+struct Free { void operator()(unsigned char* p) const { std::free(p); } };
+using Memory = std::unique_ptr<unsigned char, Free>;
+inline Memory allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 16, bytes)) std::abort();
+  std::memset(memory, 0xff, bytes);
+  return Memory(static_cast<unsigned char*>(memory));
+}
+
+struct Block {
+  Block(int threads, std::size_t shared_bytes, int number)
+      : number(number), barrier(threads), warps(threads / CBAM_HOST_WARP),
+        shared(allocate(shared_bytes)) {}
+
+  int number;
+  bool started = false;  // not atomic: who asks without a barrier in between is in a race
+  std::barrier<> barrier;
+  std::vector<Warp> warps;
+  Memory shared;
+};
+
+struct Cluster {
+  explicit Cluster(int threads) : barrier(threads) {}
+  std::deque<Block> blocks;
+  std::barrier<> barrier;
+};
+
+struct Index { int x; };
+inline thread_local Cluster* cluster;
+inline thread_local Block* block;
+inline thread_local int rank;
+
+// Run `kernel`, a callable, over a grid; clusters one after the other.
+template <class Kernel>
+void launch(int grid, int cluster_size, int threads, std::size_t shared_bytes, Kernel kernel);
+
+}  // namespace cuda_on_threads
+
+inline thread_local cuda_on_threads::Index threadIdx, blockIdx;
+inline void __syncthreads() { cuda_on_threads::block->barrier.arrive_and_wait(); }
+
+namespace cbam {
+
+constexpr int kWarp = CBAM_HOST_WARP;
+
+inline unsigned char* dynamic_shared() { return cuda_on_threads::block->shared.get(); }
+
+inline float shuffle_xor(float v, int mask) {
+  const int lane = threadIdx.x % kWarp;
+  return cuda_on_threads::block->warps[threadIdx.x / kWarp].exchange(lane, lane ^ mask, v);
+}
+
+template <int blocks>
+int cluster_rank() { return cuda_on_threads::rank; }
+
+template <int blocks>
+void cluster_sync() { cuda_on_threads::cluster->barrier.arrive_and_wait(); }
+
+template <int blocks, typename T>
+T* cluster_peer(T* own, int rank) {
+  if (rank != cuda_on_threads::rank && !cuda_on_threads::cluster->blocks[rank].started) {
+    std::fputs("a peer's shared memory is used before the peer runs\n", stderr);
+    std::abort();
+  }
+  const auto offset = reinterpret_cast<unsigned char*>(own) - dynamic_shared();
+  return reinterpret_cast<T*>(cuda_on_threads::cluster->blocks[rank].shared.get() + offset);
+}
+
+inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
+inline void prefetch_to_l2(const void* address) {
+  // A prefetch outside the tensor is harmless on the GPU, but a mistake: let the sanitizer see it.
+  [[maybe_unused]] const volatile char touched = *static_cast<const volatile char*>(address);
+}
+
+}  // namespace cbam
+
+template <class Kernel>
+void cuda_on_threads::launch(int grid, int cluster_size, int threads, std::size_t shared_bytes,
+                             Kernel kernel) {
+  for (int first = 0; first < grid; first += cluster_size) {
+    Cluster now(threads * cluster_size);
+    for (int i = 0; i < cluster_size; ++i)
+      now.blocks.emplace_back(threads, shared_bytes, first + i);
+    std::vector<std::jthread> running;
+    for (int i = 0; i < threads * cluster_size; ++i) {
+      running.emplace_back([&, i] {
+        cluster = &now, rank = i / threads, block = &now.blocks[rank];
+        blockIdx.x = block->number, threadIdx.x = i % threads;
+        if (threadIdx.x == 0) block->started = true;
+        kernel();
+      });
+    }
+  }
+}

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+import sys
+
+import pytest
+
+from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.plugins import compile as compilation
+from cbam_deploy.plugins import kernel_report
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="needs pip install 'cbam-deploy[kernels]'")
+
+SMALL = "cbam::channel_excitation<256, false>"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "cbam-deploy" / "kernels"
+
+
+def test_ptx_is_for_cuda_13_0_and_has_the_cluster_in_it(cache):
+    (launch,) = plan(Gate(256, 56, 56, 16), KNOWN_DEVICES[90]).launches
+    compiled = compilation.compile_kernels([launch.kernel], "compute_90")
+    ptx = compiled.image.decode()
+    assert ".version 9.0\n" in ptx, "PTX of CUDA 13.0, which its driver loads"
+    assert f".entry {compiled.names[launch.kernel]}(" in ptx
+    assert f".reqnctapercluster {launch.cluster}, 1, 1" in ptx
+    parameters = ptx.partition(".entry")[2].partition(")")[0].count(".param")
+    assert parameters == len(launch.inputs) + len(launch.integers) + len(launch.outputs)
+
+
+def test_maps_move_in_16_byte_accesses(cache):
+    (launch,) = plan(Gate(256, 56, 56, 16, residual=True), KNOWN_DEVICES[90]).launches
+    ptx = compilation.compile_kernels([launch.kernel], "compute_90").image.decode()
+    reads = re.findall(r"ld\.global\.nc\.v4\.[a-z]*32", ptx)
+    writes = re.findall(r"st\.global\.v4\.[a-z]*32", ptx)
+    assert len(reads) >= 8  # a batch of four vectors of x, and of r
+    assert len(writes) >= 4
+    assert not re.findall(r"(ld\.global|st\.global)[a-z0-9.]*\.[a-z]*16 ", ptx), "no single halves"
+
+
+def test_second_compilation_comes_from_the_cache(cache, monkeypatch):
+    first = compilation.compile_kernels([SMALL], "sm_80")
+    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compilation.compile_kernels([SMALL], "sm_80") == first
+
+
+def test_cache_depends_on_source_architecture_and_kernels(cache, monkeypatch, tmp_path):
+    compilation.compile_kernels([SMALL], "sm_80")
+    compilation.compile_kernels([SMALL], "compute_80")
+    compilation.compile_kernels(["cbam::channel_excitation<256, true>"], "sm_80")
+    assert len(list(cache.iterdir())) == 3
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for path in compilation.KERNELS.glob("*.cuh"):
+        (changed / path.name).write_text(path.read_text() + "\n// changed\n")
+    monkeypatch.setattr(compilation, "KERNELS", changed)
+    compilation.compile_kernels([SMALL], "sm_80")
+    assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "truncate", "flip"])
+def test_damaged_cache_entry_is_compiled_again(damage, cache):
+    first = compilation.compile_kernels([SMALL], "sm_80")
+    (file,) = cache.iterdir()
+    text = file.read_text()
+    if damage == "truncate":
+        file.write_text(text[: len(text) // 2])
+    elif damage == "flip":
+        data = json.loads(text)
+        data["image"] = "AAAA" + data["image"][4:]
+        file.write_text(json.dumps(data))
+    else:
+        file.write_text(damage)
+    assert compilation.compile_kernels([SMALL], "sm_80").names == first.names
+    assert json.loads(file.read_text())["names"] == first.names
+
+
+def test_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compilation.compile_kernels([SMALL], "sm_80").image
+
+
+def _compile_small(_: int) -> compilation.CompiledKernels:
+    return compilation.compile_kernels([SMALL], "sm_80")
+
+
+def test_concurrent_processes_leave_one_whole_entry(cache, monkeypatch):
+    with concurrent.futures.ProcessPoolExecutor(4) as processes:
+        compiled = list(processes.map(_compile_small, range(8)))
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert _compile_small(0) in compiled
+
+
+def test_unknown_architecture_is_named(cache):
+    with pytest.raises(BadInput, match="sm_70"):
+        compilation.compile_kernels([SMALL], "sm_70")
+
+
+def test_a_kernel_that_does_not_compile_shows_the_log(cache):
+    with pytest.raises(RuntimeError, match="do not compile for sm_80") as raised:
+        compilation.compile_kernels(["cbam::no_such_kernel<1>"], "sm_80")
+    assert "no_such_kernel" in str(raised.value)
+    assert not cache.exists()
+
+
+def test_without_nvrtc_the_hint_names_the_extra(monkeypatch, cache):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    compilation._nvrtc.cache_clear()
+    with pytest.raises(MissingCapability) as raised:
+        compilation.compile_kernels([SMALL], "sm_80")
+    assert "cbam-deploy[cuda]" in raised.value.hint
+
+
+REPRESENTATIVE = (
+    # Every kernel, type and layout at least once, by the geometry of each architecture.
+    (Gate(512, 28, 28, 32, 7, True, "float16", "nhwc"), "auto"),
+    (Gate(256, 56, 56, 16, 7, True, "int8", "chw32"), "auto"),
+    (Gate(1024, 14, 14, 64, 0, True, "float32", "nchw"), "auto"),
+    (Gate(256, 56, 56, 16, 7, False, "bfloat16", "nhwc"), "staged"),
+    (Gate(20, 5, 5, 2, 3, False, "float16", "nchw"), "auto"),
+    (Gate(512, 28, 28, 32, 0, False, "int8", "nhwc"), "staged"),
+    (Gate(20, 8, 8, 2, 0, False, "bfloat16", "nchw"), "auto"),
+    (Gate(256, 56, 56, 16, 3, True, "float32", "nhwc"), "staged"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", KNOWN_DEVICES)
+def test_representative_kernels_spill_nothing(architecture, pytestconfig, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("kernels")))
+    limits = KNOWN_DEVICES[architecture]
+    launches = {}
+    for gate, strategy in REPRESENTATIVE:
+        for launch in plan(gate, limits, strategy=strategy).launches:
+            launches[launch.kernel] = launch
+    usages = kernel_report.measure(architecture, list(launches.values()))
+    assert [problem for usage in usages for problem in usage.problems(limits)] == []
+    assert all(0 < usage.registers <= 128 for usage in usages)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import (
+    CLUSTER_SIZES,
+    KNOWN_DEVICES,
+    choose_tiling,
+    fused_candidates,
+    grid,
+    kept_part,
+    plan,
+)
+from cbam_deploy.plugins.kernel_report import FORMATS, MAPS
+from cbam_deploy.plugins.launches import Launch
+
+size = st.one_of(st.integers(1, 80), st.sampled_from([56, 112, 224, 513]))
+channels = st.one_of(st.integers(1, 300), st.sampled_from([512, 1000, 1024, 2048, 4096, 9000]))
+
+
+@st.composite
+def gates(draw) -> Gate:
+    dtype, layout = draw(st.sampled_from(FORMATS))
+    count = draw(channels)
+    return Gate(
+        channels=count,
+        height=draw(size),
+        width=draw(st.one_of(size, st.just(5000))) if count < 300 else draw(st.integers(1, 20)),
+        hidden=draw(st.integers(1, 256)),
+        kernel_size=draw(st.sampled_from([0, 3, 7])),
+        residual=draw(st.booleans()),
+        dtype=dtype,
+        layout=layout,
+        stored=-(-count // 8) * 8 if layout == "nhwc" and draw(st.booleans()) else 0,
+        alignment=draw(st.sampled_from([4, 8, 16])),
+    )
+
+
+devices = st.sampled_from(list(KNOWN_DEVICES.values()))
+thousands = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def slices(gate: Gate, launch: Launch) -> list[tuple[int, int, int, int]]:
+    """Positions and stored channels of every block of one image, as the kernels compute them."""
+    integers = dict(launch.integers)
+    per_block = integers.get("positions_per_block", gate.positions)
+    channels_per_block = integers.get("channels_per_block", gate.stored)
+    splits = -(-gate.stored // channels_per_block)
+    found = []
+    for block in range(launch.blocks_per_image):
+        p0 = min(gate.positions, block // splits * per_block)
+        c0 = block % splits * channels_per_block
+        p1, c1 = min(gate.positions, p0 + per_block), min(gate.stored, c0 + channels_per_block)
+        found.append((p0, p1, c0, c1))
+    return found
+
+
+@thousands
+@given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
+def test_every_element_is_covered_exactly_once(gate, limits, batch, strategy):
+    for launch in plan(gate, limits, batch=batch, strategy=strategy).launches:
+        if "channel_excitation" in launch.kernel:
+            continue
+        parts = slices(gate, launch)
+        area = sum((p1 - p0) * (c1 - c0) for p0, p1, c0, c1 in parts)
+        assert area == gate.positions * gate.stored
+        busy = {(p0, c0) for p0, p1, c0, c1 in parts if p1 > p0}
+        assert len(busy) == len(parts) or launch.cluster > len(busy) > launch.cluster // 2
+        unit = gate.vector
+        for p0, p1, c0, c1 in parts:
+            ends = (p0, p1) if gate.rows_are_channels else (c0, c1)
+            assert all(end % unit == 0 for end in ends), "a vector straddles two blocks"
+            assert gate.layout != "chw32" or c0 % 32 == 0
+
+
+@thousands
+@given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
+def test_no_limit_is_exceeded(gate, limits, batch, strategy):
+    launch_plan = plan(gate, limits, batch=batch, strategy=strategy)
+    for launch in launch_plan.launches:
+        assert launch.shared_bytes <= limits.block_shared_bytes
+        assert launch.threads in (256, 512)
+        assert launch.cluster in CLUSTER_SIZES
+        assert launch.cluster <= limits.largest_cluster
+        assert launch.blocks_per_image % launch.cluster == 0
+        assert grid(launch, batch, limits) <= limits.grid_blocks
+        assert all(-(2**31) <= value < 2**31 for _, value in launch.integers)
+        tiling = re.search(r"(\d+), (\d+), (\d+)>", launch.kernel)
+        if tiling:
+            vector, threads, lanes = map(int, tiling.groups())
+            assert vector * gate.element_bytes <= min(16, gate.alignment)
+            assert threads == launch.threads
+            assert lanes & (lanes - 1) == 0
+            assert lanes <= (32 if gate.rows_are_channels else threads)
+            if gate.layout == "chw32":  # the kernel's own static assertions
+                assert lanes % (32 // vector) == 0
+                assert threads // lanes % 4 == 0
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "chw32"])
+@pytest.mark.parametrize(("threads", "lanes"), [(256, 16), (512, 64), (256, 2)])
+def test_threads_meet_every_vector_of_a_tile_once(layout, threads, lanes):
+    """The lane arithmetic of `Tiling` in kernels/tile.cuh, written down a second time."""
+    if layout == "nchw":
+        lanes = min(lanes, 32)
+    run, run_rows = (2, 4) if layout == "chw32" else (lanes, 1)
+    t = np.arange(threads)
+    row = t // run % run_rows + t // (run_rows * lanes) * run_rows
+    column = t % run + t // (run * run_rows) % (lanes // run) * run
+    assert len(set(zip(row, column, strict=True))) == threads
+    assert row.max() == threads // lanes - 1
+    assert column.max() == lanes - 1
+
+
+@pytest.mark.parametrize("dtype_layout", FORMATS, ids="-".join)
+@pytest.mark.parametrize("shape", MAPS[:4], ids=str)
+def test_resnet50_gates_are_fused_on_hopper_and_keep_most_of_the_map(shape, dtype_layout):
+    dtype, layout = dtype_layout
+    count, edge = shape
+    gate = Gate(count, edge, edge, count // 16, dtype=dtype, layout=layout, residual=True)
+    chosen = plan(gate, KNOWN_DEVICES[90], batch=32)
+    assert len(chosen.launches) == 1
+    too_large = dtype == "float32" and count == 256
+    assert kept_part(chosen) == 1.0 or (too_large and kept_part(chosen) > 0.25)
+
+
+def test_without_clusters_only_maps_that_fit_one_block_are_fused():
+    small = Gate(64, 8, 8, 4, dtype="float16")
+    large = Gate(256, 56, 56, 16, dtype="float16")
+    assert len(plan(small, KNOWN_DEVICES[86]).launches) == 1
+    assert len(plan(large, KNOWN_DEVICES[86]).launches) == 3
+    assert plan(small, KNOWN_DEVICES[86]).launches[0].cluster == 1
+
+
+def test_a_small_shared_memory_limit_is_kept():
+    """What a kernel embedded in a TensorRT engine may use: 48 KiB, without opting in."""
+    limits = replace(KNOWN_DEVICES[90], block_shared_bytes=48 * 1024)
+    for count, edge in MAPS:
+        gate = Gate(count, edge, edge, max(1, count // 16))
+        for strategy in ("auto", "fused", "staged"):
+            for launch in plan(gate, limits, strategy=strategy).launches:
+                assert launch.shared_bytes <= 48 * 1024
+
+
+def test_a_batch_beyond_the_grid_is_refused_by_name():
+    launch = plan(Gate(64, 8, 8, 4), KNOWN_DEVICES[90]).launches[0]
+    with pytest.raises(BadInput, match="batch 2147483648"):
+        grid(launch, 2**31, KNOWN_DEVICES[90])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 0}, "positive"),
+        ({"kernel_size": 5}, "3, 7"),
+        ({"layout": "chw32"}, "int8"),
+        ({"stored": 3}, "stored"),
+        ({"alignment": 1}, "aligned"),
+        ({"height": 2**15, "width": 2**15}, "2\\^30"),
+    ],
+)
+def test_a_gate_without_kernels_is_refused(change, message):
+    sizes = {"channels": 64, "height": 8, "width": 8, "hidden": 4}
+    with pytest.raises(BadInput, match=message):
+        Gate(**{**sizes, **change})
+
+
+def test_fused_refuses_a_map_that_is_too_large():
+    gate = Gate(64, 1024, 1024, 4)
+    assert fused_candidates(gate, KNOWN_DEVICES[90]) == ()
+    with pytest.raises(BadInput, match="too large for the fused kernel"):
+        plan(gate, KNOWN_DEVICES[90], strategy="fused")
+
+
+def test_neighbouring_lanes_read_whole_lines():
+    gate = Gate(256, 56, 56, 16, layout="nchw")
+    tiling = choose_tiling(gate, 256, 49, 512, 32)
+    assert tiling.column_lanes * gate.vector * gate.element_bytes >= 128

@@ -1,0 +1,138 @@
+"""The kernels' own source, run on C++20 threads against the float64 reference.
+
+Built with AddressSanitizer and UndefinedBehaviorSanitizer, every buffer and every block's shared
+memory of exactly the planned size and filled with NaN: a read of what nobody wrote, an element not
+written and a step outside all show. What this does not show: the GPU's own instructions behind
+`device.cuh`, and speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gate_cases import (
+    VALUES,
+    VARIANTS,
+    Variant,
+    example_plan,
+    kernels_of,
+    plans,
+    random_maps,
+    random_weights,
+)
+from host_device import HostDevice, build
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+from cbam_deploy.plugins.reference import apply_gate, disagreement
+
+SANITIZED = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.fixture(scope="session")
+def host(built) -> HostDevice:
+    return build(built, set().union(*map(kernels_of, VARIANTS)), *SANITIZED)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_kernels_compute_the_gate(variant: Variant, data, host, tmp_path):
+    launch_plan = data.draw(plans(variant))
+    gate = launch_plan.gate
+    batch = data.draw(st.integers(1, 3))
+    kind = data.draw(st.sampled_from(VALUES))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    weights = random_weights(gate, rng)
+    x = random_maps(gate, batch, kind, rng)
+    r = random_maps(gate, batch, "normal", rng) if gate.residual else None
+    y = host.run(launch_plan, weights, x, r, tmp_path)
+    assert disagreement(gate, y, apply_gate(gate, weights, x, r)) is None
+
+
+FUSED = Variant("float16", "nhwc", 8, 16, 4, 7, True, 2)
+STAGED = Variant("bfloat16", "nhwc", 4, 16, 8, 3, True, None)
+
+
+@pytest.mark.parametrize("variant", [FUSED, STAGED], ids=str)
+def test_same_input_gives_same_bits(variant, host, tmp_path):
+    launch_plan = example_plan(variant, channels=24, height=5, width=5)
+    rng = np.random.default_rng(1)
+    weights = random_weights(launch_plan.gate, rng)
+    x, r = (random_maps(launch_plan.gate, 2, "normal", rng) for _ in range(2))
+    first, *others = (host.run(launch_plan, weights, x, r, tmp_path) for _ in range(4))
+    assert all(other.tobytes() == first.tobytes() for other in others)
+
+
+@pytest.mark.parametrize("variant", [FUSED, STAGED], ids=str)
+def test_nan_reaches_every_element_it_should(variant, host, tmp_path):
+    launch_plan = example_plan(variant, channels=24, height=5, width=5)
+    gate = launch_plan.gate
+    rng = np.random.default_rng(2)
+    weights = random_weights(gate, rng)
+    x, r = (random_maps(gate, 2, "normal", rng) for _ in range(2))
+    x[0, 3, 2, 2] = np.nan
+    y = host.run(launch_plan, weights, x, r, tmp_path).astype(np.float64)
+    assert np.isnan(y[0]).all(), "one NaN reaches the whole image through the channel gate"
+    assert not np.isnan(y[1]).any(), "and no other image"
+
+
+def test_int8_rounds_to_nearest_even_and_saturates(host, tmp_path):
+    variant = Variant("int8", "chw32", 16, 32, 8, 0, False, 4)
+    launch_plan = example_plan(variant, channels=32, height=4, width=4)
+    gate = launch_plan.gate
+    weights = random_weights(gate, np.random.default_rng(0), scale=0.0)  # Mc is sigmoid(0) = 1/2
+    x = np.arange(-256, 256).astype(np.int8).reshape(1, 32, 4, 4)
+    y = host.run(launch_plan, weights, x, None, tmp_path)
+    np.testing.assert_array_equal(y, np.rint(x / 2).astype(np.int8))
+    # Scales folded by hand: y_scale 1/8 makes most of the range saturate.
+    fine = replace(gate, y_scale=0.125)
+    launch_plan = example_plan(variant, channels=32, height=4, width=4)
+    launches = tuple(
+        replace(launch, integers=tuple(_with_scale(launch.integers, fine)))
+        for launch in launch_plan.launches
+    )
+    y = host.run(replace(launch_plan, gate=fine, launches=launches), weights, x, None, tmp_path)
+    np.testing.assert_array_equal(y, np.clip(x.astype(int) * 4, -128, 127))
+
+
+def _with_scale(integers, gate):
+    bits = int(np.float32(gate.y_scale).view(np.int32))
+    return [(name, bits if name == "y_scale" else value) for name, value in integers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout", "batch"),
+    [
+        ((128, 14, 14), "float16", "nhwc", 1),
+        ((64, 14, 14), "int8", "chw32", 32),
+        ((96, 7, 7), "float32", "nchw", 2),
+    ],
+)
+def test_planned_geometry_computes_the_gate_at_full_size(
+    shape, dtype, layout, batch, built, tmp_path
+):
+    """Warps of 32, blocks of 256 and 512 threads, clusters up to 8: what a GPU would launch."""
+    gate = Gate(*shape, hidden=8, residual=True, dtype=dtype, layout=layout)
+    launch_plan = plan(gate, KNOWN_DEVICES[90], batch=batch)
+    host = build(built, [one.kernel for one in launch_plan.launches], "-O1", warp=32)
+    rng = np.random.default_rng(0)
+    weights = random_weights(gate, rng)
+    x, r = (random_maps(gate, 1, "normal", rng) for _ in range(2))
+    y = host.run(launch_plan, weights, x, r, tmp_path)
+    assert disagreement(gate, y, apply_gate(gate, weights, x, r)) is None
+
+
+def test_host_rounds_bfloat16_like_ml_dtypes(host, tmp_path):
+    variant = Variant("bfloat16", "nhwc", 8, 32, 2, 0, False, 2, padded=True)
+    gate_plan = example_plan(variant, channels=7, stored=8, height=4, width=4)
+    weights = random_weights(gate_plan.gate, np.random.default_rng(0), scale=0.0)
+    x = np.random.default_rng(3).standard_normal((1, 7, 4, 4)).astype(ml_dtypes.bfloat16)
+    y = host.run(gate_plan, weights, x, None, tmp_path)
+    np.testing.assert_array_equal(y.astype(np.float32), x.astype(np.float32) / 2)
