@@ -72,7 +72,7 @@ def read_source(path: str | Path) -> OnnxSource:
     gates = {node.name or node.output[0]: node for node in graph.node if node.domain == GATE_DOMAIN}
     bodies = {function.name for function in model.functions if function.domain == GATE_DOMAIN}
     for name, node in gates.items():
-        if False:
+        if node.op_type not in bodies:
             raise BadInput(
                 f"{path}: gate {name} ({node.op_type}) has no function body to build from",
                 "export or fuse the model again with cbam-deploy",

@@ -41,7 +41,7 @@ def shell(command, folder, variables):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("commands", "variables", "kept"), jobs())
+@pytest.mark.parametrize(("commands", "variables", "kept"), list(jobs()))
 def test_every_step_succeeds_and_leaves_its_reports(commands, variables, kept, tmp_path):
     install, *steps = commands
     assert install.startswith("pip install")

@@ -64,6 +64,14 @@ def test_residual_addition_and_relu_belong_to_the_gate(residual_onnx, fused, sam
     same_outputs(path, residual_onnx)
 
 
+def test_residual_of_a_gate_is_the_output_of_the_gate_before_it(residual_onnx):
+    model = read_model(residual_onnx)
+    fuse_model(model)
+    first, second, third = (node for node in model.graph if node.domain == "cbam_deploy")
+    assert second.inputs[1] is first.outputs[0]
+    assert third.inputs[1] is second.outputs[0]
+
+
 def test_node_is_what_plugins_and_people_expect(residual_onnx, fused):
     _, path = fused(residual_onnx)
     gate = next(node for node in onnx.load(path).graph.node if node.name == "blocks.0.gate")
