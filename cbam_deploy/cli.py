@@ -254,6 +254,14 @@ def validate_command(
     every_node: Annotated[
         bool, typer.Option("--every-node", help="Compare every node, not only gates.")
     ] = False,
+    max_abs: Annotated[float | None, typer.Option(help="Largest absolute error.")] = None,
+    max_relative: Annotated[
+        float | None, typer.Option(help="Largest error over the largest output.")
+    ] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Smallest cosine.")] = None,
+    min_snr_db: Annotated[
+        float | None, typer.Option(help="Smallest signal-to-noise ratio, in dB.")
+    ] = None,
     seed: SeedOption = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
@@ -273,6 +281,10 @@ def validate_command(
         data=data,
         batch_sizes=batch or None,
         layers="all" if every_node else "gates" if layers else None,
+        max_abs=max_abs,
+        max_relative=max_relative,
+        min_cosine=min_cosine,
+        min_snr_db=min_snr_db,
         seed=seed,
         runtime=runtime,
         device=device,

@@ -76,6 +76,8 @@ class Inspection:
         opsets: version by domain; empty for an engine.
         operators: number of nodes by operator; empty for an engine.
         manifest: of an engine.
+        float_feature_maps: feature maps of a quantized network that travel through memory as float
+            (`exporters.feature_maps`); None for other networks and for engines.
         checks: what was compared.
     """
 
@@ -90,6 +92,7 @@ class Inspection:
     opsets: dict[str, int]
     operators: dict[str, int]
     manifest: Manifest | None
+    float_feature_maps: tuple[str, ...] | None
     checks: tuple[Check, ...]
 
     @property
@@ -119,6 +122,7 @@ class Inspection:
             "opsets": dict(self.opsets),
             "operators": dict(self.operators),
             "manifest": self.manifest.to_json() if self.manifest else None,
+            "float_feature_maps": self.float_feature_maps,
             "checks": [asdict(check) for check in self.checks],
         }
 
@@ -151,6 +155,9 @@ class Inspection:
             yield "opsets", ", ".join(f"{domain} {v}" for domain, v in self.opsets.items())
             counts = ", ".join(f"{count} {op}" for op, count in self.operators.items())
             yield "nodes", f"{sum(self.operators.values())}: {counts}"
+        if self.float_feature_maps is not None:
+            names = ", ".join(self.float_feature_maps)
+            yield "float maps", f"{len(self.float_feature_maps)} {names}"
         if self.manifest is not None:
             yield from _engine_facts(self.manifest)
         if not self.gates:
@@ -184,10 +191,12 @@ def inspect(artefact: str | Path) -> Inspection:
 
 
 def _inspect_onnx(path: Path) -> Inspection:
+    from cbam_deploy.exporters.feature_maps import float_feature_maps
     from cbam_deploy.exporters.onnx_file import read_model, read_provenance
 
     model = read_model(path)
     provenance = read_provenance(model)
+    precision = graph_precision(model)
     gates = _graph_gates(model)
     counted = Counter(_operator(node) for node in model.graph)
     weights = model.graph.initializers
@@ -195,7 +204,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         artefact=str(path),
         file_bytes=path.stat().st_size,
         sha256=file_sha256(path),
-        precision=graph_precision(model),
+        precision=precision,
         inputs=tuple(_spec(value) for value in model.graph.inputs if value.name not in weights),
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         gates=gates,
@@ -203,6 +212,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         operators=dict(counted.most_common()),
         manifest=None,
+        float_feature_maps=float_feature_maps(model) if precision == "int8" else None,
         checks=() if provenance is None else _recorded_checks(provenance, gates, model),
     )
 
@@ -235,6 +245,7 @@ def _inspect_engine(path: Path) -> Inspection:
         opsets={},
         operators={},
         manifest=manifest,
+        float_feature_maps=None,
         checks=tuple(checks),
     )
 

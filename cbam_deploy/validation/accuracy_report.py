@@ -85,9 +85,9 @@ class AccuracyReport:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        table.add_column("network")
-        table.add_column("runtime")
-        for heading in ("top-1", "top-5", "difference", "disagreements", "images/s"):
+        table.add_column("network", overflow="fold")
+        table.add_column("runtime", no_wrap=True)
+        for heading in ("top-1", "top-5", "points", "disagree", "images/s"):
             table.add_column(heading, justify="right")
         too_low = self._too_low()
         for network in self.networks:
