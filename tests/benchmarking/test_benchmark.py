@@ -152,13 +152,18 @@ def matmul(tmp_path_factory):
     return saved
 
 
+def median_ratio(measured, baseline):
+    return np.median(np.array(measured.round_seconds) / np.array(baseline.round_seconds))
+
+
 def test_real_files_are_measured_with_their_memory(matmul):
     small, large = matmul(64), matmul(2000)
     report = bench([small, large], batches=(1,), seconds=0.05, relative_to=small)
     first, second = report.entries
     assert (first.artefact, first.runtime) == ("matmul64.onnx", "onnxruntime-cpu")
-    assert second.median_seconds > 20 * first.median_seconds
-    assert second.relative.low > 20
+    # A thousand times the work: in this order on any machine, however busy.
+    assert second.median_seconds > first.median_seconds
+    assert second.relative.value == median_ratio(second, first)
     assert first.sha256 != second.sha256
     # A process of Python and ONNX Runtime has over 60 MB before it loads anything.
     assert first.peak_memory_bytes < 40e6
@@ -175,9 +180,7 @@ def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(digits_onnx)
     report = bench([digits_onnx], pytorch=True, batches=(2,), seconds=0.2, relative_to="pytorch")
     artefact, torch = report.entries
     assert (torch.artefact, torch.runtime, torch.sha256) == ("pytorch", "pytorch-cpu", None)
-    assert artefact.relative.value == pytest.approx(
-        artefact.median_seconds / torch.median_seconds, rel=0.5
-    )
+    assert artefact.relative.value == median_ratio(artefact, torch)
     assert torch.peak_memory_bytes > 1e6
 
 

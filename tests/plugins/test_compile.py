@@ -117,7 +117,7 @@ def test_without_nvrtc_the_hint_names_the_extra(monkeypatch, cache):
     compilation._nvrtc.cache_clear()
     with pytest.raises(MissingCapability) as raised:
         compilation.compile_kernels([SMALL], "sm_80")
-    assert "cbam-deploy[cuda]" in raised.value.hint
+    assert "cbam-deploy[kernels]" in raised.value.hint
 
 
 REPRESENTATIVE = (
