@@ -18,7 +18,12 @@ COMMANDS = {
     "train": ["resnet50", "--data", "digits", "-o", "run"],
     "demo": ["-o", "demo"],
 }
-LIBRARY = {"fuse": "onnx", "build-engine": "tensorrt_rtx", "evaluate": "onnxruntime"}
+LIBRARY = {
+    "fuse": "onnx",
+    "build-engine": "tensorrt_rtx",
+    "evaluate": "onnxruntime",
+    "bench": "onnxruntime",
+}
 
 
 def wait_until_loaded(process, library):
