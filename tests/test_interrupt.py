@@ -11,7 +11,7 @@ import pytest
 COMMANDS = {
     "export": ["resnet152", "-o", "out.onnx"],
     "fuse": ["{model}", "-o", "out.onnx"],
-    "build-engine": ["{model}", "-o", "out.engine", "--optimization-level", "5"],
+    "build-engine": ["{model}", "-o", "out.engine"],
     "validate": ["{model}", "--every-node", "--report", "out.json", "--batch", "64"],
     "evaluate": ["{model}", "--data", "digits", "--report", "out.json"],
     "bench": ["{model}", "--seconds", "60", "--report", "out.json"],
