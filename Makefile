@@ -16,16 +16,21 @@ lint: .venv/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/demo.done
+bench: build/resnet50.onnx build/resnet20.onnx
 	$(BIN)/python benchmarks/gate_body.py
-	$(BIN)/python benchmarks/bench_vs_bare_loop.py
-	$(BIN)/python benchmarks/build_vs_polygraphy.py
+	$(BIN)/python benchmarks/bench_vs_bare_loop.py build/resnet20.onnx --beside build/resnet50.onnx
+	$(BIN)/python benchmarks/build_vs_polygraphy.py build/resnet50.onnx
+	$(BIN)/python benchmarks/quantize_vs_ort.py build/resnet50.onnx --images 16
+
+build/%.onnx: .venv/demo.done
+	mkdir -p build
+	$(BIN)/cbam-deploy export $* -o $@
 
 kernel-report: .venv/dev.done
 	$(BIN)/python -m cbam_deploy.plugins.kernel_report -o benchmarks/results/kernel-report.md
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv build demo
 
 .venv/dev.done: .venv/demo.done
 	$(INSTALL) --editable '.[rtx,demo,kernels,dev]'
