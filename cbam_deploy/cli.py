@@ -20,6 +20,7 @@ from cbam_deploy.outputs import check_place
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Deploy CNNs with attention gates: PyTorch to ONNX to TensorRT, proven and measured.",
 )
@@ -496,13 +497,17 @@ def _deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
 
 def main() -> NoReturn:
     """Entry point: exits with the code the design gives to how the command ended."""
+    interrupted = False
+
+    def interrupt(_signum: int, _frame: object) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False) or 0
-    except DeployError as error:
-        if os.environ.get("CBAM_DEPLOY_DEBUG"):
-            raise
-        code = _complain(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -510,14 +515,22 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        # Usage errors are click's in older typer and typer's own in newer: known by their method.
-        if not hasattr(error, "format_message"):
-            raise
-        command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
-        code = _complain(error.format_message(), f"see '{command} --help'", 2)
+        # Native libraries that Ctrl-C catches while they load turn it into errors of their own.
+        code = 130 if interrupted else _report(error)
     if code == 130:
         sys.stderr.write("interrupted\n")
     sys.exit(code)
+
+
+def _report(error: Exception) -> int:
+    """Print the two lines of an error a person can act on; raise any other."""
+    if isinstance(error, DeployError) and not os.environ.get("CBAM_DEPLOY_DEBUG"):
+        return _complain(error.message, error.hint, error.exit_code)
+    # Usage errors are click's in older typer and typer's own in newer: known by their method.
+    if hasattr(error, "format_message"):
+        command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
+        return _complain(error.format_message(), f"see '{command} --help'", 2)
+    raise error
 
 
 def _complain(message: str, hint: str, code: int) -> int:
