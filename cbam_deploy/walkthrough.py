@@ -95,7 +95,14 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         training = train(**DIGITS, output=folder / "run", seed=seed, resume=True)
     with _step("export it to ONNX, gates fused"):
         export = export_onnx("resnet20", model, weights=training.weights)
-        export_onnx("resnet20", plain, attention="none", num_classes=10, seed=seed)
+        export_onnx(
+            "resnet20",
+            plain,
+            attention="none",
+            num_classes=10,
+            image_size=DIGITS["image_size"],
+            seed=seed,
+        )
     with _step("build a TensorRT-RTX engine"):
         engine = build_engine(
             model, folder / "model.engine", runtime="tensorrt-rtx", targets=("sm_89",)
