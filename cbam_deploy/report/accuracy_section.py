@@ -39,7 +39,7 @@ def _table(networks: list[Mapping[str, Any]], allowed: float | None) -> Table:
     columns = ("network", "runtime", "top-1", "top-5", "difference", "disagreements", "images/s")
     rows = []
     for index, network in enumerate(networks):
-        compared = (f"{-100 * network['drop']:+.2f}", str(network["disagreements"]))
+        compared = (f"{0 - 100 * network['drop']:+.2f}", str(network["disagreements"]))
         rows.append(
             (
                 network["name"],
