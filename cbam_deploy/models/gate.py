@@ -7,10 +7,15 @@ Shen, Sun, CVPR 2018) is the variant `spec.SE`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from cbam_deploy.models.spec import ChannelPool, GateSpec, Spatial
+
+if TYPE_CHECKING:
+    from cbam_deploy.plugins.torch_gate import FusedGate
 
 
 class ChannelAttention(nn.Module):
@@ -85,7 +90,7 @@ class AttentionGate(nn.Module):
 
     In sequence, the second attention sees the refined map: x' = x·Mc(x), y = x'·Ms(x'). In
     parallel, which the paper's table 3 compares without writing its equation, both see the input:
-    y = x·Mc(x)·Ms(x).
+    y = x·Mc(x)·Ms(x). Given a residual, the result is relu(y + residual).
 
     Args:
         channels: C, channels of the feature map.
@@ -98,13 +103,35 @@ class AttentionGate(nn.Module):
     def __init__(self, channels: int, spec: GateSpec) -> None:
         super().__init__()
         self.spec = spec
+        self._fused: FusedGate | None = None
         if spec.arrangement != "spatial":
             self.channel = ChannelAttention(channels, spec.reduction, spec.channel_pool)
         if spec.arrangement != "channel":
             self.spatial = SpatialAttention(channels, spec.kernel_size, spec.spatial)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The refined map, of the shape [N, C, H, W] of `x`."""
+    @property
+    def fused(self) -> bool:
+        """Whether `fuse` was called."""
+        return self._fused is not None
+
+    def fuse(self) -> None:
+        """Compute by the operators of `plugins.torch_op` where they can; parameters stay the same.
+
+        Raises:
+            BadInput: there is no operator for this variant.
+        """
+        from cbam_deploy.plugins.torch_gate import FusedGate
+
+        self._fused = FusedGate(self.spec)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The refined map, of the shape [N, C, H, W] of `x` and of `residual`."""
+        if self._fused is not None and self._fused.computes(self):
+            return self._fused(self, x, residual)
+        refined = self._refine(x)
+        return refined if residual is None else (refined + residual).relu()
+
+    def _refine(self, x: Tensor) -> Tensor:
         if self.spec.arrangement == "parallel":
             parallel: Tensor = x * self.channel(x) * self.spatial(x)
             return parallel

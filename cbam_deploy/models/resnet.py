@@ -57,9 +57,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, inputs, H, W] to [N, width, H / stride, W / stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
-        out = self.gate(self.bn2(self.conv2(out)))
-        result: Tensor = self.relu(out + self.downsample(x))
-        return result
+        out = self.bn2(self.conv2(out))
+        return _join(self, out, x)
 
 
 class Bottleneck(nn.Module):
@@ -91,9 +90,8 @@ class Bottleneck(nn.Module):
         """Map [N, inputs, H, W] to [N, 4 * width, H / stride, W / stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        out = self.gate(self.bn3(self.conv3(out)))
-        result: Tensor = self.relu(out + self.downsample(x))
-        return result
+        out = self.bn3(self.conv3(out))
+        return _join(self, out, x)
 
 
 class ResNet(nn.Module):
@@ -162,6 +160,16 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
     )
+
+
+def _join(block: BasicBlock | Bottleneck, out: Tensor, x: Tensor) -> Tensor:
+    """relu(gate(out) + shortcut(x)); a fused gate takes the shortcut in, and writes the result."""
+    if isinstance(block.gate, AttentionGate) and block.gate.fused:
+        fused: Tensor = block.gate(out, block.downsample(x))
+        return fused
+    out = block.gate(out)
+    result: Tensor = block.relu(out + block.downsample(x))
+    return result
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

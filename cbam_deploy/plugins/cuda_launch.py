@@ -1,0 +1,206 @@
+"""Carry out launch plans on an NVIDIA GPU, through the CUDA driver (``cuda.bindings.driver``).
+
+Nothing here knows PyTorch: buffers are device addresses, a stream is its handle. Kernels are loaded
+into a device's primary context, which CUDA's runtime, and so PyTorch, uses as well. A launch is
+only ever enqueued; nothing synchronizes. https://docs.nvidia.com/cuda/cuda-driver-api
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cbam_deploy.errors import MissingCapability
+from cbam_deploy.plugins.compile import CompiledKernels, compile_kernels
+from cbam_deploy.plugins.geometry import DEFAULT_SHARED_BYTES, DeviceLimits, grid
+from cbam_deploy.plugins.launches import Launch, LaunchPlan
+
+_HINT = "pip install 'cbam-deploy[kernels]'"
+
+
+def compile_plan(plan: LaunchPlan, capability: int) -> CompiledKernels:
+    """Machine code of a plan's kernels for one compute capability, 90 for 9.0; no driver needed."""
+    return compile_kernels((launch.kernel for launch in plan.launches), f"sm_{capability}")
+
+
+class Parameters:
+    """A launch's parameters as the driver takes them: the addresses of their values, in order.
+
+    The driver copies the values when the kernel is enqueued.
+    """
+
+    def __init__(self, launch: Launch, buffers: Mapping[str, int]) -> None:
+        names = (*launch.inputs, *launch.outputs)
+        self._pointers = (ctypes.c_void_p * len(names))(*[buffers[name] for name in names])
+        values = [value for _, value in launch.integers]
+        self._integers = (ctypes.c_int * len(values))(*values)
+        first, integers = ctypes.addressof(self._pointers), ctypes.addressof(self._integers)
+        pointers = [first + 8 * position for position in range(len(names))]
+        split = len(launch.inputs)
+        addresses = [
+            *pointers[:split],
+            *(integers + 4 * position for position in range(len(values))),
+            *pointers[split:],
+        ]
+        self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
+
+    @property
+    def address(self) -> int:
+        """What ``cuLaunchKernel`` takes as `kernelParams`."""
+        return ctypes.addressof(self._addresses)
+
+
+class LoadedPlan:
+    """A plan whose kernels are loaded on a device, ready to be launched; `load` makes one."""
+
+    def __init__(self, plan: LaunchPlan, device: int) -> None:
+        self.plan = plan
+        self._limits = device_limits(device)
+        self._context = _primary_context(device)
+        compiled = compile_plan(plan, self._limits.capability)
+        with self._current(), _loading_allowed():
+            self._module = call("cuModuleLoadData", compiled.image)
+            self._functions = [
+                _function(self._module, compiled.names[launch.kernel], launch)
+                for launch in plan.launches
+            ]
+
+    def launch(self, buffers: Mapping[str, int], batch: int, stream: int) -> None:
+        """Enqueue the plan's kernels.
+
+        Args:
+            buffers: device addresses of x, r, y, the gate's weights and the plan's workspace,
+                aligned as the gate says, all on this plan's device.
+            batch: images.
+            stream: handle of the stream, 0 for the default one.
+
+        Raises:
+            BadInput: the batch is too large for the device's grid.
+            RuntimeError: the driver refuses.
+        """
+        blocks = [grid(launch, batch, self._limits) for launch in self.plan.launches]
+        with self._current():
+            for launch, function, count in zip(
+                self.plan.launches, self._functions, blocks, strict=True
+            ):
+                parameters = Parameters(launch, buffers)
+                block = (launch.threads, 1, 1)
+                call(
+                    "cuLaunchKernel",
+                    *(function, count, 1, 1, *block, launch.shared_bytes, stream),
+                    *(parameters.address, 0),
+                )
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """With the device's primary context current; a new thread has none."""
+        before = call("cuCtxGetCurrent")
+        changed = int(before) != int(self._context)
+        if changed:
+            call("cuCtxSetCurrent", self._context)
+        try:
+            yield
+        finally:
+            if changed:
+                call("cuCtxSetCurrent", before)
+
+
+@functools.lru_cache(maxsize=1024)
+def load(plan: LaunchPlan, device: int) -> LoadedPlan:
+    """`plan` with its kernels loaded on GPU number `device`, from memory when asked again.
+
+    Raises:
+        MissingCapability: the driver or NVRTC is missing.
+        BadInput: NVRTC does not know this GPU's architecture.
+    """
+    return LoadedPlan(plan, device)
+
+
+@functools.cache
+def device_limits(device: int) -> DeviceLimits:
+    """Limits of GPU number `device`, from its driver; makes no context."""
+    handle = _device(device)
+    attribute = driver().CUdevice_attribute
+
+    def ask(name: str) -> int:
+        code = getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call("cuDeviceGetAttribute", code, handle))
+
+    return DeviceLimits(
+        capability=10 * ask("COMPUTE_CAPABILITY_MAJOR") + ask("COMPUTE_CAPABILITY_MINOR"),
+        multiprocessors=ask("MULTIPROCESSOR_COUNT"),
+        block_shared_bytes=ask("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+        multiprocessor_shared_bytes=ask("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
+        grid_blocks=ask("MAX_GRID_DIM_X"),
+    )
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call the driver and return what it answers; `RuntimeError` names a failure."""
+    result, *values = getattr(driver(), name)(*arguments)
+    if int(result) != 0:
+        raise RuntimeError(f"CUDA driver: {name} answers {result.name}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+@functools.cache
+def driver() -> Any:
+    """The module ``cuda.bindings.driver``, with the driver initialized.
+
+    Raises:
+        MissingCapability: the package or NVIDIA's driver is not installed, or sees no GPU.
+    """
+    try:
+        bindings = importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise MissingCapability(
+            f"launching the gate's kernels needs cuda-bindings ({error})", _HINT
+        ) from error
+    try:
+        (result,) = bindings.cuInit(0)
+    except RuntimeError as error:
+        raise MissingCapability(
+            f"launching the gate's kernels needs NVIDIA's driver ({error})", "use a GPU machine"
+        ) from error
+    if int(result) != 0:
+        raise MissingCapability(
+            f"launching the gate's kernels needs an NVIDIA GPU ({result.name})", "use a GPU machine"
+        )
+    return bindings
+
+
+def _device(device: int) -> Any:
+    return call("cuDeviceGet", device)
+
+
+@functools.cache
+def _primary_context(device: int) -> Any:
+    """Kept until the process ends, as the runtime does."""
+    return call("cuDevicePrimaryCtxRetain", _device(device))
+
+
+def _function(module: Any, name: str, launch: Launch) -> Any:
+    function = call("cuModuleGetFunction", module, name.encode())
+    if launch.shared_bytes > DEFAULT_SHARED_BYTES:
+        attribute = driver().CUfunction_attribute
+        limit = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call("cuFuncSetAttribute", function, limit, launch.shared_bytes)
+    return function
+
+
+@contextmanager
+def _loading_allowed() -> Iterator[None]:
+    """Loading a module is allowed even where this thread's stream is being captured.
+
+    Capture forbids calls that might wait for the device; what is loaded here is not yet in use.
+    """
+    relaxed = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = call("cuThreadExchangeStreamCaptureMode", relaxed)
+    try:
+        yield
+    finally:
+        call("cuThreadExchangeStreamCaptureMode", before)

@@ -1,0 +1,114 @@
+"""Compute a gate of CUDA tensors with the fused kernels, on PyTorch's current stream.
+
+Outputs and workspace come from PyTorch's allocator, so that a CUDA graph that captures the launches
+owns their memory. Whether one fused or three staged kernels run is for `geometry.plan` to say.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load
+from cbam_deploy.plugins.gate import Dtype, Gate, Layout
+from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.torch_inputs import GateInputs, dense
+
+_DTYPES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+def run(inputs: GateInputs) -> Tensor:
+    """The gate of checked inputs on one CUDA device.
+
+    Raises:
+        BadInput: there is no kernel for such a map, or the batch is too large for the device.
+        MissingCapability: NVRTC or cuda-bindings is missing.
+    """
+    x = dense(inputs.x)
+    y = torch.empty_like(x)
+    if not x.numel():
+        return y
+    layout: Layout = "nchw" if x.is_contiguous() else "nhwc"
+    tensors = {"x": x, "y": y}
+    for name in ("w0", "b0", "w1", "b1", "ws", "bs"):
+        weight = getattr(inputs, name)
+        if weight is not None:
+            tensors[name] = weight.contiguous()
+    if inputs.r is not None:
+        memory = torch.contiguous_format if layout == "nchw" else torch.channels_last
+        tensors["r"] = inputs.r.contiguous(memory_format=memory)
+    gate = _gate(
+        *x.shape[1:],
+        inputs.w0.shape[0],
+        0 if inputs.ws is None else inputs.ws.shape[-1],
+        inputs.r is not None,
+        _DTYPES[x.dtype],
+        layout,
+        alignment(*(tensors[name] for name in ("x", "r", "y") if name in tensors)),
+    )
+    launch(planned(gate, x.shape[0], x.device.index), tensors, x.shape[0], x.device)
+    return y
+
+
+def planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
+    """`gate` on a GPU, in the geometry for the next power of two of `batch`."""
+    return _planned(gate, 1 << (batch - 1).bit_length(), device)
+
+
+def launch(
+    loaded: LoadedPlan, tensors: dict[str, Tensor], batch: int, device: torch.device
+) -> None:
+    """Enqueue a plan on the current stream; `tensors` are its buffers but for the workspace."""
+    with torch.cuda.device(device):
+        # Freed on return, for use by what this stream runs afterwards.
+        workspace = {
+            name: torch.empty(size * batch, dtype=torch.float32, device=device)
+            for name, size in loaded.plan.workspace
+        }
+        buffers = {name: tensor.data_ptr() for name, tensor in (tensors | workspace).items()}
+        loaded.launch(buffers, batch, torch.cuda.current_stream(device).cuda_stream)
+
+
+def alignment(*tensors: Tensor) -> int:
+    """Bytes, at most 16, that the addresses of all `tensors` are multiples of."""
+    bits = 16
+    for tensor in tensors:
+        bits |= tensor.data_ptr()
+    return bits & -bits
+
+
+@functools.lru_cache(maxsize=1024)
+def _gate(
+    channels: int,
+    height: int,
+    width: int,
+    hidden: int,
+    kernel_size: int,
+    residual: bool,
+    dtype: str,
+    layout: str,
+    aligned: int,
+) -> Gate:
+    return Gate(
+        channels=channels,
+        height=height,
+        width=width,
+        hidden=hidden,
+        kernel_size=kernel_size,
+        residual=residual,
+        dtype=cast(Dtype, dtype),
+        layout=cast(Layout, layout),
+        alignment=aligned,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
+    return load(plan(gate, device_limits(device), batch=batch), device)

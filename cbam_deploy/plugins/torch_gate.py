@@ -1,0 +1,127 @@
+"""Run a model's `AttentionGate` by the fused operators; imported when ``fused=True`` is asked for.
+
+The operators take float32 weights with the spatial gate's BatchNorm folded into its convolution.
+With gradients these are made anew in every call, so that the parameters receive them. Without, they
+are kept until a parameter or statistic of the module changes, and then refreshed in place: CUDA
+graphs that captured their addresses see the new values after the next call outside a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.plugins import torch_op
+
+if TYPE_CHECKING:
+    from cbam_deploy.models.gate import AttentionGate
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One tensor that weights were made from, as it was then.
+
+    `alias` shares its storage and so keeps the address from being used for anything else.
+    """
+
+    alias: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Source:
+        return cls(tensor.detach(), tensor._version)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        same = self.alias.data_ptr() == tensor.data_ptr() and self.alias.dtype == tensor.dtype
+        return same and self.version == tensor._version and self.alias.device == tensor.device
+
+
+class FusedGate:
+    """What one gate is computed by: its variant's operators, with its weights as they take them.
+
+    Raises:
+        BadInput: no operator computes this variant.
+    """
+
+    def __init__(self, spec: GateSpec) -> None:
+        self.spatial = spec.spatial == "pool"
+        pools = "avg+max" if self.spatial else "avg"
+        arrangement = "channel-spatial" if self.spatial else "channel"
+        if (spec.arrangement, spec.channel_pool) != (arrangement, pools):
+            raise BadInput(
+                f"{spec} has no fused operator: there are those of CBAM and of "
+                "Squeeze-and-Excitation",
+                "leave fused out: the variant's standard operators run everywhere",
+            )
+        self._sources: tuple[_Source, ...] = ()
+        self._weights: tuple[Tensor, ...] = ()
+
+    def __call__(self, gate: AttentionGate, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The gate of `x`, or relu(gate(x) + residual)."""
+        operators = getattr(torch.ops, torch_op.NAMESPACE)
+        name = "cbam_gate" if self.spatial else "se_gate"
+        weights = self._weights_of(gate)
+        if residual is None:
+            return cast(Tensor, getattr(operators, name)(x, *weights))
+        return cast(Tensor, getattr(operators, f"{name}_add_relu")(x, residual, *weights))
+
+    def computes(self, gate: AttentionGate) -> bool:
+        """Whether the operators compute `gate` as it is now.
+
+        In training the spatial gate's BatchNorm needs the batch's statistics; and what is exported
+        is to be made of standard operators.
+        """
+        if torch.compiler.is_exporting():
+            return False
+        return not (self.spatial and gate.spatial.bn.training)
+
+    def _weights_of(self, gate: AttentionGate) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return folded(gate)
+        sources = _tensors(gate)
+        if any(tensor.is_inference() for tensor in sources):
+            return folded(gate)  # their changes cannot be told
+        if len(self._sources) == len(sources) and all(
+            map(_Source.is_still, self._sources, sources)
+        ):
+            return self._weights
+        if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return folded(gate)  # known only when the graph is replayed
+        with torch.inference_mode(False), torch.no_grad():
+            self._keep(folded(gate))
+        self._sources = tuple(map(_Source.of, sources))
+        return self._weights
+
+    def _keep(self, weights: tuple[Tensor, ...]) -> None:
+        if self._weights and self._weights[0].device == weights[0].device:
+            for kept, new in zip(self._weights, weights, strict=True):
+                kept.copy_(new)
+        else:
+            self._weights = tuple(weight.clone() for weight in weights)
+
+
+def folded(gate: AttentionGate) -> tuple[Tensor, ...]:
+    """w0, b0, w1, b1 and, with a spatial gate, ws and bs of a gate in evaluation, in float32."""
+    w0, b0, w1, b1, *spatial = (tensor.float() for tensor in _tensors(gate))
+    if not spatial:
+        return w0, b0, w1, b1
+    weight, gamma, beta, mean, variance = spatial
+    scale = gamma * (variance + gate.spatial.bn.eps).rsqrt()
+    return w0, b0, w1, b1, weight * scale, beta - mean * scale
+
+
+def _tensors(gate: AttentionGate) -> list[Tensor]:
+    """What a gate's weights are made from."""
+    reduce, expand = gate.channel.reduce, gate.channel.expand
+    tensors = [reduce.weight, reduce.bias, expand.weight, expand.bias]
+    if gate.spec.spatial == "pool":
+        bn = gate.spatial.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        tensors += [gate.spatial.conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var]
+    return tensors

@@ -1,0 +1,274 @@
+"""What is asked of the CUDA driver, shown on a stand-in for it that records every call.
+
+It does not show that a GPU carries the kernels out: that is for tests/gpu and ``make gpu-check``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.plugins import cuda_launch, torch_cuda
+from cbam_deploy.plugins.compile import CompiledKernels
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+from cbam_deploy.plugins.torch_inputs import OPERATORS
+
+FUSED = plan(Gate(256, 56, 56, 16, residual=True), KNOWN_DEVICES[90])
+STAGED = plan(Gate(24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="staged")
+
+
+class Result(enum.IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+
+
+class RecordingDriver:
+    """The part of ``cuda.bindings.driver`` that launching needs; launches are kept in `launched`.
+
+    `plan` tells how many parameters the kernels have, so that they can be read as the driver would.
+    """
+
+    ATTRIBUTES: ClassVar = {
+        "COMPUTE_CAPABILITY_MAJOR": 9,
+        "COMPUTE_CAPABILITY_MINOR": 0,
+        "MULTIPROCESSOR_COUNT": 132,
+        "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 * 1024,
+        "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 228 * 1024,
+        "MAX_GRID_DIM_X": 2**31 - 1,
+    }
+    OWN_CONTEXT, OTHER_CONTEXT, DEFAULT_CAPTURE, RELAXED = 7, 0, "global", "relaxed"
+
+    def __init__(self):
+        attributes = {f"CU_DEVICE_ATTRIBUTE_{name}": name for name in self.ATTRIBUTES}
+        self.CUdevice_attribute = SimpleNamespace(**attributes)
+        name = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
+        self.CUfunction_attribute = SimpleNamespace(**{name: "shared"})
+        self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=self.RELAXED)
+        self.context, self.capture = self.OTHER_CONTEXT, self.DEFAULT_CAPTURE
+        self.launched, self.shared_limits, self.loads = [], {}, 0
+        self.initialized = Result.CUDA_SUCCESS
+        self.launches_by_name = {}
+
+    def cuInit(self, flags):  # noqa: N802
+        return (self.initialized,)
+
+    def cuDeviceGet(self, index):  # noqa: N802
+        return Result.CUDA_SUCCESS, index
+
+    def cuDeviceGetAttribute(self, name, device):  # noqa: N802
+        return Result.CUDA_SUCCESS, self.ATTRIBUTES[name]
+
+    def cuDevicePrimaryCtxRetain(self, device):  # noqa: N802
+        return Result.CUDA_SUCCESS, self.OWN_CONTEXT
+
+    def cuCtxGetCurrent(self):  # noqa: N802
+        return Result.CUDA_SUCCESS, self.context
+
+    def cuCtxSetCurrent(self, context):  # noqa: N802
+        self.context = context
+        return (Result.CUDA_SUCCESS,)
+
+    def cuThreadExchangeStreamCaptureMode(self, mode):  # noqa: N802
+        before, self.capture = self.capture, mode
+        return Result.CUDA_SUCCESS, before
+
+    def cuModuleLoadData(self, image):  # noqa: N802
+        assert self.context == self.OWN_CONTEXT
+        assert self.capture == self.RELAXED
+        self.loads += 1
+        return Result.CUDA_SUCCESS, image
+
+    def cuModuleGetFunction(self, module, name):  # noqa: N802
+        return Result.CUDA_SUCCESS, name.decode()
+
+    def cuFuncSetAttribute(self, function, attribute, value):  # noqa: N802
+        assert attribute == "shared"
+        self.shared_limits[function] = value
+        return (Result.CUDA_SUCCESS,)
+
+    def cuLaunchKernel(self, function, *rest):  # noqa: N802
+        assert self.context == self.OWN_CONTEXT
+        *grid_and_block, shared, stream, parameters, extra = rest
+        assert extra == 0
+        launch = self.launches_by_name[function]
+        self.launched.append(
+            (function, tuple(grid_and_block), shared, stream, values(parameters, launch))
+        )
+        return (Result.CUDA_SUCCESS,)
+
+
+def values(parameters, launch):
+    """What lies at the addresses that `parameters` points to."""
+    kinds = [
+        *[ctypes.c_void_p] * len(launch.inputs),
+        *[ctypes.c_int] * len(launch.integers),
+        *[ctypes.c_void_p] * len(launch.outputs),
+    ]
+    addresses = (ctypes.c_void_p * len(kinds)).from_address(parameters)
+    return [kind.from_address(at).value for kind, at in zip(kinds, addresses, strict=True)]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    recording = RecordingDriver()
+
+    def compile_plan(plan, capability):
+        assert capability == 90
+        names = {launch.kernel: launch.kernel for launch in plan.launches}
+        recording.launches_by_name.update({one.kernel: one for one in plan.launches})
+        return CompiledKernels("sm_90", b"image", names, "")
+
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", recording)
+    monkeypatch.setattr(cuda_launch, "compile_plan", compile_plan)
+    forget()
+    yield recording
+    forget()
+
+
+def forget():
+    for cached in (cuda_launch.driver, cuda_launch.device_limits, cuda_launch.load):
+        cached.cache_clear()
+    cuda_launch._primary_context.cache_clear()
+    torch_cuda._planned.cache_clear()
+
+
+def addresses(plan):
+    names = {name for launch in plan.launches for name in (*launch.inputs, *launch.outputs)}
+    return {name: 0x7F0000000000 + 256 * number for number, name in enumerate(sorted(names))}
+
+
+@pytest.mark.parametrize("plan", [FUSED, STAGED], ids=["fused", "staged"])
+def test_launches_are_those_of_the_plan_in_order(plan, driver):
+    buffers = addresses(plan)
+    cuda_launch.load(plan, 0).launch(buffers, batch=3, stream=42)
+    assert len(driver.launched) == len(plan.launches)
+    for launch, (name, grid_and_block, shared, stream, parameters) in zip(
+        plan.launches, driver.launched, strict=True
+    ):
+        assert name == launch.kernel
+        assert grid_and_block == (3 * launch.blocks_per_image, 1, 1, launch.threads, 1, 1)
+        assert (shared, stream) == (launch.shared_bytes, 42)
+        assert parameters == [
+            *[buffers[buffer] for buffer in launch.inputs],
+            *[value for _, value in launch.integers],
+            *[buffers[buffer] for buffer in launch.outputs],
+        ]
+
+
+def test_more_than_48_kib_of_shared_memory_is_asked_for(driver):
+    (launch,) = FUSED.launches
+    assert launch.shared_bytes > 48 * 1024
+    cuda_launch.load(FUSED, 0)
+    assert driver.shared_limits == {launch.kernel: launch.shared_bytes}
+
+
+def test_less_shared_memory_is_not_asked_for(driver):
+    cuda_launch.load(STAGED, 0)
+    assert driver.shared_limits == {}
+
+
+def test_context_and_capture_mode_are_left_as_they_were(driver):
+    loaded = cuda_launch.load(FUSED, 0)
+    assert (driver.context, driver.capture) == (driver.OTHER_CONTEXT, driver.DEFAULT_CAPTURE)
+    loaded.launch(addresses(FUSED), 1, 0)
+    assert driver.context == driver.OTHER_CONTEXT
+
+
+def test_a_plan_is_loaded_once_per_device(driver):
+    assert cuda_launch.load(FUSED, 0) is cuda_launch.load(FUSED, 0)
+    assert driver.loads == 1
+    cuda_launch.load(FUSED, 1)
+    assert driver.loads == 2
+
+
+def test_device_limits_are_the_drivers(driver):
+    assert cuda_launch.device_limits(0) == KNOWN_DEVICES[90]
+
+
+def test_a_batch_beyond_the_grid_is_refused_before_any_launch(driver):
+    driver.ATTRIBUTES = {**driver.ATTRIBUTES, "MAX_GRID_DIM_X": 65535}
+    with pytest.raises(BadInput, match="grid"):
+        cuda_launch.load(FUSED, 0).launch(addresses(FUSED), 10**6, 0)
+    assert driver.launched == []
+
+
+def test_a_refusing_driver_is_an_error_that_names_the_call(driver):
+    driver.cuLaunchKernel = lambda *_: (Result.CUDA_ERROR_INVALID_VALUE,)
+    with pytest.raises(RuntimeError, match="cuLaunchKernel answers CUDA_ERROR_INVALID_VALUE"):
+        cuda_launch.load(FUSED, 0).launch(addresses(FUSED), 1, 0)
+    assert driver.context == driver.OTHER_CONTEXT
+
+
+def test_without_cuda_bindings_the_hint_names_the_extra(driver, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(MissingCapability) as raised:
+        cuda_launch.load(FUSED, 0)
+    assert "cbam-deploy[kernels]" in raised.value.hint
+
+
+def test_without_a_gpu_that_is_said(driver):
+    driver.initialized = Result.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(MissingCapability, match="needs an NVIDIA GPU"):
+        cuda_launch.load(FUSED, 0)
+
+
+class Device:
+    """Stands in for ``torch.cuda`` so that tensors on the CPU play the part of CUDA tensors."""
+
+    def __init__(self, monkeypatch):
+        stream = SimpleNamespace(cuda_stream=42)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+
+
+def launched_gate(operator, tensors):
+    """The gate that `torch_cuda.run` chose kernels for."""
+    seen = []
+    original = torch_cuda.planned
+    try:
+        torch_cuda.planned = lambda gate, batch, device: (
+            seen.append(gate) or original(gate, batch, 0)
+        )
+        y = torch_cuda.run(operator.bind(tuple(tensors)))
+    finally:
+        torch_cuda.planned = original
+    return seen[0], y
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_tensors_become_the_plans_buffers(operator, layout, driver, monkeypatch):
+    Device(monkeypatch)
+    memory = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    maps = [torch.zeros(5, 16, 6, 8, dtype=torch.float16) for _ in range(1 + operator.residual)]
+    maps[0] = maps[0].contiguous(memory_format=memory)
+    shapes = [(4, 16), (4,), (16, 4), (16,), *([(1, 2, 7, 7), (1,)] if operator.spatial else [])]
+    weights = [torch.zeros(shape) for shape in shapes]
+    gate, y = launched_gate(operator, [*maps, *weights])
+    assert (gate.layout, gate.dtype, gate.residual) == (layout, "float16", operator.residual)
+    assert (gate.channels, gate.height, gate.width, gate.hidden) == (16, 6, 8, 4)
+    assert gate.kernel_size == (7 if operator.spatial else 0)
+    assert y.is_contiguous(memory_format=memory)
+    *_, (_, grid_and_block, _, stream, parameters) = driver.launched
+    assert stream == 42
+    assert grid_and_block[0] % 5 == 0
+    assert parameters[0] == maps[0].data_ptr()
+    assert parameters[-1] == y.data_ptr()
+
+
+def test_addresses_that_are_not_aligned_narrow_the_vectors(driver, monkeypatch):
+    Device(monkeypatch)
+    storage = torch.zeros(2 * 16 * 16 + 3, dtype=torch.float16)
+    x = storage[3:].view(2, 16, 4, 4)
+    weights = [torch.zeros(shape) for shape in [(4, 16), (4,), (16, 4), (16,)]]
+    gate, _ = launched_gate(OPERATORS[2], [x, *weights])
+    assert gate.alignment == 2
+    assert gate.vector == 1

@@ -1,0 +1,209 @@
+"""``torch.ops.cbam_deploy``: right by the float64 reference, and a good citizen of PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gate_cases import random_weights
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.models.spec import CBAM, SE, GateSpec
+from cbam_deploy.plugins import torch_op
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.reference import apply_gate, disagreement
+from cbam_deploy.plugins.torch_gate import folded
+from cbam_deploy.plugins.torch_inputs import OPERATORS, dense
+
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BY_NAME = {operator.name: operator for operator in OPERATORS}
+
+
+def overload(name):
+    return getattr(torch.ops.cbam_deploy, name).default
+
+
+def arguments(
+    name, dtype=torch.float32, memory_format=torch.contiguous_format, kernel_size=3, **sizes
+):
+    """A gate and positional arguments of the operator, drawn with one seed."""
+    operator = BY_NAME[name]
+    kernel_size = kernel_size if operator.spatial else 0
+    sizes = {"channels": 12, "height": 5, "width": 6, "hidden": 3, **sizes}
+    names = {value: key for key, value in DTYPES.items()}
+    gate = Gate(**sizes, kernel_size=kernel_size, residual=operator.residual, dtype=names[dtype])
+    rng = np.random.default_rng(0)
+    weights = random_weights(gate, rng)
+    maps = [
+        torch.tensor(rng.standard_normal((2, gate.channels, gate.height, gate.width)))
+        .to(dtype)
+        .contiguous(memory_format=memory_format)
+        for _ in range(1 + operator.residual)
+    ]
+    tensors = [torch.tensor(value) for value in vars(weights).values() if value is not None]
+    return gate, weights, [*maps, *tensors]
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_cpu_kernel_computes_the_gate(name, dtype, layout):
+    gate, weights, tensors = arguments(name, DTYPES[dtype], FORMATS[layout], kernel_size=7)
+    y = overload(name)(*tensors)
+    assert y.dtype == DTYPES[dtype]
+    assert y.stride() == tensors[0].stride(), "the memory format of x"
+    maps = [tensor.double().numpy() for tensor in tensors[: 1 + gate.residual]]
+    assert disagreement(gate, y.double().numpy(), apply_gate(gate, weights, *maps)) is None
+
+
+def test_maps_that_are_neither_nchw_nor_channels_last_are_taken_too():
+    _, _, (x, *weights) = arguments("cbam_gate", height=6, width=12)
+    sliced = torch.stack([x, x], dim=-1)[..., 0]
+    assert not sliced.is_contiguous()
+    y = torch.ops.cbam_deploy.cbam_gate(sliced, *weights)
+    torch.testing.assert_close(y, torch.ops.cbam_deploy.cbam_gate(x, *weights))
+    assert y.is_contiguous()
+
+
+def test_an_empty_batch_gives_an_empty_map():
+    _, _, (x, *weights) = arguments("se_gate")
+    assert torch.ops.cbam_deploy.se_gate(x[:0], *weights).shape == (0, *x.shape[1:])
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_opcheck_passes(name, layout):
+    _, _, tensors = arguments(name, memory_format=FORMATS[layout])
+    torch.library.opcheck(overload(name), tensors)
+    torch.library.opcheck(overload(name), [tensor.requires_grad_() for tensor in tensors])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_opcheck_passes_in_half_precision(dtype):
+    _, _, tensors = arguments("cbam_gate_add_relu", DTYPES[dtype])
+    torch.library.opcheck(overload("cbam_gate_add_relu"), tensors)
+
+
+def random_module(spec: GateSpec) -> AttentionGate:
+    """An `AttentionGate` in evaluation, its BatchNorm with statistics of its own."""
+    torch.manual_seed(0)
+    module = AttentionGate(16, spec).eval()
+    if spec.spatial == "pool":
+        bn = module.spatial.bn
+        for tensor in (bn.weight.data, bn.bias.data, bn.running_mean, bn.running_var):
+            tensor.uniform_(0.5, 1.5)
+    return module
+
+
+@pytest.mark.parametrize("spec", [CBAM, SE], ids=["cbam", "se"])
+def test_gradients_are_those_of_the_module_in_float64(spec):
+    module = random_module(spec)
+    name = "cbam_gate_add_relu" if spec is CBAM else "se_gate_add_relu"
+    x, r = torch.randn(2, 2, 16, 5, 5).unbind()
+    weights = [tensor.detach() for tensor in folded(module)]
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, r, *weights)]
+    (overload(name)(*inputs).square().sum()).backward()
+    exact = module.double()
+    wide = [tensor.double().requires_grad_() for tensor in (x, r)]
+    exact(*wide).square().sum().backward()
+    mine = {"x": inputs[0], "r": inputs[1], "w0": inputs[2], "b1": inputs[5]}
+    expand, reduce = exact.channel.expand, exact.channel.reduce
+    theirs = {"x": wide[0], "r": wide[1], "w0": reduce.weight, "b1": expand.bias}
+    for key, tensor in mine.items():
+        torch.testing.assert_close(tensor.grad, theirs[key].grad.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_only_wanted_gradients_are_computed():
+    _, _, (x, *weights) = arguments("se_gate")
+    weights[0].requires_grad_()
+    torch.ops.cbam_deploy.se_gate(x, *weights).sum().backward()
+    assert x.grad is None
+    assert weights[0].grad.shape == weights[0].shape
+
+
+def test_second_derivatives_are_those_of_the_formula():
+    torch.manual_seed(0)
+    module = random_module(SE)
+    weights = [tensor.detach() for tensor in folded(module)]
+    x = torch.randn(1, 16, 3, 3)
+
+    def norm_of_gradient(gate, x):
+        x = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(gate(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        return second
+
+    mine = norm_of_gradient(lambda x: torch.ops.cbam_deploy.se_gate(x, *weights), x)
+    theirs = norm_of_gradient(module.double(), x.double())
+    torch.testing.assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-4)
+
+
+WRONG = {
+    "x of three dimensions": (0, lambda t: t[0], "x is .*has to be a map"),
+    "x of float64": (0, lambda t: t.double(), "x is .*float32, float16 or bfloat16"),
+    "x without positions": (0, lambda t: t[..., :0], "at least one channel"),
+    "r of another shape": (1, lambda t: t[..., 1:], "r is .*like x"),
+    "r of another type": (1, lambda t: t.half(), "r is .*like x"),
+    "w0 transposed": (2, lambda t: t.T, r"w0 is \[12, 3\].*has to be \[12, 12\]"),
+    "w0 of one dimension": (2, lambda t: t[0], r"w0 is .*has to be \[hidden, 12\]"),
+    "b0 of half precision": (3, lambda t: t.half(), "b0 is .*float32"),
+    "w1 of too few channels": (4, lambda t: t[1:], r"w1 is .*has to be \[12, 3\]"),
+    "b1 a scalar": (5, lambda t: t[0], r"b1 is .*has to be \[12\]"),
+    "ws of size 5": (6, lambda t: torch.zeros(1, 2, 5, 5), "ws is .*k 3 or 7"),
+    "ws of one channel": (6, lambda t: t[:, :1], r"ws is .*\[1, 2, 3, 3\]"),
+    "bs of two": (7, lambda t: torch.zeros(2), r"bs is \[2\]"),
+    "b1 elsewhere": (5, lambda t: t.to("meta"), "b1 is .*meta.*on the device of x, cpu"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_inputs_are_refused_by_name(case):
+    index, change, words = WRONG[case]
+    _, _, tensors = arguments("cbam_gate_add_relu")
+    tensors[index] = change(tensors[index])
+    with pytest.raises(BadInput, match=words) as raised:
+        BY_NAME["cbam_gate_add_relu"].check(BY_NAME["cbam_gate_add_relu"].bind(tuple(tensors)))
+    assert "Tensor x, Tensor r, Tensor w0" in raised.value.hint
+
+
+def test_operators_check_their_inputs():
+    _, _, (x, *weights) = arguments("se_gate")
+    for device in ("cpu", "meta"):
+        tensors = [tensor.to(device) for tensor in (x, *weights[:2], weights[2].T, weights[3])]
+        with pytest.raises(BadInput, match="w1"):
+            torch.ops.cbam_deploy.se_gate(*tensors)
+
+
+def test_dense_keeps_what_is_dense():
+    x = torch.zeros(2, 3, 4, 5)
+    nhwc = x.contiguous(memory_format=torch.channels_last)
+    assert dense(x) is x
+    assert dense(nhwc) is nhwc
+
+
+def test_namespace_is_that_of_the_onnx_operators():
+    from cbam_deploy.exporters.gate_function import DOMAIN
+
+    assert torch_op.NAMESPACE == DOMAIN
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_torch_compile_takes_the_operator_in_one_graph(grad):
+    module = random_module(CBAM)
+    fused = random_module(CBAM)
+    fused.fuse()
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 16, 5, 5).contiguous(memory_format=torch.channels_last)
+    r = torch.randn(2, 16, 5, 5)
+    with torch.set_grad_enabled(grad):
+        mine, theirs = compiled(x, r), module(x, r)
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
+    if grad:
+        mine.square().sum().backward()
+        theirs.square().sum().backward()
+        for one, other in zip(fused.parameters(), module.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
