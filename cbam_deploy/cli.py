@@ -6,16 +6,44 @@ Each command imports what it calls when it runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from cbam_deploy import __version__
-from cbam_deploy.errors import BadInput, CheckFailed, DeployError
-from cbam_deploy.outputs import check_place
+from cbam_deploy.cli_options import (
+    Artefact,
+    Artefacts,
+    AttentionOption,
+    AugmentationOption,
+    CalibrationImagesOption,
+    CalibrationOption,
+    ClassesOption,
+    DataOption,
+    DeviceOption,
+    GateOption,
+    IoDtypeOption,
+    JsonOption,
+    MethodOption,
+    Model,
+    OnnxIn,
+    Output,
+    ReportOption,
+    RuntimeOption,
+    SeedOption,
+    SizeOption,
+    StemOption,
+    WeightsOption,
+    percentage,
+    writable,
+)
+from cbam_deploy.errors import CheckFailed
+from cbam_deploy.exits import DEBUG, run
+
+if TYPE_CHECKING:
+    from cbam_deploy.models.spec import GateSpec
 
 app = typer.Typer(
     add_completion=False,
@@ -24,69 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Deploy CNNs with attention gates: PyTorch to ONNX to TensorRT, proven and measured.",
 )
-
-
-def _writable(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written before the work for it begins."""
-    if path is not None:
-        check_place(path)
-    return path
-
-
-Attention = Literal["cbam", "se", "none"]
-Stem = Literal["imagenet", "cifar"]
-Device = Literal["cpu", "cuda"]
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Zoo name such as resnet50, package.module:factory, or path/file.py:factory.",
-    ),
-]
-Artefact = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An .onnx or .engine file.")]
-Artefacts = Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help=".onnx or .engine.")]
-OnnxIn = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The ONNX file to read.")]
-Output = Annotated[Path, typer.Option("-o", "--output", callback=_writable, help="File to write.")]
-AttentionOption = Annotated[
-    Attention | None, typer.Option("--attention", help="Gate after each block [default: cbam].")
-]
-StemOption = Annotated[
-    Stem | None, typer.Option("--stem", help="First layers [default: imagenet].")
-]
-ClassesOption = Annotated[
-    int | None, typer.Option("--num-classes", min=1, help="Outputs of the classifier.")
-]
-SizeOption = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Side of the input in pixels.")
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a torch state dict.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", metavar="SOURCE", help="Image directory, 'digits' or 'photos'."),
-]
-RuntimeOption = Annotated[
-    str | None, typer.Option("--runtime", help="Runtime instead of the one the file implies.")
-]
-DeviceOption = Annotated[Device | None, typer.Option("--device", help="cpu or cuda.")]
-ReportOption = Annotated[
-    Path | None, typer.Option("--report", callback=_writable, help="Also write JSON.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def percentage(text: str) -> float:
-    """``"5%"`` or ``"0.05"`` as 0.05; raises `BadInput` for anything else."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise BadInput(f"{text!r} is not a percentage", "write it as 5% or 0.05") from None
-    if not 0 <= value < 1:
-        raise BadInput(f"{text!r} is not between 0% and 100%", "write it as 5% or 0.05")
-    return value
 
 
 @app.command("export")
@@ -98,7 +63,16 @@ def export_command(
     stem: StemOption = None,
     num_classes: ClassesOption = None,
     image_size: SizeOption = None,
+    gate: GateOption = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Leave gates as plain ops.")] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int8+fp32"],
+        typer.Option(help="int8 leaves the rest in FP16, int8+fp32 in FP32."),
+    ] = "fp32",
+    calibration: CalibrationOption = None,
+    method: MethodOption = "percentile",
+    images: CalibrationImagesOption = 64,
+    io_dtype: IoDtypeOption = "fp32",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,7 +88,13 @@ def export_command(
             stem=stem,
             num_classes=num_classes,
             image_size=image_size,
+            gate=_gate_spec(gate),
             fuse=not no_fuse,
+            precision=precision,
+            calibration=calibration,
+            method=method,
+            images=images,
+            io_dtype=io_dtype,
             seed=seed,
         ),
         as_json,
@@ -137,16 +117,10 @@ def convert_command(
         Literal["fp16", "int8", "int8+fp32"],
         typer.Option(help="int8 leaves the rest in FP16, int8+fp32 in FP32."),
     ] = "fp16",
-    calibration: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Typical images; INT8 needs them.")
-    ] = None,
-    method: Annotated[
-        Literal["minmax", "entropy", "percentile"], typer.Option(help="How ranges are found.")
-    ] = "entropy",
-    images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 64,
-    io_dtype: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="Type of the network's inputs and outputs.")
-    ] = "fp32",
+    calibration: CalibrationOption = None,
+    method: MethodOption = "percentile",
+    images: CalibrationImagesOption = 64,
+    io_dtype: IoDtypeOption = "fp32",
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
@@ -263,12 +237,17 @@ def validate_command(
     min_snr_db: Annotated[
         float | None, typer.Option(help="Smallest signal-to-noise ratio, in dB.")
     ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(parser=percentage, metavar="PERCENT", help="Smallest top-1 agreement (99%)."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images per batch size.")] = 16,
     seed: SeedOption = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     report: ReportOption = None,
     junit: Annotated[
-        Path | None, typer.Option(callback=_writable, help="Also write a JUnit file.")
+        Path | None, typer.Option(callback=writable, help="Also write a JUnit file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -286,6 +265,8 @@ def validate_command(
         max_relative=max_relative,
         min_cosine=min_cosine,
         min_snr_db=min_snr_db,
+        min_top1=min_top1,
+        limit=limit,
         seed=seed,
         runtime=runtime,
         device=device,
@@ -356,7 +337,7 @@ def bench_command(
     device: DeviceOption = None,
     report: ReportOption = None,
     html: Annotated[
-        Path | None, typer.Option(callback=_writable, help="Also write a page with plots.")
+        Path | None, typer.Option(callback=writable, help="Also write a page with plots.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -390,7 +371,9 @@ def train_command(
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images to train on.")],
     val_data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Held-out images.")] = None,
     attention: AttentionOption = None,
+    gate: GateOption = None,
     stem: StemOption = None,
+    weights: WeightsOption = None,
     image_size: SizeOption = None,
     epochs: Annotated[int, typer.Option(min=1)] = 90,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
@@ -399,6 +382,7 @@ def train_command(
     lr_gamma: Annotated[float, typer.Option(help="Factor of each decay.")] = 0.1,
     momentum: Annotated[float, typer.Option()] = 0.9,
     weight_decay: Annotated[float, typer.Option()] = 1e-4,
+    augmentation: AugmentationOption = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
     seed: SeedOption = 0,
@@ -415,7 +399,9 @@ def train_command(
             output=output,
             val_data=val_data,
             attention=attention,
+            gate=_gate_spec(gate),
             stem=stem,
+            weights=weights if weights is None else str(weights),
             image_size=image_size,
             epochs=epochs,
             batch_size=batch_size,
@@ -424,6 +410,7 @@ def train_command(
             lr_gamma=lr_gamma,
             momentum=momentum,
             weight_decay=weight_decay,
+            augmentation=augmentation,
             workers=workers,
             resume=resume,
             seed=seed,
@@ -474,7 +461,16 @@ def _top(
         typer.echo(context.get_help())
         raise typer.Exit
     if debug:
-        os.environ["CBAM_DEPLOY_DEBUG"] = "1"
+        os.environ[DEBUG] = "1"
+
+
+def _gate_spec(text: str | None) -> GateSpec | None:
+    """The gate that ``--gate`` describes; None without it."""
+    if text is None:
+        return None
+    from cbam_deploy.models.spec import parse_gate
+
+    return parse_gate(text)
 
 
 def _deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
@@ -496,52 +492,8 @@ def _deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: exits with the code the design gives to how the command ended."""
-    interrupted = False
-
-    def interrupt(_signum: int, _frame: object) -> NoReturn:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = app(standalone_mode=False) or 0
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception as error:
-        # Native libraries that Ctrl-C catches while they load turn it into errors of their own.
-        code = 130 if interrupted else _report(error)
-    if code == 130:
-        sys.stderr.write("interrupted\n")
-    sys.exit(code)
-
-
-def _report(error: Exception) -> int:
-    """Print the two lines of an error a person can act on; raise any other."""
-    if isinstance(error, DeployError) and not os.environ.get("CBAM_DEPLOY_DEBUG"):
-        return _complain(error.message, error.hint, error.exit_code)
-    # Usage errors are click's in older typer and typer's own in newer: known by their method.
-    if hasattr(error, "format_message"):
-        command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
-        return _complain(error.format_message(), f"see '{command} --help'", 2)
-    raise error
-
-
-def _complain(message: str, hint: str, code: int) -> int:
-    for kind, text in (("error", message), ("hint", hint)):
-        sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
-    return code
-
-
-def _terminate(signum: int, _frame: object) -> NoReturn:
-    # Unwinds the stack, so that temporary files are removed as on Ctrl-C.
-    sys.exit(128 + signum)
+    """Entry point of ``cbam-deploy``."""
+    run(lambda: app(standalone_mode=False))
 
 
 if __name__ == "__main__":

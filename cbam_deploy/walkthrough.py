@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cbam_deploy.benchmarking.result import BenchReport
     from cbam_deploy.engine.build import BuildResult
-    from cbam_deploy.exporters.onnx_export import ExportResult
+    from cbam_deploy.exporters.export_result import ExportResult
     from cbam_deploy.training.result import TrainResult
     from cbam_deploy.validation.accuracy_report import AccuracyReport
     from cbam_deploy.validation.parity_report import ParityReport

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 READERS = {
     "fuse": ["-o", "out.onnx"],
+    "convert": ["-o", "out.onnx"],
     "build-engine": ["-o", "out.engine", "--target", "sm_89"],
     "validate": [],
     "evaluate": ["--data", "digits"],
@@ -178,6 +179,7 @@ def test_batch_outside_the_profile_is_refused(cli, folder, digits_engine, comman
 WRITERS = {
     "export": ["resnet20", "-o"],
     "fuse": ["{onnx}", "-o"],
+    "convert": ["{onnx}", "-o"],
     "build-engine": ["{onnx}", "--target", "sm_89", "-o"],
     "train": ["resnet20", "--data", "digits", "--epochs", "1", "-o"],
 }
@@ -192,7 +194,7 @@ def arguments_of(table, command, onnx_file):
     return [command, *(word.format(onnx=onnx_file) for word in table[command])]
 
 
-@pytest.mark.parametrize("command", ["export", "fuse", "build-engine", *REPORTERS])
+@pytest.mark.parametrize("command", ["export", "fuse", "convert", "build-engine", *REPORTERS])
 def test_output_in_a_missing_folder_is_refused(cli, folder, digits_onnx, command):
     arguments = arguments_of(WRITERS | REPORTERS, command, digits_onnx)
     ended = cli(*arguments, "missing/folder/out")
@@ -227,6 +229,20 @@ def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, digits_onnx, c
     else:
         assert [path.name for path in tiny_disk.iterdir()] == ["out"]
         assert earlier.read_text() == "earlier"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", REPORTERS)
+def test_report_on_a_full_disk_is_one_line_and_loses_nothing(cli, tiny_disk, digits_onnx, command):
+    report = tiny_disk / "report.json"
+    report.write_text("earlier")
+    with pytest.raises(OSError, match="No space"), (tiny_disk / "filler").open("wb") as filler:
+        filler.write(bytes(1 << 20))
+    ended = cli(*arguments_of(REPORTERS, command, digits_onnx), report)
+    assert ended.code == 2
+    assert "no space left" in ended.error
+    assert {path.name for path in tiny_disk.iterdir()} == {"report.json", "filler"}
+    assert report.read_text() == "earlier"
 
 
 def test_report_of_a_failed_command_is_not_written(cli, folder):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from cbam_deploy.cli import app, percentage
+from cbam_deploy.cli import app
+from cbam_deploy.cli_options import percentage
 from cbam_deploy.errors import BadInput
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt_rtx", "polygraphy", "numpy", "sklearn")
@@ -67,6 +68,10 @@ def test_version_is_the_package_version(cli):
         ["bench", "x.onnx", "--batch", "0"],
         ["bench", "x.onnx", "--max-slowdown", "much"],
         ["evaluate", "x.onnx", "--data", "digits", "--max-drop", "120%"],
+        ["export", "resnet20", "-o", "x.onnx", "--gate", "kernel=3"],
+        ["export", "resnet20", "-o", "x.onnx", "--gate", "kernel_size=5"],
+        ["export", "resnet20", "-o", "x.onnx", "--precision", "int8"],
+        ["export", "resnet20", "-o", "x.onnx", "--calibration", "digits"],
     ],
 )
 def test_bad_usage_is_two_lines_and_exit_2(cli, arguments, tmp_path, monkeypatch):
@@ -78,12 +83,14 @@ def test_bad_usage_is_two_lines_and_exit_2(cli, arguments, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.05", 0.05), ("0%", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("5%", 0.05), ("0.05", 0.05), ("0%", 0.0), ("100%", 1.0)]
+)
 def test_percentages_are_read_with_and_without_sign(text, value):
     assert percentage(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "%", "five", "-1%", "100%", "nan"])
+@pytest.mark.parametrize("text", ["", "%", "five", "-1%", "101%", "nan"])
 def test_other_texts_are_no_percentages(text):
     with pytest.raises(BadInput):
         percentage(text)

@@ -11,6 +11,7 @@ import pytest
 COMMANDS = {
     "export": ["resnet152", "-o", "out.onnx"],
     "fuse": ["{model}", "-o", "out.onnx"],
+    "convert": ["{model}", "-o", "out.onnx", "--precision", "int8", "--calibration", "digits"],
     "build-engine": ["{model}", "-o", "out.engine"],
     "validate": ["{model}", "--every-node", "--report", "out.json", "--batch", "64"],
     "evaluate": ["{model}", "--data", "digits", "--report", "out.json"],
@@ -21,6 +22,7 @@ COMMANDS = {
 LIBRARY = {
     "fuse": "onnx",
     "build-engine": "tensorrt_rtx",
+    "convert": "onnxruntime",
     "evaluate": "onnxruntime",
     "bench": "onnxruntime",
 }
@@ -69,3 +71,13 @@ def test_interrupted_command_leaves_no_trace(command, model, tmp_path):
     files = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
     assert files == dict.fromkeys(("out.onnx", "out.engine", "out.json"), "earlier")
     assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "doctor"])
+def test_commands_too_short_to_catch_end_alike(command, cli, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"cbam_deploy.{command}", interrupted, raising=False)
+    ended = cli(command, *(["model.onnx"] if command == "inspect" else []))
+    assert (ended.code, ended.out, ended.err) == (130, "", "interrupted\n")

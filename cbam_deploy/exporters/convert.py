@@ -55,7 +55,7 @@ def convert(
     *,
     precision: Precision = "fp16",
     calibration: str | None = None,
-    method: Method = "entropy",
+    method: Method = "percentile",
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
@@ -87,7 +87,8 @@ def convert(
     """
     begin = time.perf_counter()
     source, output = Path(source), Path(output)
-    _check_options(precision, calibration, io_dtype, max_accuracy_drop, data)
+    check_options(precision, calibration, io_dtype)
+    _check_budget(precision, max_accuracy_drop, data)
     check_place(output)
     model = read_model(source)
     history = read_provenance(model) or Provenance()
@@ -262,13 +263,8 @@ def _finish(request: _Request, step: _Step) -> _Finished:
     return _Finished(half, provenance)
 
 
-def _check_options(
-    precision: str,
-    calibration: str | None,
-    io_dtype: str,
-    max_accuracy_drop: float | None,
-    data: str | None,
-) -> None:
+def check_options(precision: str, calibration: str | None, io_dtype: str) -> None:
+    """Refuse what cannot be converted to, before the work begins; raises `BadInput`."""
     for option, value, choices in (
         ("precision", precision, get_args(Precision)),
         ("I/O type", io_dtype, get_args(IoDtype)),
@@ -282,6 +278,9 @@ def _check_options(
             f"{precision} needs pictures to calibrate on",
             "give --calibration: a folder of typical pictures, digits or photos",
         )
+
+
+def _check_budget(precision: str, max_accuracy_drop: float | None, data: str | None) -> None:
     if max_accuracy_drop is None and data is None:
         return
     if precision == "fp16":

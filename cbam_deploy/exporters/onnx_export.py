@@ -1,20 +1,30 @@
-"""Export a PyTorch model to an ONNX file: traced, gates fused, checked, its provenance recorded."""
+"""Export a PyTorch model to an ONNX file: traced, gates fused, checked, its provenance recorded.
+
+FP16 and INT8 are a second step (`convert`) from the FP32 file to the one that is put in place.
+"""
 
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from torch import nn
 
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.calibration import Method
+from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.export_check import ExportError, check_export
+from cbam_deploy.exporters.export_result import ExportResult
 from cbam_deploy.exporters.fusion import FusionReport, fuse_model
 from cbam_deploy.exporters.gate_function import gate_counts
+from cbam_deploy.exporters.half import IoDtype
 from cbam_deploy.exporters.onnx_file import set_provenance, write_model
 from cbam_deploy.exporters.torch_graph import trace
 from cbam_deploy.models import (
@@ -28,71 +38,7 @@ from cbam_deploy.outputs import check_place
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 _PACKAGES = ("cbam-deploy", "torch", "onnx", "onnx-ir", "onnxscript")
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """A finished ONNX file.
-
-    Attributes:
-        path: where it is.
-        sha256: hash of its bytes.
-        bytes: its size.
-        gates: number of fused gate nodes, by operator.
-        refused: for each gate left as standard ops, where it is and why.
-        max_abs_error: largest difference between ONNX Runtime and PyTorch, in the outputs' unit.
-        max_relative_error: that over the largest output.
-        seconds: duration of the export.
-        provenance: as recorded in the file.
-    """
-
-    path: Path
-    sha256: str
-    bytes: int
-    gates: dict[str, int]
-    refused: tuple[tuple[str, str], ...]
-    max_abs_error: float
-    max_relative_error: float
-    seconds: float
-    provenance: Provenance
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "gates": self.gates,
-            "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
-            "max_abs_error": self.max_abs_error,
-            "max_relative_error": self.max_relative_error,
-            "seconds": self.seconds,
-            "provenance": self.provenance.to_json(),
-        }
-
-    def __rich__(self) -> RenderableType:
-        from rich.markup import escape
-        from rich.table import Table
-
-        gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
-        table = Table(show_header=False, title=escape(str(self.path)), title_justify="left")
-        table.add_column()
-        table.add_column(overflow="fold")
-        table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
-        table.add_row("sha256", self.sha256)
-        table.add_row("fused gates", gates)
-        for where, reason in self.refused:
-            table.add_row("not fused", escape(f"{where}: {reason}"))
-        table.add_row(
-            "differs from PyTorch by",
-            f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",
-        )
-        table.add_row("took", f"{self.seconds:.1f} s")
-        return table
 
 
 @dataclass(frozen=True)
@@ -119,8 +65,13 @@ def export_onnx(
     seed: int = 0,
     fuse: bool = True,
     preprocessing: Preprocessing | None = None,
+    precision: Literal["fp32", "fp16", "int8", "int8+fp32"] = "fp32",
+    calibration: str | None = None,
+    method: Method = "percentile",
+    images: int = CALIBRATION_IMAGES,
+    io_dtype: IoDtype = "fp32",
 ) -> ExportResult:
-    """Export a model in FP32 to the ONNX file `output`.
+    """Export a model to the ONNX file `output`.
 
     The graph takes ``input`` [batch, 3, S, S] float32 with a dynamic batch; a network of the zoo
     gives ``logits`` [batch, num_classes]. The file is put in place only after the ONNX checker and
@@ -137,33 +88,75 @@ def export_onnx(
         num_classes: outputs of the classifier.
         image_size: S, in pixels.
         gate: another variant of the gate.
-        seed: of the initial weights.
+        seed: of the initial weights, and of what `precision` draws.
         fuse: whether to make each gate one node.
         preprocessing: how inputs are made from pictures, where that is not recorded.
+        precision: ``fp32``, or what `convert` takes; the next four are as there.
+        calibration: SOURCE of typical pictures; INT8 needs it.
+        method: how INT8 ranges are found.
+        images: how many pictures to calibrate on.
+        io_dtype: type of network inputs and outputs.
 
     Raises:
         BadInput: an option is wrong or contradicts another, the model or its checkpoint cannot be
-            loaded, torch cannot export it, or `output` cannot be written.
+            loaded, torch cannot export it, a SOURCE has no readable picture, or `output` cannot be
+            written.
         CheckFailed: the file would compute something else than the model.
+        MissingCapability: a package for reading pictures is missing.
     """
     begin = time.perf_counter()
     output = Path(output)
     check_place(output)
+    load: Callable[[], _Subject]
+    if isinstance(model, nn.Module):
+        _refuse_options(attention, weights, stem, num_classes, gate)
+        load = partial(_module_subject, model, image_size, preprocessing)
+    else:
+        options: dict[str, Any] = {
+            "attention": attention,
+            "gate": gate,
+            "num_classes": num_classes,
+            "stem": stem,
+            "seed": seed,
+            "weights": None if weights is None else str(weights),
+        }
+        load = partial(_named_subject, model, options, image_size, preprocessing)
+    if precision == "fp32":
+        if calibration is not None or io_dtype != "fp32":
+            raise BadInput(
+                "an FP32 file takes no calibration and no FP16 inputs",
+                "add --precision fp16 or int8",
+            )
+        return _export(load, output, fuse, begin)
+    check_options(precision, calibration, io_dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = _export(load, Path(folder) / output.name, fuse, begin)
+        converted = convert(
+            exported.path,
+            output,
+            precision=precision,
+            calibration=calibration,
+            method=method,
+            images=images,
+            io_dtype=io_dtype,
+            seed=seed,
+        )
+    return replace(
+        exported,
+        path=output,
+        sha256=converted.sha256,
+        bytes=converted.bytes,
+        seconds=time.perf_counter() - begin,
+        provenance=converted.provenance,
+        conversion=converted,
+    )
+
+
+def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float) -> ExportResult:
+    """Write what `load` gives in FP32."""
     with progress() as bar:
         task = bar.add_task("loading the model", total=4)
-        if isinstance(model, nn.Module):
-            _refuse_options(attention, weights, stem, num_classes, gate)
-            subject = _module_subject(model, image_size, preprocessing)
-        else:
-            options: dict[str, Any] = {
-                "attention": attention,
-                "gate": gate,
-                "num_classes": num_classes,
-                "stem": stem,
-                "seed": seed,
-                "weights": None if weights is None else str(weights),
-            }
-            subject = _named_subject(model, options, image_size, preprocessing)
+        subject = load()
         bar.update(task, advance=1, description=f"exporting {subject.label}")
         graph = trace(subject.module, subject.image_size, subject.output, subject.label)
         bar.update(task, advance=1, description="fusing gates")

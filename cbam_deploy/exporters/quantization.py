@@ -86,7 +86,7 @@ def quantize(
     source: ir.Model | str | Path,
     batches: Iterable[Images],
     *,
-    method: Method = "entropy",
+    method: Method = "percentile",
     keep_float: Collection[str] = (),
     images: int | None = None,
 ) -> tuple[ir.Model, QuantizationReport]:

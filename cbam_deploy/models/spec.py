@@ -6,8 +6,10 @@ Source: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECC
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from cbam_deploy.errors import BadInput
 
 ChannelPool = Literal["avg", "max", "avg+max"]
 Spatial = Literal["pool", "conv1x1", "none"]
@@ -55,3 +57,25 @@ class GateSpec:
 
 CBAM = GateSpec()
 SE = GateSpec(channel_pool="avg", spatial="none", arrangement="channel")
+
+
+def parse_gate(text: str) -> GateSpec:
+    """The variant that ``field=value,...`` describes; fields left out are the paper's choice.
+
+    Raises:
+        BadInput: a field is unknown, or a value outside the table.
+    """
+    known = [field.name for field in fields(GateSpec)]
+    given: dict[str, Any] = {}
+    for item in text.split(","):
+        field, equals, value = item.strip().partition("=")
+        if field not in known or not equals:
+            raise BadInput(f"gate {item.strip()!r}", f"write FIELD=VALUE of {', '.join(known)}")
+        counts = isinstance(getattr(CBAM, field), int)
+        if counts and not value.isdecimal():
+            raise BadInput(f"gate {item.strip()}: {value!r} is not a number", "give one")
+        given[field] = int(value) if counts else value
+    try:
+        return GateSpec(**given)
+    except ValueError as error:
+        raise BadInput(f"gate {text}: {error}", "choose another value") from error

@@ -99,7 +99,7 @@ def test_the_result_is_json_and_a_table(fp32, tmp_path, capsys):
         "source": "photos",
         "images": 2,
         "seed": 0,
-        "method": "entropy",
+        "method": "percentile",
     }
     rich.print(result)
     assert "calibration method" in capsys.readouterr().out

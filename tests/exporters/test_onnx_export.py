@@ -17,6 +17,7 @@ from torch import nn
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters import export_onnx, fuse, onnx_export
+from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.fusion import fuse_model
 from cbam_deploy.exporters.onnx_file import (
     read_model,
@@ -60,6 +61,22 @@ def exported(tmp_path_factory):
 def factories(tmp_path):
     (tmp_path / "own.py").write_text(FACTORY)
     return lambda name: f"{tmp_path / 'own.py'}:{name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_export_in_a_precision_is_export_and_convert(exported, tmp_path, precision):
+    options = {"precision": precision}
+    if precision == "int8":
+        options |= {"calibration": "digits", "images": 8}
+    convert(exported.path, tmp_path / "converted.onnx", **options, seed=3)
+    result = export_onnx(
+        "resnet20", tmp_path / "net.onnx", num_classes=4, image_size=16, seed=3, **options
+    )
+    assert result.path.read_bytes() == (tmp_path / "converted.onnx").read_bytes()
+    assert result.provenance.precision == precision
+    assert result.sha256 == result.conversion.sha256
+    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "converted.onnx"}
 
 
 def run(path, pictures):

@@ -1,0 +1,99 @@
+"""Arguments and options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.outputs import check_place
+
+
+def writable(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written before the work for it begins."""
+    if path is not None:
+        check_place(path)
+    return path
+
+
+Attention = Literal["cbam", "se", "none"]
+Stem = Literal["imagenet", "cifar"]
+Device = Literal["cpu", "cuda"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Zoo name such as resnet50, package.module:factory, or path/file.py:factory.",
+    ),
+]
+Artefact = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An .onnx or .engine file.")]
+Artefacts = Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help=".onnx or .engine.")]
+OnnxIn = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The ONNX file to read.")]
+Output = Annotated[Path, typer.Option("-o", "--output", callback=writable, help="File to write.")]
+AttentionOption = Annotated[
+    Attention | None, typer.Option("--attention", help="Gate after each block [default: cbam].")
+]
+StemOption = Annotated[
+    Stem | None, typer.Option("--stem", help="First layers [default: imagenet].")
+]
+ClassesOption = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Outputs of the classifier.")
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the input in pixels.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a torch state dict.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+GateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="FIELD=VALUE,...",
+        help="Another variant of the gate, such as kernel_size=3,channel_pool=avg.",
+    ),
+]
+CalibrationOption = Annotated[
+    str | None, typer.Option("--calibration", metavar="SOURCE", help="Typical images, for INT8.")
+]
+MethodOption = Annotated[
+    Literal["minmax", "entropy", "percentile"],
+    typer.Option("--method", help="How INT8 ranges are found."),
+]
+CalibrationImagesOption = Annotated[
+    int, typer.Option("--images", min=1, help="Images to calibrate on.")
+]
+IoDtypeOption = Annotated[
+    Literal["fp32", "fp16"], typer.Option("--io-dtype", help="Type of inputs and outputs.")
+]
+AugmentationOption = Annotated[
+    Literal["auto", "crop-flip", "shift", "none"],
+    typer.Option("--augmentation", help="How training images are varied."),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SOURCE", help="Image directory, 'digits' or 'photos'."),
+]
+RuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime instead of the one the file implies.")
+]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="cpu or cuda.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", callback=writable, help="Also write JSON.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def percentage(text: str) -> float:
+    """``"5%"`` or ``"0.05"`` as 0.05; raises `BadInput` for anything else."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise BadInput(f"{text!r} is not a percentage", "write it as 5% or 0.05") from None
+    if not 0 <= value <= 1:
+        raise BadInput(f"{text!r} is not between 0% and 100%", "write it as 5% or 0.05")
+    return value

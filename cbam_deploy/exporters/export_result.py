@@ -1,0 +1,79 @@
+"""What `export_onnx` made, as data, JSON and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.exporters.conversion_result import ConvertResult
+from cbam_deploy.provenance import Provenance
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished ONNX file.
+
+    Attributes:
+        path: where it is.
+        sha256: hash of its bytes.
+        bytes: its size.
+        gates: number of fused gate nodes, by operator.
+        refused: for each gate left as standard ops, where it is and why.
+        max_abs_error: largest difference between the FP32 file in ONNX Runtime and PyTorch, in the
+            outputs' unit.
+        max_relative_error: that over the largest output.
+        seconds: duration of the export.
+        provenance: as recorded in the file.
+        conversion: how its precision was converted; None for FP32.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    gates: dict[str, int]
+    refused: tuple[tuple[str, str], ...]
+    max_abs_error: float
+    max_relative_error: float
+    seconds: float
+    provenance: Provenance
+    conversion: ConvertResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "gates": self.gates,
+            "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
+            "max_abs_error": self.max_abs_error,
+            "max_relative_error": self.max_relative_error,
+            "seconds": self.seconds,
+            "provenance": self.provenance.to_json(),
+            "conversion": self.conversion.to_json() if self.conversion else None,
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+
+        gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
+        table = Table(show_header=False, title=escape(str(self.path)), title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")
+        table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
+        table.add_row("sha256", self.sha256)
+        table.add_row("fused gates", gates)
+        for where, reason in self.refused:
+            table.add_row("not fused", escape(f"{where}: {reason}"))
+        table.add_row(
+            "differs from PyTorch by" if self.conversion is None else "FP32 differs by",
+            f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",
+        )
+        table.add_row("took", f"{self.seconds:.1f} s")
+        return table if self.conversion is None else Group(table, self.conversion)
