@@ -11,7 +11,8 @@ stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,9 @@ from cbam_deploy.exporters.gate_function import (
     gate_nodes,
     set_functions,
 )
+from cbam_deploy.exporters.gate_opset import needs_dtype
 from cbam_deploy.exporters.gate_search import NAME_SCOPES, FoundGate, RefusedGate, find_gates
+from cbam_deploy.exporters.gate_shapes import Shapes
 from cbam_deploy.exporters.onnx_file import (
     read_model,
     read_provenance,
@@ -108,7 +111,7 @@ def fuse_model(
     """Fuse the attention gates of `model`'s main graph, in place.
 
     Args:
-        model: a model in FP32.
+        model: a model whose maps are FP32 or FP16.
         on_progress: called with the number of gates done and in all.
 
     Raises:
@@ -118,30 +121,46 @@ def fuse_model(
     for node in present:
         _check_inputs(node)
     opset = model.opset_imports.get("", 0)
-    gates, refused = find_gates(model.graph)
-    if opset < FIRST_OPSET:
-        reason = f"the model is of opset {opset}; gates are fused from {FIRST_OPSET} on"
-        refused += [RefusedGate(_where(gate), reason) for gate in gates]
-        gates = []
+    shapes = Shapes(model)
+    gates, refused = find_gates(model.graph, shapes)
+    dtype = _map_type(present, gates, shapes)
     sound = []
     for done, gate in enumerate(gates, start=1):
-        difference = find_difference(gate, opset)
-        if difference is None:
+        reason = _cannot_take(gate, opset, dtype) or find_difference(gate, opset, shapes)
+        if reason is None:
             sound.append(gate)
         else:
-            refused.append(RefusedGate(_where(gate), difference))
+            refused.append(RefusedGate(_where(gate), reason))
         if on_progress:
             on_progress(done, len(gates))
-    # Last gate first: the output that a gate replaces may be the residual of one behind it.
-    fused = [_replace(model.graph, gate) for gate in reversed(sound)][::-1]
+    fused = _replace_all(model.graph, sound)
     if fused:
-        set_functions(model)
+        set_functions(model, dtype)
     return FusionReport(
         found=len(fused) + len(refused),
         fused=tuple((node.name or "", node.op_type) for node in fused),
         refused=tuple((gate.where, gate.reason) for gate in refused),
         present=len(present),
     )
+
+
+def _map_type(
+    present: Sequence[ir.Node], gates: Sequence[FoundGate], shapes: Shapes
+) -> ir.DataType:
+    """The one type of all gates' maps; FP32 where there are both."""
+    types = [gate.dtype for gate in gates]
+    types += [shapes.dtype(value) for node in present if (value := node.inputs[0]) is not None]
+    only_half = bool(types) and all(dtype == ir.DataType.FLOAT16 for dtype in types)
+    return ir.DataType.FLOAT16 if only_half else ir.DataType.FLOAT
+
+
+def _cannot_take(gate: FoundGate, opset: int, dtype: ir.DataType) -> str | None:
+    """Why a model of this opset, whose gates have bodies for `dtype`, cannot have `gate` fused."""
+    if opset < FIRST_OPSET:
+        return f"the model is of opset {opset}; gates are fused from {FIRST_OPSET} on"
+    if needs_dtype(opset) and gate.dtype != dtype:
+        return f"{gate.x.name} is {gate.dtype.name}, and in opset {opset} all gates are of one type"
+    return None
 
 
 def _check_inputs(node: ir.Node) -> None:
@@ -157,12 +176,32 @@ def _where(gate: FoundGate) -> str:
     return gate.scopes[-1] if gate.scopes else gate.output.name or ""
 
 
-def _replace(graph: ir.Graph, gate: FoundGate) -> ir.Node:
-    """Put one node in the place of the gate's last."""
-    name = _free_name(_where(gate), {node.name or "" for node in graph})
+def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
+    """Put one node in the place of each gate.
+
+    Last gate first: the output that a gate replaces may be the residual of one behind it.
+    """
+    names = {node.name for node in graph}
+    values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    values |= {value.name for node in graph for value in node.outputs}
+    return [_replace(graph, gate, names, values) for gate in reversed(gates)][::-1]
+
+
+def _replace(
+    graph: ir.Graph, gate: FoundGate, names: set[str | None], values: set[str | None]
+) -> ir.Node:
+    """Put one node in the place of the one that makes the gate's output.
+
+    Args:
+        graph: what it is in.
+        gate: a gate that was checked.
+        names: names of nodes that are taken; gets the new one.
+        values: names of values that are taken; gets the new ones.
+    """
+    name = _free_name(_where(gate), names)
     weights = []
     for key, array in gate.weights.items():
-        weight_name = _free_name(f"{name}.{key}", set(graph.initializers))
+        weight_name = _free_name(f"{name}.{key}", values)
         tensor = ir.tensor(array, name=weight_name)
         value = ir.Value(
             name=weight_name,
@@ -182,23 +221,21 @@ def _replace(graph: ir.Graph, gate: FoundGate) -> ir.Node:
         metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,
     )
     before = {value for old in gate.nodes for value in old.inputs if value is not None}
+    last = gate.output.producer()
+    assert last is not None
     ir.convenience.replace_nodes_and_values(
-        graph, gate.nodes[-1], gate.nodes, [node], [gate.output], node.outputs
+        graph, last, gate.nodes, [node], [gate.output], node.outputs
     )
     for value in before:
         orphan = value.is_initializer() and not value.uses() and not value.is_graph_input()
-        if orphan and value.name:
+        if orphan and not value.is_graph_output() and value.name:
             del graph.initializers[value.name]
     return node
 
 
-def _free_name(wanted: str, taken: set[str]) -> str:
-    return next(name for name in _numbered(wanted) if name not in taken)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 1
-    while True:
-        yield f"{name}_{number}"
-        number += 1
+def _free_name(wanted: str, taken: set[str | None]) -> str:
+    """`wanted`, or it with a number, which is then taken too."""
+    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
+    name = next(name for name in itertools.chain([wanted], numbered) if name not in taken)
+    taken.add(name)
+    return name

@@ -30,10 +30,13 @@ from collections import Counter
 import onnx_ir as ir
 from onnx import parser
 
+from cbam_deploy.exporters.gate_opset import in_words_of
+
 DOMAIN = "cbam_deploy"
 VERSION = 1
 GROUPS = 8
-FIRST_OPSET = 18  # ReduceMax and ReduceMean take their axes as an input from here on.
+_FUNCTIONS_SINCE = 8  # Version of ONNX's file format.
+FIRST_OPSET = 11
 
 CBAM_WEIGHTS = ("W0", "B0", "W1", "B1", "WS", "BS")
 SE_WEIGHTS = ("W0", "B0", "W1", "B1")
@@ -116,13 +119,17 @@ _END_ADD_RELU = """
 """
 
 
-def gate_function(op: str, opset: int, *, grouped: bool = True) -> ir.Function:
+def gate_function(
+    op: str, opset: int, *, grouped: bool = True, dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Function:
     """The body of `op`, one of `WEIGHTS`.
 
     Args:
         op: name of the operator.
-        opset: version of ONNX's own operators, at least `FIRST_OPSET`.
+        opset: version of ONNX's own operators, at least `FIRST_OPSET`; it must be the model's, as
+            ONNX allows a function no other than where all its operators are the same in both.
         grouped: pool over channels in groups; every map's C must then be a multiple of `GROUPS`.
+        dtype: type of the maps. It matters only where `needs_dtype`, else the body takes any.
     """
     residual = ("R",) if op.endswith("AddRelu") else ()
     inputs = ", ".join(("X", *residual, *WEIGHTS[op]))
@@ -131,7 +138,7 @@ def gate_function(op: str, opset: int, *, grouped: bool = True) -> ir.Function:
     body = _CHANNEL_START + kind + (_END_ADD_RELU if residual else _END)
     header = f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">'
     proto = parser.parse_function(f"{header}\n{op} ({inputs}) => (Y)\n{{{body}}}")
-    function = ir.serde.deserialize_function(proto)
+    function = ir.serde.deserialize_function(in_words_of(opset, proto, dtype))
     function.doc_string = _DOCS[op]
     return function
 
@@ -146,15 +153,22 @@ def gate_counts(model: ir.Model) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in gate_nodes(model)).items()))
 
 
-def set_functions(model: ir.Model) -> None:
-    """Give the operators of the model's gate nodes their bodies, and import their domain."""
+def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+    """Give the operators of the model's gate nodes their bodies, and import their domain.
+
+    Args:
+        model: whose gates all have maps of `dtype` where `needs_dtype`.
+        dtype: type of the maps. FP16 is fast on GPUs, whose engines are smaller without groups.
+    """
     nodes = gate_nodes(model)
-    grouped = all(_channels(node) % GROUPS == 0 for node in nodes)
+    grouped = dtype == ir.DataType.FLOAT and all(_channels(node) % GROUPS == 0 for node in nodes)
+    opset = model.opset_imports[""]
     for op in sorted({node.op_type for node in nodes}):
-        function = gate_function(op, model.opset_imports[""], grouped=grouped)
+        function = gate_function(op, opset, grouped=grouped, dtype=dtype)
         model.functions[function.identifier()] = function
     if nodes:
         model.opset_imports[DOMAIN] = VERSION
+        model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
 
 
 def _channels(node: ir.Node) -> int:

@@ -16,15 +16,16 @@ The first alone, with only the mean, is Squeeze-and-Excitation (`SeGate`); both 
 
     y ─ Add(R) ─ Relu
 
-The graph is read backwards from each Mul by small readers, one for each of these parts.
-onnxscript's patterns are not used for it: they tell whether a graph matches, but not, in words that
-help its owner, why one that looks like a gate does not.
+The graph is read backwards from each Mul by small readers, one for each of these parts, which know
+the part's spellings; what is drawn here is one of thousands. onnxscript's patterns are not used for
+it: a pattern is one combination of spellings, and it tells whether a graph matches, but not, in
+words that help its owner, why one that looks like a gate does not.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,15 +34,17 @@ from numpy.typing import NDArray
 
 from cbam_deploy.exporters.gate_function import CBAM_WEIGHTS, SE_WEIGHTS
 from cbam_deploy.exporters.gate_readers import (
-    Refused,
     Scaling,
-    Trail,
     channel_attention,
     find_scaling,
     spatial_attention,
 )
+from cbam_deploy.exporters.gate_region import add_dead_users, check_closed, whole_region
+from cbam_deploy.exporters.gate_shapes import Shapes
+from cbam_deploy.exporters.gate_trail import Refused, Trail
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # Path of modules, as torch.onnx records it on nodes.
+_MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,22 @@ class FoundGate:
     Attributes:
         op: the operator that computes it.
         x: the map it gates.
+        output: what it makes.
         residual: the map added to the gated one, for the operators that add.
         weights: arrays in the order of the operator's inputs.
+        dtype: type of the maps, FP32 or FP16.
         nodes: what the node replaces, in the graph's order.
         scopes: path of PyTorch modules down to the gate's own; empty where the file has none.
     """
 
     op: str
     x: ir.Value
+    output: ir.Value
     residual: ir.Value | None
     weights: dict[str, NDArray[np.float32]]
+    dtype: ir.DataType
     nodes: tuple[ir.Node, ...]
     scopes: tuple[str, ...]
-
-    @property
-    def output(self) -> ir.Value:
-        """The value that the last of the nodes makes."""
-        return self.nodes[-1].outputs[0]
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,24 @@ class RefusedGate:
     reason: str
 
 
-def find_gates(graph: ir.Graph) -> tuple[list[FoundGate], list[RefusedGate]]:
+def find_gates(graph: ir.Graph, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
     """All gates of `graph`, in its order."""
-    scalings = [scaling for node in graph if (scaling := find_scaling(node)) is not None]
+    scalings = [scaling for node in graph if (scaling := find_scaling(node, shapes)) is not None]
     order = {node: index for index, node in enumerate(graph)}
     found: list[FoundGate] = []
     refused: list[RefusedGate] = []
     for chain in _chains(scalings):
         scopes = _common_scopes([scaling.node for scaling in chain])
         try:
-            gate = _read(chain)
-            nodes = tuple(sorted(set(gate.nodes), key=order.__getitem__))
-            _check_closed(nodes)
-            found.append(_with_add_relu(replace(gate, nodes=nodes, scopes=scopes)))
+            gate = _read(chain, shapes)
+            nodes = tuple(sorted(gate.nodes, key=order.__getitem__))
+            found.append(replace(gate, nodes=nodes, scopes=scopes))
+            shapes.note_kept(gate.output, gate.x)
         except Refused as refusal:
             where = scopes[-1] if scopes else chain[-1].node.outputs[0].name
             refused.append(RefusedGate(where or "", str(refusal)))
-    return found, refused
+    taken: set[ir.Node] = set()
+    return [_with_add_relu(gate, shapes, taken) for gate in found], refused
 
 
 def _chains(scalings: Sequence[Scaling]) -> list[list[Scaling]]:
@@ -116,9 +119,9 @@ def _chains(scalings: Sequence[Scaling]) -> list[list[Scaling]]:
     return chains
 
 
-def _read(chain: Sequence[Scaling]) -> FoundGate:
+def _read(chain: Sequence[Scaling], shapes: Shapes) -> FoundGate:
     """The gate that a chain of scalings makes; raises `Refused`."""
-    trail = Trail()
+    trail = Trail(shapes)
     first, last = chain[0], chain[-1]
     if [scaling.kind for scaling in chain] == ["spatial", "channel"]:
         raise Refused("the spatial attention comes first; only channel before spatial is fused")
@@ -128,54 +131,63 @@ def _read(chain: Sequence[Scaling]) -> FoundGate:
     if len(chain) == 1:
         if pools != {"mean"}:
             raise Refused(f"a channel attention that pools {_and(pools)} is not fused alone")
-        return _gate("SeGate", SE_WEIGHTS, mlp, first.x, trail)
+        return _gate("SeGate", SE_WEIGHTS, mlp, chain, trail)
     if pools != {"mean", "maximum"}:
         raise Refused(
             f"the channel attention pools the {_and(pools)} only; before a spatial attention, "
             "mean and maximum are fused"
         )
-    spatial = spatial_attention(last, trail)
-    return _gate("CbamGate", CBAM_WEIGHTS, (*mlp, *spatial), first.x, trail)
+    return _gate("CbamGate", CBAM_WEIGHTS, (*mlp, *spatial_attention(last, trail)), chain, trail)
 
 
 def _gate(
     op: str,
     names: Sequence[str],
     weights: Sequence[NDArray[np.float32]],
-    x: ir.Value,
+    chain: Sequence[Scaling],
     trail: Trail,
 ) -> FoundGate:
-    if x.dtype != ir.DataType.FLOAT:
-        raise Refused(f"{x.name} is {x.dtype}; gates are fused before precision is converted")
-    return FoundGate(op, x, None, dict(zip(names, weights, strict=True)), tuple(trail.nodes), ())
+    x, last = chain[0].x, chain[-1].node
+    dtype, dims = _map_type(x, trail), trail.shapes.dims(x)
+    if dtype not in _MAP_TYPES:
+        raise Refused(f"{x.name} is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
+    if dims is not None and len(dims) != 4:
+        raise Refused(f"{x.name} has {len(dims)} axes; gates of maps [N, C, H, W] are fused")
+    region = set(trail.nodes)
+    add_dead_users(region, last)
+    region = whole_region(region, {x})
+    check_closed(region, last)
+    gate_weights = dict(zip(names, weights, strict=True))
+    return FoundGate(op, x, last.outputs[0], None, gate_weights, dtype, tuple(region), ())
 
 
-def _check_closed(nodes: Sequence[ir.Node]) -> None:
-    """Refuse a gate of which anything but the last output is used outside."""
-    inside = set(nodes)
-    for node in nodes[:-1]:
-        for value in node.outputs:
-            if value.is_graph_output():
-                raise Refused(f"{value.name}, a value inside the gate, is an output of the graph")
-            outside = next((user for user in value.consumers() if user not in inside), None)
-            if outside is not None:
-                raise Refused(
-                    f"{value.name}, a value inside the gate, is also used by {outside.name} "
-                    f"({outside.op_type})"
-                )
+def _map_type(x: ir.Value, trail: Trail) -> ir.DataType:
+    """The type of `x`, or of the weights where that is all that is known."""
+    dtype = trail.shapes.dtype(x)
+    values = [value for node in trail.nodes for value in node.inputs if value is not None]
+    tensors = [ir.convenience.get_const_tensor(value) for value in values]
+    types = [tensor.dtype for tensor in tensors if tensor is not None]
+    floats = [dtype for dtype in types if dtype in _MAP_TYPES]
+    return floats[0] if dtype == ir.DataType.UNDEFINED and floats else dtype
 
 
-def _with_add_relu(gate: FoundGate) -> FoundGate:
+def _with_add_relu(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> FoundGate:
     """The gate with the residual addition and ReLU that follow it, where nothing else uses it."""
     add = _only_user(gate.output, "Add")
     relu = _only_user(add.outputs[0], "Relu") if add else None
-    if add is None or relu is None:
+    if add is None or relu is None or add in taken:
         return gate
+    taken.add(add)
     residual = next((value for value in add.inputs if value is not gate.output), None)
-    if residual is None or residual.shape is None or residual.shape != gate.output.shape:
+    if residual is None or not shapes.alike(residual, gate.x):
         return gate
-    nodes = (*gate.nodes, add, relu)
-    return replace(gate, op=f"{gate.op}AddRelu", residual=residual, nodes=nodes)
+    return replace(
+        gate,
+        op=f"{gate.op}AddRelu",
+        residual=residual,
+        output=relu.outputs[0],
+        nodes=(*gate.nodes, add, relu),
+    )
 
 
 def _only_user(value: ir.Value, op: str) -> ir.Node | None:
@@ -206,5 +218,5 @@ def scopes_of(node: ir.Node) -> tuple[str, ...]:
     return tuple(str(scope) for scope in scopes[:-1]) if isinstance(scopes, list) else ()
 
 
-def _and(pools: set[str]) -> str:
+def _and(pools: Collection[str]) -> str:
     return " and ".join(sorted(pools, reverse=True))

@@ -143,7 +143,7 @@ NEAR_MISSES = {
     kernel_of_five: "[1, 2, 5, 5]",
     padding_on_one_side: "is not padded by 3 all around",
     pooled_tensor_is_not_the_gated: "is scaled",
-    mean_over_other_axes: "is made by Expand",
+    mean_over_other_axes: "pools over axes [1, 2, 3], not [1]",
     maximum_twice: "is not the maximum and the mean",
     mean_in_both_branches: "both branches",
     value_inside_is_an_output: "is an output of the graph",

@@ -1,0 +1,152 @@
+"""What the readers of a gate's parts share: the way back through the graph, and its constants.
+
+A gate is read from its output to the map it gates. The nodes that are met are noted on a trail,
+and what does not belong to a gate ends the reading with a sentence that names the value at fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from cbam_deploy.exporters.gate_shapes import Shapes
+
+Weights = NDArray[np.float32]
+
+# What changes the shape of a value at most; that it does so rightly is for `gate_check` to see.
+_VIEWS = (
+    *("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand"),
+    *("Identity", "Dropout", "Cast"),
+)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+# Exporters that do not fold constants leave these between a weight and its use.
+_OF_CONSTANTS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
+
+
+class Refused(Exception):
+    """What was read is no gate; the message is a sentence that says why."""
+
+
+@dataclass
+class Trail:
+    """The nodes met while reading one gate of a graph with `shapes`."""
+
+    shapes: Shapes
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def maker(self, value: ir.Value, *ops: str) -> ir.Node:
+        """The node that makes `value`, which must be one of `ops`."""
+        node = value.producer()
+        if node is None or node.domain or node.op_type not in ops:
+            made = "is an input or a constant" if node is None else f"is made by {node.op_type}"
+            raise Refused(f"{value.name} {made}, not by {' or '.join(ops)}")
+        self.nodes.append(node)
+        return node
+
+    def behind_views(self, value: ir.Value, stop: ir.Value | None = None) -> ir.Value:
+        """What `value` is a view of, not going further back than `stop`."""
+        while value is not stop and (node := view_of(value)) is not None:
+            self.nodes.append(node)
+            value = input_of(node, 0)
+        return value
+
+
+def view_of(value: ir.Value) -> ir.Node | None:
+    """The node that makes `value` by at most changing the shape of its input, if one does."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type not in _VIEWS or value is not node.outputs[0]:
+        return None
+    if node.op_type == "Cast" and node.attributes.get_int("to") not in _FLOATS:
+        return None
+    return node
+
+
+def behind_views(value: ir.Value) -> ir.Value:
+    """What `value` is a view of."""
+    while (node := view_of(value)) is not None:
+        value = input_of(node, 0)
+    return value
+
+
+def is_op(value: ir.Value, *ops: str) -> bool:
+    """Whether a node of one of ONNX's own operators `ops` makes `value`."""
+    node = value.producer()
+    return node is not None and not node.domain and node.op_type in ops
+
+
+def find_constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array that `value` always is; None where that depends on the inputs.
+
+    A weight that is also an input of the graph can be replaced by whoever runs it.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor.numpy()
+    if not is_op(value, *_OF_CONSTANTS):
+        return None
+    node = value.producer()
+    assert node is not None
+    arrays = [find_constant(source) for source in node.inputs]
+    return None if any(array is None for array in arrays) else _computed(node, arrays)
+
+
+def constant(value: ir.Value) -> NDArray[Any]:
+    """The array that `value` always is."""
+    array = find_constant(value)
+    if array is None:
+        raise Refused(f"{value.name} is not constant")
+    return array
+
+
+def weights(value: ir.Value) -> Weights:
+    """The array that `value` always is, in FP32."""
+    return constant(value).astype(np.float32)
+
+
+def split_scalar(node: ir.Node) -> tuple[ir.Value, float, bool] | None:
+    """The operand of a node of two that is no scalar constant, the scalar, and if it comes first.
+
+    None where not exactly one of the two is a scalar constant.
+    """
+    if len(node.inputs) != 2:
+        return None
+    arrays = [find_constant(value) for value in node.inputs]
+    scalars = [array is not None and array.size == 1 for array in arrays]
+    if scalars[0] == scalars[1]:
+        return None
+    first = scalars[0]
+    array = arrays[0 if first else 1]
+    assert array is not None
+    return input_of(node, 1 if first else 0), float(array.reshape(())), first
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """Input number `index`, which must be there."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise Refused(f"{node.name or node.op_type} has no input {index}")
+    return value
+
+
+def _computed(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
+    """What `node` makes of constants."""
+    assert isinstance(node.graph, ir.Graph)
+    proto = ir.to_proto(node)
+    names = [f"c{index}" for index in range(len(arrays))]
+    del proto.input[:]
+    proto.input.extend(names)
+    unknown = [onnx.helper.make_empty_tensor_value_info(name) for name in (*names, proto.output[0])]
+    graph = onnx.helper.make_graph([proto], "constant", unknown[:-1], unknown[-1:])
+    opset = onnx.helper.make_opsetid("", node.graph.opset_imports[""])
+    model = onnx.helper.make_model(graph, opset_imports=[opset])
+    feeds = dict(zip(names, arrays, strict=True))
+    outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+    return np.asarray(outputs[0])
