@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench kernel-report clean
+.PHONY: demo test lint bench kernel-report gpu-check clean
 
 demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
@@ -28,6 +28,11 @@ build/%.onnx: .venv/demo.done
 
 kernel-report: .venv/dev.done
 	$(BIN)/python -m cbam_deploy.plugins.kernel_report -o benchmarks/results/kernel-report.md
+
+# On a machine with a GPU, by its own Python: it may have no network to fill a .venv from.
+# OUTPUT=DIR writes elsewhere than to benchmarks/results; OPTIONS="--dry-run" needs no GPU.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
 clean:
 	rm -rf .venv build demo

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -107,7 +106,7 @@ def _options(architecture: str) -> tuple[bytes, ...]:
         "--std=c++17",
         "-default-device",
         f"--include-path={KERNELS}",
-        f"--include-path={_cuda_headers()}",
+        *(f"--include-path={folder}" for folder in _header_folders()),
     ]
     if architecture.startswith("sm_"):
         options.append("--ptxas-options=-v")
@@ -117,8 +116,7 @@ def _options(architecture: str) -> tuple[bytes, ...]:
 def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...]) -> str:
     """Hash of all that the result depends on; paths of this machine are none of it."""
     version = _checked(nvrtc, nvrtc.nvrtcVersion())
-    headers = importlib.metadata.version("nvidia-cuda-runtime")
-    parts = [repr(version), headers, *names]
+    parts = [repr(version), _headers_sha256(), *names]
     parts += [o.decode() for o in options if not o.startswith(b"--include-path")]
     parts += [path.read_text() for path in sorted(KERNELS.glob("*.cuh"))]
     return hashlib.sha256("\0".join([_SOURCE, *parts]).encode()).hexdigest()
@@ -170,10 +168,27 @@ def _nvrtc() -> Any:
 
 
 @functools.cache
-def _cuda_headers() -> Path:
+def _header_folders() -> tuple[Path, ...]:
+    """Where the CUDA headers are: those of the extra, or else those of an installed toolkit."""
     spec = importlib.util.find_spec("nvidia")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        headers = Path(folder) / "cu13" / "include"
-        if (headers / "cuda_fp16.h").is_file():
-            return headers
-    raise MissingCapability("the CUDA 13 headers are not installed", _HINT)
+    packages = spec.submodule_search_locations or () if spec else ()
+    toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    includes = [Path(folder) / "cu13" / "include" for folder in packages]
+    includes += [Path(folder) / "include" for folder in toolkits if folder]
+    candidates = [folder for include in includes for folder in (include, include / "cccl")]
+    found = []
+    for header in ("cuda_fp16.h", "nv/target"):
+        folder = next((each for each in candidates if (each / header).is_file()), None)
+        if folder is None:
+            raise MissingCapability(f"the CUDA 13 headers are not installed ({header})", _HINT)
+        found.append(folder)
+    return tuple(dict.fromkeys(found))
+
+
+@functools.cache
+def _headers_sha256() -> str:
+    """Tells versions of the headers apart."""
+    digest = hashlib.sha256()
+    for header in sorted(_header_folders()[0].glob("cuda_[bf]*16.h*")):
+        digest.update(header.read_bytes())
+    return digest.hexdigest()

@@ -59,10 +59,10 @@ class LoadedPlan:
 
     def __init__(self, plan: LaunchPlan, device: int) -> None:
         self.plan = plan
+        self._device = device
         self._limits = device_limits(device)
-        self._context = _primary_context(device)
         compiled = compile_plan(plan, self._limits.capability)
-        with self._current(), _loading_allowed():
+        with current_device(device), _loading_allowed():
             self._module = call("cuModuleLoadData", compiled.image)
             self._functions = [
                 _function(self._module, compiled.names[launch.kernel], launch)
@@ -83,7 +83,7 @@ class LoadedPlan:
             RuntimeError: the driver refuses.
         """
         blocks = [grid(launch, batch, self._limits) for launch in self.plan.launches]
-        with self._current():
+        with current_device(self._device):
             for launch, function, count in zip(
                 self.plan.launches, self._functions, blocks, strict=True
             ):
@@ -94,19 +94,6 @@ class LoadedPlan:
                     *(function, count, 1, 1, *block, launch.shared_bytes, stream),
                     *(parameters.address, 0),
                 )
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """With the device's primary context current; a new thread has none."""
-        before = call("cuCtxGetCurrent")
-        changed = int(before) != int(self._context)
-        if changed:
-            call("cuCtxSetCurrent", self._context)
-        try:
-            yield
-        finally:
-            if changed:
-                call("cuCtxSetCurrent", before)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -137,6 +124,20 @@ def device_limits(device: int) -> DeviceLimits:
         multiprocessor_shared_bytes=ask("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
         grid_blocks=ask("MAX_GRID_DIM_X"),
     )
+
+
+@contextmanager
+def current_device(device: int) -> Iterator[None]:
+    """With the primary context of GPU number `device` current; a new thread has none."""
+    before, wanted = call("cuCtxGetCurrent"), _primary_context(device)
+    changed = int(before) != int(wanted)
+    if changed:
+        call("cuCtxSetCurrent", wanted)
+    try:
+        yield
+    finally:
+        if changed:
+            call("cuCtxSetCurrent", before)
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -72,11 +72,11 @@ def test_an_empty_batch_gives_an_empty_map():
     assert torch.ops.cbam_deploy.se_gate(x[:0], *weights).shape == (0, *x.shape[1:])
 
 
-@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", BY_NAME)
-def test_opcheck_passes(name, layout):
-    _, _, tensors = arguments(name, memory_format=FORMATS[layout])
+def test_opcheck_passes(name):
+    _, _, tensors = arguments(name)
     torch.library.opcheck(overload(name), tensors)
+    _, _, tensors = arguments(name, memory_format=torch.channels_last)
     torch.library.opcheck(overload(name), [tensor.requires_grad_() for tensor in tensors])
 
 

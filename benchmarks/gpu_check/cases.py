@@ -1,0 +1,160 @@
+"""The launches whose results are compared with the float64 reference, and their inputs.
+
+Every kernel that the geometry plans in every type, layout and operator; the values at which
+arithmetic goes wrong first; and maps that nothing divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_check.storage import encode
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import DeviceLimits, fused_candidates, plan
+from cbam_deploy.plugins.kernel_report import FORMATS, gates
+from cbam_deploy.plugins.launches import LaunchPlan
+from cbam_deploy.plugins.reference import Weights
+
+VALUES = ("constant", "negative", "minus_zero", "extreme", "nan", "inf", "minus_inf")
+INTEGER_VALUES = ("constant", "negative", "extreme")
+SMALL = (20, 5, 5, 2)  # channels, height, width, hidden: nothing divides it
+TAILS = ((3, 9, 11, 1), (100, 13, 7, 9), (64, 1, 1, 4), (33, 30, 33, 5))
+_SCALES = {"x_scale": 0.05, "r_scale": 0.04, "y_scale": 0.03}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan, with a batch and a kind of values to try it on."""
+
+    plan: LaunchPlan
+    batch: int = 2
+    values: str = "normal"
+
+    @property
+    def gate(self) -> Gate:
+        """What is computed."""
+        return self.plan.gate
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is fit for tools that slow kernels down."""
+        return self.gate.positions * self.gate.stored * self.batch < 50_000
+
+    def __str__(self) -> str:
+        launch = self.plan.launches[0]
+        kind = f"cluster {launch.cluster}" if len(self.plan.launches) == 1 else "staged"
+        size = f", k {self.gate.kernel_size}" if self.gate.kernel_size else ""
+        storage = f", {self.gate.stored} stored" if self.gate.stored > self.gate.channels else ""
+        vector = f"{kind} of {launch.threads} threads, vector {self.gate.vector}"
+        return f"{self.gate}{size}{storage}, {vector}, batch {self.batch}, {self.values}"
+
+
+def all_cases(limits: DeviceLimits) -> list[Case]:
+    """Every case on a device, those with one reference next to each other."""
+    return sorted(set(_cases(limits)), key=lambda case: (repr(reference_key(case)), str(case)))
+
+
+def reference_key(case: Case) -> tuple[object, ...]:
+    """Cases of one key have one reference: layout and geometry do not matter to it."""
+    return (replace(case.gate, layout="nchw", stored=0, alignment=16), case.batch, case.values)
+
+
+def _cases(limits: DeviceLimits) -> Iterator[Case]:
+    for gate in gates():
+        yield from _both(_scaled(gate), limits)
+    for dtype, layout in FORMATS:
+        small = _scaled(Gate(*SMALL, residual=True, dtype=dtype, layout=layout))
+        for values in INTEGER_VALUES if dtype == "int8" else VALUES:
+            yield from _both(small, limits, values=values)
+        for tail in TAILS:
+            yield from _both(
+                _scaled(Gate(*tail, residual=True, dtype=dtype, layout=layout)), limits, batch=3
+            )
+        if layout == "nhwc":
+            padded = replace(small, stored=24, residual=False)
+            yield from _both(padded, limits)
+            yield from _both(replace(small, alignment=small.element_bytes), limits)
+        middle = _scaled(Gate(512, 28, 28, 32, residual=True, dtype=dtype, layout=layout))
+        if (dtype, layout) in (("float16", "nhwc"), ("float32", "nchw"), ("int8", "chw32")):
+            for candidate in fused_candidates(middle, limits):
+                yield Case(candidate)
+
+
+def _both(
+    gate: Gate, limits: DeviceLimits, batch: int = 2, values: str = "normal"
+) -> Iterator[Case]:
+    yield Case(plan(gate, limits, batch=batch), batch, values)
+    yield Case(plan(gate, limits, batch=batch, strategy="staged"), batch, values)
+
+
+def _scaled(gate: Gate) -> Gate:
+    return replace(gate, **_SCALES) if gate.dtype == "int8" else gate
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Weights, and maps [N, C, H, W] encoded in the gate's type."""
+
+    weights: Weights
+    x: NDArray[np.generic]
+    r: NDArray[np.generic] | None
+
+
+def draw(case: Case) -> Inputs:
+    """The inputs of a case: the same for all cases of one `reference_key`."""
+    gate = case.gate
+    rng = np.random.default_rng([gate.channels, gate.height, gate.width, gate.kernel_size])
+    shape = (case.batch, gate.channels, gate.height, gate.width)
+    x = encode(_maps(gate, shape, case.values, rng), gate.dtype)
+    r = encode(_maps(gate, shape, "normal", rng), gate.dtype) if gate.residual else None
+    return Inputs(draw_weights(gate, rng), x, r)
+
+
+def draw_weights(gate: Gate, rng: np.random.Generator) -> Weights:
+    """Weights at which the gates are neither shut nor open."""
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    k = gate.kernel_size
+    return Weights(
+        normal(gate.hidden, gate.channels) / np.float32(np.sqrt(gate.channels)),
+        normal(gate.hidden),
+        normal(gate.channels, gate.hidden) / np.float32(np.sqrt(gate.hidden)),
+        normal(gate.channels),
+        normal(1, 2, k, k) / np.float32(k) if k else None,
+        normal(1) if k else None,
+    )
+
+
+def _maps(
+    gate: Gate, shape: tuple[int, ...], values: str, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    if gate.dtype == "int8":
+        return _integers(shape, values, rng).astype(np.float64)
+    x = rng.standard_normal(shape)
+    if values == "constant":
+        x[:] = x.flat[0]
+    elif values == "negative":
+        x = -np.abs(x) - 0.01
+    elif values == "minus_zero":
+        x = np.where(x < 0, -0.0, 0.0)
+    elif values == "extreme":
+        x *= 10_000.0 if gate.dtype == "float16" else 1e6
+    elif values != "normal":
+        x.flat[x.size // 3] = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf}[values]
+    return x
+
+
+def _integers(shape: tuple[int, ...], values: str, rng: np.random.Generator) -> NDArray[np.integer]:
+    if values == "constant":
+        return np.full(shape, -77)
+    if values == "negative":
+        return rng.integers(-128, 0, shape)
+    if values == "extreme":
+        return rng.choice([-128, 127], shape)
+    return rng.integers(-128, 128, shape)

@@ -1,0 +1,72 @@
+"""The gate as PyTorch computes it, eagerly and by `torch.compile`.
+
+Compiling nearly a hundred gates one after the other takes longer than the whole check may. So a
+few processes compile them first, at the same time, into the cache that PyTorch keeps on disk.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.gate_cases import GateCase
+from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.models.spec import CBAM
+
+_PROCESSES = 12
+Gate = Callable[[Tensor, Tensor], Tensor]
+
+
+def pytorch_gate(case: GateCase, device: str) -> AttentionGate:
+    """`AttentionGate`, called with a map and a residual, in the case's type."""
+    torch.manual_seed(0)
+    gate = AttentionGate(case.gate.channels, CBAM).eval()
+    return gate.to(device, getattr(torch, case.gate.dtype))
+
+
+def compiled_gate(case: GateCase, device: str, backend: str = "inductor") -> Gate:
+    """The same through `torch.compile`, for the case's shape alone."""
+    torch._dynamo.reset()
+    compiled: Gate = torch.compile(
+        pytorch_gate(case, device), backend=backend, fullgraph=True, dynamic=False
+    )
+    return compiled
+
+
+def precompile(cases: Sequence[GateCase], seconds: float) -> None:
+    """Compile every case once, in processes of their own; raises `TimeoutError` when time is out.
+
+    A process that fails is no obstacle: what it left out is compiled when it is needed.
+    """
+    count = min(_PROCESSES, len(os.sched_getaffinity(0)))
+    shares = [share for share in (list(cases[first::count]) for first in range(count)) if share]
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    pool = context.Pool(len(shares))
+    try:
+        pool.map_async(_compile, shares, chunksize=1).get(timeout=seconds)
+    except multiprocessing.TimeoutError as error:
+        raise TimeoutError(f"not all gates were compiled within {seconds:.0f} s") from error
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+@torch.no_grad()
+def _compile(cases: Sequence[GateCase]) -> None:
+    for case in cases:
+        gate = case.gate
+        memory = torch.channels_last if gate.layout == "nhwc" else torch.contiguous_format
+        shape = (case.batch, gate.channels, gate.height, gate.width)
+        x, r = (
+            torch.randn(shape, dtype=getattr(torch, gate.dtype), device="cuda").contiguous(
+                memory_format=memory
+            )
+            for _ in range(2)
+        )
+        compiled_gate(case, "cuda")(x, r)
+    torch.cuda.synchronize()

@@ -1,0 +1,137 @@
+"""Part: the kernels' results against the float64 reference, element by element within its bound.
+
+Buffers are as large as they have to be and filled with NaN beforehand; every plan runs twice and
+has to give the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_check.buffers import held_buffers
+from benchmarks.gpu_check.cases import Case, Inputs, all_cases, draw, reference_key
+from benchmarks.gpu_check.job import Failed, Job
+from benchmarks.gpu_check.storage import decode, encode, from_storage, to_storage
+from cbam_deploy.plugins.cuda_launch import Parameters, current_device, device_limits, load
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, DeviceLimits
+from cbam_deploy.plugins.reference import Bounded, apply_gate, disagreement
+
+DRY_CAPABILITY = 90
+_DRY_ADDRESS = 1 << 40
+_references: dict[tuple[object, ...], tuple[Inputs, Bounded]] = {}
+
+
+def run(job: Job) -> None:
+    """Try every case."""
+    check(job, job.each(all_cases(limits(job.dry))))
+
+
+def run_small(job: Job) -> None:
+    """Try the small cases: what compute-sanitizer is given."""
+    check(job, job.each([case for case in all_cases(limits(job.dry)) if case.is_small]))
+
+
+def limits(dry: bool) -> DeviceLimits:
+    """Limits of this GPU, or in a dry run of an H200."""
+    return KNOWN_DEVICES[DRY_CAPABILITY] if dry else device_limits(0)
+
+
+def check(job: Job, cases: list[Case]) -> None:
+    """Try `cases`; raises `Failed` when the results of any are not as they should be."""
+    wrong = tried = 0
+    for case in job.in_time(cases):
+        inputs, expected = _reference(case)
+        if job.dry:
+            problem, worst = _rehearse(case, inputs, expected), {}
+        else:
+            problem, error = _try(case, inputs, expected)
+            worst = {"largest_error_over_bound": error}
+        tried += 1
+        wrong += problem is not None
+        if job.dry:
+            if problem is not None:
+                raise RuntimeError(f"{case}: {problem}")
+            job.row(case=str(case))
+        else:
+            job.row(case=str(case), agrees=problem is None, problem=problem or "", **worst)
+    if wrong:
+        raise Failed(f"{wrong} of {tried} cases disagree with the reference")
+
+
+def _reference(case: Case) -> tuple[Inputs, Bounded]:
+    """Inputs and what is expected, made once for neighbouring cases of one key."""
+    key = reference_key(case)
+    if key not in _references:
+        _references.clear()
+        inputs = draw(case)
+        dtype = case.gate.dtype
+        r = None if inputs.r is None else decode(inputs.r, dtype)
+        x = decode(inputs.x, dtype)
+        _references[key] = inputs, apply_gate(case.gate, inputs.weights, x, r)
+    return _references[key]
+
+
+def _try(case: Case, inputs: Inputs, expected: Bounded) -> tuple[str | None, float | None]:
+    """Run a case twice on GPU 0; what is wrong, and the largest error relative to its bound."""
+    loaded = load(case.plan, 0)
+    gate = case.gate
+    with current_device(0), held_buffers() as buffers:
+        stored = to_storage(gate, inputs.x)
+        buffers.put("x", stored)
+        if inputs.r is not None:
+            buffers.put("r", to_storage(gate, inputs.r))
+        for name, weight in vars(inputs.weights).items():
+            if weight is not None:
+                buffers.put(name, weight)
+        for name, size in case.plan.workspace:
+            buffers.allocate(name, 4 * size * case.batch)
+        buffers.allocate("y", stored.nbytes)
+        results = []
+        for _ in range(2):
+            buffers.poison("y")
+            for name, _ in case.plan.workspace:
+                buffers.poison(name)
+            loaded.launch(buffers.addresses, case.batch, 0)
+            results.append(buffers.get("y", stored.dtype))
+    if results[0].tobytes() != results[1].tobytes():
+        return "two runs give different bits", None
+    return _judge(case, results[0], expected)
+
+
+def _judge(
+    case: Case, stored: NDArray[np.generic], expected: Bounded
+) -> tuple[str | None, float | None]:
+    try:
+        y = decode(from_storage(case.gate, stored, case.batch), case.gate.dtype)
+    except ValueError as error:
+        return str(error), None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.clip(expected.value, -128, 127) if case.gate.dtype == "int8" else expected.value
+        errors = np.abs(y - value) / expected.error
+    finite = errors[np.isfinite(errors)]
+    worst = float(finite.max()) if finite.size else None
+    return disagreement(case.gate, y, expected), worst
+
+
+def _rehearse(case: Case, inputs: Inputs, expected: Bounded) -> str | None:
+    """All of `_try` but memory and launches: the reference itself stands in for the result."""
+    gate = case.gate
+    stored = to_storage(gate, inputs.x)
+    names = {name for one in case.plan.launches for name in (*one.inputs, *one.outputs)}
+    for launch in case.plan.launches:
+        Parameters(launch, dict.fromkeys(names, _DRY_ADDRESS))
+    value = expected.value
+    if gate.dtype == "int8":
+        value = np.nan_to_num(np.rint(np.clip(value, -128, 127)))
+    y = to_storage(gate, encode(value, gate.dtype))
+    if gate.stored > gate.channels:
+        y = _with_zero_padding(case, y)
+    assert y.nbytes == stored.nbytes
+    problem, _ = _judge(case, y, expected)
+    return problem
+
+
+def _with_zero_padding(case: Case, y: NDArray[np.generic]) -> NDArray[np.generic]:
+    ones = np.ones((case.batch, case.gate.channels, case.gate.height, case.gate.width), np.uint8)
+    return np.where(to_storage(case.gate, ones) == 1, y, np.zeros_like(y))

@@ -1,0 +1,43 @@
+"""Part: compile every kernel that the other parts launch, on all processors; needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from benchmarks.gpu_check.cases import all_cases
+from benchmarks.gpu_check.correctness import limits
+from benchmarks.gpu_check.gate_cases import gate_cases
+from benchmarks.gpu_check.job import Job
+from cbam_deploy.plugins.cuda_launch import compile_plan
+from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.launches import LaunchPlan
+
+
+def run(job: Job) -> None:
+    """Fill the cache of compiled kernels; what is left out here is compiled when it is needed."""
+    device = limits(job.dry)
+    plans = [case.plan for case in job.each(all_cases(device))]
+    plans += [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
+    programs = {tuple(launch.kernel for launch in one.launches): one for one in plans}
+    processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        tasks = [
+            processes.submit(_compile, one, device.capability, time.time() + job.seconds_left)
+            for one in programs.values()
+        ]
+        done = sum(task.result() for task in as_completed(tasks))
+    finally:
+        processes.shutdown(cancel_futures=True)
+    kernels = {name for names in programs for name in names}
+    job.note(f"{len(kernels)} kernels in {len(programs)} programs for sm_{device.capability}.")
+    if done < len(programs):
+        job.note(f"Time ran out after {done} programs; the others are compiled when needed.")
+
+
+def _compile(one: LaunchPlan, capability: int, until: float) -> bool:
+    if time.time() > until:
+        return False
+    compile_plan(one, capability)
+    return True

@@ -1,0 +1,57 @@
+"""The parts of the check, in order, and the seconds each may take.
+
+Together they stay below eight minutes; what comes first matters most.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.gpu_check.job import Job
+
+TOTAL_SECONDS = 465.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        name: as reported.
+        place: ``module:function`` that runs it, a module of this package.
+        seconds: its share of the time.
+        needed: whether the kernels count as correct only if it passes.
+    """
+
+    name: str
+    place: str
+    seconds: float
+    needed: bool = False
+
+    def function(self) -> Callable[[Job], None]:
+        """What runs it, imported now: some parts need PyTorch, some must not load it."""
+        module, _, name = self.place.partition(":")
+        function: Callable[[Job], None] = getattr(
+            importlib.import_module(f"benchmarks.gpu_check.{module}"), name
+        )
+        return function
+
+
+PARTS = (
+    Part("kernels", "kernels:run", 60),
+    Part("correctness", "correctness:run", 60, needed=True),
+    Part("gates", "gates:run", 130),
+    Part("networks", "networks:run", 60),
+    Part("sanitizer", "sanitizer:run", 60),
+    Part("operators", "operators:run", 45),
+    Part("TensorRT-RTX", "rtx:run", 50),
+)
+SMALL_CASES = Part("small cases", "correctness:run_small", 60)
+"""What `sanitizer` runs under its tools."""
+
+
+def part_called(name: str) -> Part:
+    """The part of that name."""
+    return next(part for part in (*PARTS, SMALL_CASES) if part.name == name)

@@ -1,0 +1,67 @@
+"""One process per part: a kernel that goes astray takes its CUDA context with it, and no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.gpu_check.job import ERROR, Options, Outcome, read_outcome
+
+ROOT = Path(__file__).parents[2]
+_GRACE_SECONDS = 8.0
+
+
+def command_of(part: str, file: Path, options: Options, seconds: float) -> list[str]:
+    """The command that runs one part and writes what it finds to `file`."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--part", part, "--file", str(file)]
+    command += ["--seconds", f"{seconds:.1f}", "--every", str(options.every)]
+    if options.engines is not None:
+        command += ["--engines", str(options.engines)]
+    return command + ["--dry-run"] * options.dry
+
+
+def run_in_process(part: str, options: Options, seconds: float, limit: float) -> Outcome:
+    """Run a part in a process of its own, ended by force at the `limit` (seconds) at the latest.
+
+    The part itself is to end after `seconds`.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file, log = Path(folder) / "rows", Path(folder) / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command_of(part, file, options, seconds),
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                ending = _described(process.wait(min(limit, seconds + _GRACE_SECONDS)))
+            except subprocess.TimeoutExpired:
+                kill(process)
+                ending = f"ended by force after {time.monotonic() - began:.0f} s"
+            except BaseException:
+                kill(process)
+                raise
+        outcome = read_outcome(part, file, time.monotonic() - began, ending)
+        if outcome.status == ERROR:
+            print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        return outcome
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those it started; it has a process group of its own."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _described(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code} and no word"

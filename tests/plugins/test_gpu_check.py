@@ -1,0 +1,486 @@
+"""``make gpu-check`` without a GPU: everything but launches and timing, and how it reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu_check import (  # noqa: E402
+    __main__,
+    cases,
+    correctness,
+    gates,
+    operators,
+    process,
+    report,
+    sanitizer,
+    storage,
+)
+from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases  # noqa: E402
+from benchmarks.gpu_check.job import (  # noqa: E402
+    DRY,
+    ERROR,
+    FAILED,
+    INCOMPLETE,
+    PASSED,
+    SKIPPED,
+    Failed,
+    Job,
+    Options,
+    Outcome,
+    Skipped,
+    read_outcome,
+)
+from benchmarks.gpu_check.parts import PARTS, SMALL_CASES, TOTAL_SECONDS, part_called  # noqa: E402
+from benchmarks.gpu_check.table import markdown  # noqa: E402
+from cbam_deploy.plugins.gate import Gate  # noqa: E402
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES  # noqa: E402
+from cbam_deploy.plugins.kernel_report import FORMATS  # noqa: E402
+from cbam_deploy.plugins.reference import apply_gate  # noqa: E402
+
+LIMITS = KNOWN_DEVICES[90]
+IDENTIFYING = {"case", "map", "dtype", "layout", "batch", "operator", "network", "tool", "file"}
+BARE = """
+import runpy, sys
+for name in ("onnx", "onnxruntime", "onnx_ir", "onnxscript", "typer", "rich", "polygraphy",
+             "jinja2", "safetensors", "matplotlib", "PIL", "sklearn", "hypothesis"):
+    sys.modules[name] = None
+sys.argv = ["gpu_check", *sys.argv[1:]]
+runpy.run_module("benchmarks.gpu_check", run_name="__main__")
+"""
+
+
+def test_dry_run_does_all_but_launching_with_torch_and_numpy_alone(tmp_path, pytestconfig):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs pip install 'cbam-deploy[kernels]'")
+    kernels = str(pytestconfig.cache.mkdir("kernels"))
+    environment = {**os.environ, "XDG_CACHE_HOME": kernels, "OMP_NUM_THREADS": "1"}
+    parts = [part.name for part in PARTS if part.name != "operators"]  # collects with pytest
+    only = [argument for name in parts for argument in ("--only", name)]
+    arguments = ["--dry-run", "--every", "120", "--output", str(tmp_path), *only]
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Dry run: no kernel was launched and nothing was timed." in done.stdout
+    json_file, markdown_file = sorted(tmp_path.iterdir())
+    assert json_file.name.startswith("dry-run-")
+    assert markdown_file.read_text().strip() == done.stdout.strip()
+    found = json.loads(json_file.read_text())
+    assert found["dry_run"] is True
+    assert found["gpu"] is found["clocks_before"] is found["clocks_after"] is None
+    assert [part["name"] for part in found["parts"]] == parts
+    for part in found["parts"]:
+        assert (part["status"], part["seconds"]) == (DRY, None), part
+        for row in part["rows"]:
+            assert row.keys() <= IDENTIFYING, "a dry run has no figures"
+    assert all(part["rows"] for part in found["parts"] if part["name"] in ("correctness", "gates"))
+
+
+def test_without_a_gpu_the_check_says_so_and_exits_with_3(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "gpus", lambda: ())
+    assert __main__.main(["--output", str(tmp_path)]) == 3
+    assert "--dry-run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parts_fit_into_eight_minutes():
+    assert sum(part.seconds for part in PARTS) <= TOTAL_SECONDS
+    assert TOTAL_SECONDS + process._GRACE_SECONDS <= 8 * 60
+    assert part_called("small cases") is SMALL_CASES
+
+
+# Cases and their inputs.
+
+
+def test_cases_are_of_every_kernel_type_layout_and_operator():
+    every = cases.all_cases(LIMITS)
+    assert len(set(every)) == len(every)
+    kinds = {
+        (case.gate.operator, case.gate.dtype, case.gate.layout, len(case.plan.launches))
+        for case in every
+    }
+    names = ("CbamGate", "CbamGateAddRelu", "SeGate", "SeGateAddRelu")
+    assert kinds >= {(name, *one, count) for name in names for one in FORMATS for count in (1, 3)}
+    assert {launch.cluster for case in every for launch in case.plan.launches} == {1, 2, 4, 8}
+    assert {case.gate.kernel_size for case in every} == {0, 3, 7}
+    assert sum(case.is_small for case in every) > 100
+
+
+def test_timed_gates_are_those_of_resnet_50():
+    timed = gate_cases()
+    assert {(case.gate.channels, case.gate.height) for case in timed} == set(MAPS)
+    assert len(timed) == len(MAPS) * len(BATCHES) * len(FORMATS)
+    first = timed[0]
+    assert first.moved_bytes == 3 * 32 * 256 * 56 * 56 * 2
+
+
+def test_bfloat16_is_rounded_as_pytorch_does():
+    values = np.random.default_rng(0).standard_normal(7_700) * 10.0 ** np.arange(-40, 37, 0.01)
+    values[:4] = np.nan, np.inf, -np.inf, -0.0
+    values = values.astype(np.float32)
+    found = storage.decode(storage.encode(values, "bfloat16"), "bfloat16")
+    expected = torch.tensor(values).bfloat16().double().numpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), FORMATS)
+def test_storage_holds_every_element_once(dtype, layout):
+    gate = Gate(20, 3, 5, 2, dtype=dtype, layout=layout, stored=24 if layout == "nhwc" else 0)
+    x = storage.encode(np.arange(2 * 20 * 15.0).reshape(2, 20, 3, 5) % 100, dtype)
+    stored = storage.to_storage(gate, x)
+    assert stored.size == 2 * gate.stored * gate.positions
+    padding = stored.size - x.size
+    assert (stored.view(np.uint8) == 0xFF).sum() >= padding * stored.itemsize
+    if padding:
+        with pytest.raises(ValueError, match="padding"):
+            storage.from_storage(gate, stored, 2)
+        ones = storage.to_storage(gate, np.ones(x.shape, np.uint8))
+        stored = np.where(ones == 1, stored, np.zeros_like(stored))
+    np.testing.assert_array_equal(storage.from_storage(gate, stored, 2), x)
+
+
+def test_inputs_depend_on_the_reference_alone():
+    one, other = (
+        case for case in cases.all_cases(LIMITS) if str(case.gate) == GATE and case.values == "nan"
+    )
+    assert cases.reference_key(one) == cases.reference_key(other)
+    np.testing.assert_array_equal(cases.draw(one).x, cases.draw(other).x)
+
+
+GATE = "CbamGateAddRelu on 20x5x5 float16 nhwc"
+
+
+@pytest.fixture
+def case():
+    return next(
+        case
+        for case in cases.all_cases(LIMITS)
+        if str(case.gate) == GATE and case.values == "normal"
+    )
+
+
+# Judging and reporting.
+
+
+def job_in(folder, *, dry=False, seconds=100.0, every=1):
+    return Job(folder / "rows", Options(dry=dry, every=every), seconds)
+
+
+def outcome_of(run, folder, **options):
+    job_in(folder, **options).carry_out(run)
+    return read_outcome("part", folder / "rows", 1.0, "exit 0")
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "one value", "one nan"])
+def test_one_wrong_value_fails_the_correctness_part(wrong, case, tmp_path, monkeypatch):
+    def launched(case, inputs, expected):
+        y = storage.encode(expected.value, case.gate.dtype)
+        if wrong != "nothing":
+            y[1, 7, 2, 3] = np.nan if wrong == "one nan" else y[1, 7, 2, 3] + 0.25
+        return correctness._judge(case, storage.to_storage(case.gate, y), expected)
+
+    monkeypatch.setattr(correctness, "_try", launched)
+    found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
+    (row,) = found.rows
+    assert row["agrees"] is (wrong == "nothing")
+    assert found.status == (PASSED if wrong == "nothing" else FAILED)
+    if wrong == "nothing":
+        assert 0 < row["largest_error_over_bound"] <= 1
+    else:
+        assert "(1, 7, 2, 3)" in row["problem"]
+
+
+def test_references_are_made_once_for_neighbouring_cases(case, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        correctness, "apply_gate", lambda *args: calls.append(1) or apply_gate(*args)
+    )
+    correctness._references.clear()
+    for layout in ("nhwc", "nchw"):
+        gate = replace(case.gate, layout=layout)
+        correctness._reference(replace(case, plan=replace(case.plan, gate=gate)))
+    assert len(calls) == 1
+
+
+def passes(job):
+    job.row(value=1)
+
+
+def fails(job):
+    raise Failed("2 of 3 differ")
+
+
+def breaks(job):
+    job.note("began")
+    raise ZeroDivisionError("oops")
+
+
+def lacks(job):
+    raise Skipped("no such tool")
+
+
+@pytest.mark.parametrize(
+    ("run", "status", "reason"),
+    [
+        (passes, PASSED, ""),
+        (fails, FAILED, "2 of 3 differ"),
+        (breaks, ERROR, "ZeroDivisionError: oops"),
+        (lacks, SKIPPED, "no such tool"),
+    ],
+)
+def test_how_a_part_ends_is_recorded(run, status, reason, tmp_path, capsys):
+    found = outcome_of(run, tmp_path)
+    assert (found.status, found.reason) == (status, reason)
+
+
+def test_a_part_that_runs_out_of_time_is_incomplete(tmp_path):
+    def run(job):
+        for number in job.in_time(range(5)):
+            job.row(number=number)
+            job.seconds = -1.0
+
+    found = outcome_of(run, tmp_path)
+    assert (found.status, found.reason) == (INCOMPLETE, "time ran out after 1 of 5")
+    assert len(found.rows) == 1
+
+
+def script(code):
+    """A command for a part's process: python code that finds the rows' file in `file`."""
+
+    def command(part, file, options, seconds):
+        return [sys.executable, "-c", f"file = {str(file)!r}\n{code}"]
+
+    return command
+
+
+ROW = "open(file, 'a').write('{\"row\": {\"n\": 1}}' + chr(10))\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (ROW + "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        (ROW + "raise SystemExit(5)", "exit code 5"),
+        (ROW + "import time; time.sleep(60)", "ended by force"),
+    ],
+)
+def test_what_a_lost_process_had_found_is_kept(code, words, monkeypatch, capsys):
+    monkeypatch.setattr(process, "command_of", script(code))
+    began = time.monotonic()
+    found = process.run_in_process("part", Options(), seconds=0.5, limit=1.0)
+    assert time.monotonic() - began < 30
+    assert found.status == ERROR
+    assert words in found.reason
+    assert found.rows == ({"n": 1},)
+
+
+def test_ending_a_part_ends_what_it_started(tmp_path, monkeypatch, capsys):
+    child = tmp_path / "child"
+    code = (
+        "import subprocess, time\n"
+        f"p = subprocess.Popen(['sleep', '60']); open({str(child)!r}, 'w').write(str(p.pid))\n"
+        "time.sleep(60)"
+    )
+    monkeypatch.setattr(process, "command_of", script(code))
+    process.run_in_process("part", Options(), seconds=1.0, limit=1.5)
+    for _ in range(100):
+        status = Path(f"/proc/{child.read_text()}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(int(child.read_text()), signal.SIGKILL)
+    pytest.fail("it still runs")
+
+
+def test_a_failing_part_does_not_stop_the_others(monkeypatch, capsys):
+    statuses = {"kernels": ERROR, "correctness": PASSED, "gates": FAILED}
+    ran = []
+
+    def run(name, options, seconds, limit):
+        ran.append(name)
+        return Outcome(name, statuses.get(name, SKIPPED), "why", 1.0, (), ())
+
+    monkeypatch.setattr(report, "run_in_process", run)
+    outcomes = report.run_parts(PARTS, Options())
+    assert ran == [part.name for part in PARTS] == [outcome.name for outcome in outcomes]
+
+
+def test_parts_get_no_more_time_than_is_left(monkeypatch, capsys):
+    given = []
+
+    def run(name, options, seconds, limit):
+        given.append((seconds, limit))
+        return Outcome(name, PASSED, "", 1.0, (), ())
+
+    monkeypatch.setattr(report, "run_in_process", run)
+    report.run_parts(PARTS, Options(), total_seconds=20.0)
+    assert all(seconds <= 20 and limit <= 20 for seconds, limit in given)
+    assert report.run_parts(PARTS, Options(), total_seconds=0.0)[0].reason == "no time was left"
+
+
+def reported(dry_run=False, **statuses):
+    """A report with these statuses; the figures in it are made up."""
+    rows = {
+        "correctness": [
+            {"case": "a", "agrees": True, "problem": "", "largest_error_over_bound": 0.5}
+        ],
+        "gates": [{"map": "256x56x56", "batch": 8, "fused_us": 12.345, "gb_s": 4000.4}],
+    }
+    parts = [
+        {
+            "name": part.name,
+            "status": statuses.get(part.name, PASSED),
+            "reason": "a | b" if part.name in statuses else "",
+            "seconds": 1.0,
+            "notes": ["Said of it."],
+            "rows": rows.get(part.name, []),
+        }
+        for part in PARTS
+    ]
+    return {
+        "dry_run": dry_run,
+        "gpu": "NVIDIA H200",
+        "date": "2026-11-22",
+        "command": "python -m benchmarks.gpu_check",
+        "environment": {
+            "cpu": "c",
+            "cores": 2,
+            "os": "o",
+            "driver": "d",
+            "python": "p",
+            "packages": {},
+        },
+        "clocks_before": {"gpu_sm_mhz": [345.0], "gpu_memory_mhz": [3201.0]},
+        "clocks_after": {"gpu_sm_mhz": [1980.0], "gpu_memory_mhz": [3201.0]},
+        "parts": parts,
+    }
+
+
+@pytest.mark.parametrize(
+    ("statuses", "correct"),
+    [
+        ({}, True),
+        ({"gates": ERROR, "kernels": INCOMPLETE, "sanitizer": SKIPPED}, True),
+        ({"correctness": FAILED}, False),
+        ({"correctness": ERROR}, False),
+        ({"correctness": INCOMPLETE}, False),
+        ({"sanitizer": FAILED}, False),
+        ({"networks": FAILED}, False),
+    ],
+)
+def test_only_wrong_or_unchecked_results_make_it_exit_with_1(statuses, correct):
+    assert report.is_correct(reported(**statuses), PARTS) is correct
+
+
+def test_report_is_written_under_the_gpus_name(tmp_path):
+    files = report.write(reported(gates=ERROR), tmp_path / "new")
+    assert [file.name for file in files] == [
+        "nvidia-h200-2026-11-22.json",
+        "nvidia-h200-2026-11-22.md",
+    ]
+    text = files[1].read_text()
+    assert "| gates | error | a \\| b |" in text
+    assert "| 256x56x56 | 8 | 12.3 | 4000 |" in text
+    assert "1 of 1 cases agree with the float64 reference" in text
+    assert "SM 345 and memory 3201 MHz before, SM 1980 and memory 3201 MHz after" in text
+    assert "Dry run" not in text
+    assert "Dry run" in markdown(reported(dry_run=True))
+
+
+# Parts that start other programs.
+
+
+@pytest.mark.parametrize(
+    ("code", "end", "status"),
+    [
+        (0, PASSED, PASSED),
+        (86, PASSED, FAILED),
+        (1, ERROR, FAILED),
+    ],
+)
+def test_what_the_sanitizer_finds_fails_the_part(code, end, status, tmp_path, monkeypatch):
+    fake = tmp_path / "compute-sanitizer"
+    line = json.dumps({"end": end, "reason": "r"})
+    fake.write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != --file ]; do shift; done\n'
+        f"echo '{line}' >> $2\n"
+        f"echo '========= ERROR SUMMARY: 3 errors'\nexit {code}\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(sanitizer, "find", lambda: str(fake))
+    found = outcome_of(sanitizer.run, tmp_path)
+    assert found.status == status, found
+    assert [row["tool"] for row in found.rows] == ["memcheck", "racecheck"]
+    if code == 86:
+        assert "memcheck: ERROR SUMMARY: 3 errors" in found.reason
+
+
+def test_without_a_sanitizer_its_part_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(sanitizer, "find", lambda: None)
+    assert outcome_of(sanitizer.run, tmp_path).status == SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "status"),
+    [
+        (0, "12 passed in 3 s", PASSED),
+        (1, "FAILED tests/gpu/a.py::test_b - assert 1 == 2\n1 failed, 2 passed", FAILED),
+        (2, "ERROR collecting", ERROR),
+    ],
+)
+def test_failing_gpu_tests_fail_the_operators_part(code, output, status, tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], code, output, "")
+    monkeypatch.setattr(operators.subprocess, "run", lambda *_, **__: done)
+    found = outcome_of(operators.run, tmp_path)
+    assert found.status == status
+    if status == FAILED:
+        assert found.rows == ({"test": "tests/gpu/a.py::test_b", "problem": "assert 1 == 2"},)
+
+
+class StandInTimer:
+    """Runs every contender once, and gives them made-up durations."""
+
+    def sets(self, set_bytes):
+        return 2
+
+    def seconds(self, contenders):
+        for contender in contenders:
+            outputs = contender()
+            assert len(outputs) == 2
+        return [2e-6 * (number + 1) for number in range(len(contenders))]
+
+
+def test_gate_figures_follow_from_durations_and_bytes(monkeypatch):
+    on_cpu = {"_maps": gates._maps, "_weights": gates._weights}
+    for name, function in on_cpu.items():
+        monkeypatch.setattr(gates, name, lambda case, device, f=function: f(case, "cpu"))
+    monkeypatch.setattr(gates, "pytorch_gate", lambda case, device: gates_pytorch(case, "cpu"))
+    monkeypatch.setattr(gates, "compiled_gate", lambda case, device: gates_pytorch(case, "cpu"))
+    case = replace(gate_cases()[12], batch=1)
+    figures = gates._measure(case, StandInTimer(), copy=1e12)
+    assert figures["fused_us"] == pytest.approx(1.0)
+    assert figures["gb_s"] == pytest.approx(case.moved_bytes / 1e-6 / 1e9)
+    assert figures["percent_of_copy"] == pytest.approx(100 * case.moved_bytes / 1e-6 / 1e12)
+    assert (figures["eager_over_fused"], figures["compiled_over_fused"]) == (2.0, 3.0)
+
+
+gates_pytorch = gates.pytorch_gate
