@@ -40,7 +40,7 @@ class Gate:
         reduction: r.
         kernel_size: k of the spatial convolution; None also for a gate without one.
         lowering: what runs in its place: its ``function`` body in an ONNX file (``none`` without
-            one), ``native`` layers or the ``plugin`` in an engine.
+            one), ``native`` layers, the ``plugin`` or the ``staged plugin`` in an engine.
     """
 
     node: str

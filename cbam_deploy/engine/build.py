@@ -32,6 +32,7 @@ from cbam_deploy.engine.options import (
     command_line,
     compute_capabilities,
 )
+from cbam_deploy.engine.parser_input import ParserInput, parser_input
 from cbam_deploy.engine.source import OnnxSource, batch_profile, mapped, read_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
@@ -129,7 +130,7 @@ def build_engine(
         targets: compute capabilities to build for, such as ``sm_89`` (TensorRT-RTX only). None
             given makes its portable engine, for GPUs of compute capability 8.0 and later.
         gate: how gate nodes are lowered: from their function body (``native``), by the plugin
-            (``plugin``), or by whichever the runtime has (``auto``).
+            (``plugin``, TensorRT only), or by the plugin where there is one (``auto``).
         timing_cache: file of tactic timings to read, when it exists, and update (TensorRT only).
         optimization_level: 0 (quick build) to 5 (thorough search), 3 by default (TensorRT only).
         workspace_mib: limit of the scratch memory that layers may use, in MiB.
@@ -164,10 +165,14 @@ def build_engine(
         source = read_source(onnx_path)
         profile = batch_profile(source, min_batch, opt_batch, max_batch)
         backend = load_backend(chosen)
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        batch = next(iter(profile.values())).opt[0] if profile else 1
+        with (
+            ThreadPoolExecutor(max_workers=1) as pool,
+            parser_input(source, chosen, gate=gate, batch=batch) as given,
+        ):
             onnx_sha256 = pool.submit(file_sha256, source.path)
             build_started = time.perf_counter()
-            plan = _serialized_engine(source, backend, options, profile)
+            plan = _serialized_engine(source, given, backend, options, profile)
             build_seconds = time.perf_counter() - build_started
             engine_sha256 = pool.submit(hashlib.sha256, plan)
             engine_file.write_bytes(plan)
@@ -183,7 +188,7 @@ def build_engine(
             outputs=source.outputs,
             profile=profile,
             precision=source.precision,
-            gates=dict.fromkeys(source.gates, "native"),
+            gates=given.gates,
             options=options.given(),
             build_seconds=round(build_seconds, 3),
             command=command_line(source.path, output, chosen, options),
@@ -211,7 +216,11 @@ def _targets(options: BuildOptions, runtime: str) -> tuple[str, ...]:
 
 
 def _serialized_engine(
-    source: OnnxSource, backend: Backend, options: BuildOptions, profile: dict[str, ShapeRange]
+    source: OnnxSource,
+    given: ParserInput,
+    backend: Backend,
+    options: BuildOptions,
+    profile: dict[str, ShapeRange],
 ) -> memoryview:
     """Parse the file and run the builder, with progress on the terminal and Ctrl-C obeyed."""
     from polygraphy.exception import PolygraphyException
@@ -220,15 +229,15 @@ def _serialized_engine(
     with (
         captured_log() as log,
         progress() as bar,
-        mapped(source.path) as model,
+        mapped(given.path) as model,
         monitor.interrupt_flag() as interrupted,
     ):
         step = "parse"
         try:
             # Parsing from memory is quicker, but only with a path are other files found.
-            if source.external:
+            if given.by_path:
                 load = backend.polygraphy.network_from_onnx_path
-                builder, network, parser = load(str(source.path), strongly_typed=True)
+                builder, network, parser = load(str(given.path), strongly_typed=True)
             else:
                 load = backend.polygraphy.network_from_onnx_bytes
                 builder, network, parser = load(model, strongly_typed=True)

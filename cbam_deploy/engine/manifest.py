@@ -49,7 +49,8 @@ class Manifest:
         outputs: the network outputs, likewise.
         profile: shapes the engine accepts, by input name.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        gates: how each gate node of the ONNX file was lowered, ``native`` or ``plugin``.
+        gates: how each gate node of the ONNX file was lowered: ``native`` (from its function body),
+            ``plugin`` (one kernel of ours) or ``staged plugin`` (three).
         options: builder options that were given.
         build_seconds: time the builder took.
         command: the command line that builds this engine again.

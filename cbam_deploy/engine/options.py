@@ -94,17 +94,11 @@ def check_options(options: BuildOptions, runtime: str) -> None:
 def _check_gate(gate: str, runtime: str) -> None:
     if gate not in GATES:
         raise BadInput(f"--gate {gate} is unknown", f"choose {', '.join(GATES)}")
-    if gate != "plugin":
-        return
-    if runtime == TENSORRT_RTX:
+    if gate == "plugin" and runtime == TENSORRT_RTX:
         raise BadInput(
             "TensorRT-RTX has no plugins; it builds gates from their function bodies",
             "use --gate auto or --gate native",
         )
-    raise BadInput(
-        "this version of cbam-deploy has no TensorRT plugin for gates yet",
-        "use --gate auto or --gate native",
-    )
 
 
 def compute_capabilities(targets: tuple[str, ...], backend: Backend) -> list[tuple[int, int]]:

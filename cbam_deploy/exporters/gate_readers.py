@@ -70,7 +70,7 @@ def find_scaling(node: ir.Node, shapes: Shapes) -> Scaling | None:
     likely = [
         (x, attention, _detour(attention, x))
         for x, attention in (node.inputs, node.inputs[::-1])
-        if x is not None and attention is not None
+        if x is not None and attention is not None and find_constant(x) is None
     ]
     # Where the sizes are unknown, the map is the operand that the other one pools.
     likely.sort(key=lambda entry: entry[0] not in entry[2].pooled)

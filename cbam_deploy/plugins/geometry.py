@@ -83,17 +83,24 @@ KNOWN_DEVICES: dict[int, DeviceLimits] = {
 
 
 def plan(
-    gate: Gate, limits: DeviceLimits, *, batch: int = 8, strategy: Strategy = "auto"
+    gate: Gate,
+    limits: DeviceLimits,
+    *,
+    batch: int = 8,
+    strategy: Strategy = "auto",
+    splits: int | None = None,
 ) -> LaunchPlan:
     """Choose kernels and geometry for `gate`.
 
     The plan is right for every batch; `batch` is the one it is to be fast for. ``auto`` takes the
     fused kernel where at least a quarter of the map stays in shared memory (without clusters: all
     of it), so that what is read again comes from L2; ``fused`` takes it wherever it can run.
+    `splits` fixes the parts in which the first staged launch writes a channel's statistics, as
+    another plan of the same gate has them, so that launches of both may follow one another.
 
     Raises:
-        BadInput: `strategy` is ``fused`` and the map is too large for it, or the gate's hidden
-            layer alone exceeds the shared memory of a block.
+        BadInput: `strategy` is ``fused`` and the map is too large for it, the gate's hidden layer
+            alone exceeds the shared memory of a block, or `splits` cannot be had.
     """
     if strategy != "staged":
         enough = 0.25 if limits.largest_cluster > 1 else 1.0
@@ -102,7 +109,7 @@ def plan(
             return _preferred(candidates, limits, batch)
         if strategy == "fused":
             raise BadInput(f"{gate}: too large for the fused kernel", "use the staged kernels")
-    return _staged(gate, limits, batch)
+    return _staged(gate, limits, batch, splits)
 
 
 def fused_candidates(
@@ -185,7 +192,7 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
     return Tiling(gate, threads, max(choices, key=lambda lanes: (busy(lanes), lanes)), warp)
 
 
-def _staged(gate: Gate, limits: DeviceLimits, batch: int) -> LaunchPlan:
+def _staged(gate: Gate, limits: DeviceLimits, batch: int, splits: int | None) -> LaunchPlan:
     threads, warp = limits.small_block, limits.warp
     wanted = -(-4 * limits.multiprocessors // batch)  # blocks per image
     positions_unit = round_up(64, gate.vector)
@@ -194,8 +201,10 @@ def _staged(gate: Gate, limits: DeviceLimits, batch: int) -> LaunchPlan:
     channels = _part(gate.stored, _channel_unit(gate), wanted)
     blocks = -(-wanted * channels // gate.stored)
     most = 1 if in_place else _MOST_SPLITS
-    positions = _part(gate.positions, positions_unit, min(most, blocks))
+    positions = _part(gate.positions, positions_unit, splits or min(most, blocks))
     cut = Cut(positions, channels)
+    if splits and (cut.splits(gate)[0] != splits or splits > most):
+        raise BadInput(f"{gate}: its statistics cannot be split in {splits}", "leave splits out")
     tiling = choose_tiling(gate, *gate.matrix(positions, channels), threads, warp)
     statistics = channel_statistics(gate, tiling, cut)
 

@@ -1,0 +1,239 @@
+"""The gates' nodes in a TensorRT network, and the kernel launch that carries out each.
+
+An embedded plugin is one kernel, so a gate is one node where the fused kernel runs, and three where
+it does not. Names are ONNX operators of domain ``cbam_deploy``, names of tensors those of
+`launches`:
+
+    operator                      inputs -> outputs
+    CbamGate[AddRelu]             x, (r,) w0, b0, w1, b1, ws, bs -> y
+    SeGate[AddRelu]               x, (r,) w0, b0, w1, b1 -> y
+    QLinear...                    the same four on int8 maps; scales are attributes
+
+    GateChannelStatistics         x -> partials [N, splits, C, 2]
+    GateSpatialStatistics         x, partials, w0, b0, w1, b1 -> channel_gates [N, C],
+                                  pooled [N, H, W, 2]; or, where there is no spatial gate,
+    GateChannelExcitation         partials, w0, b0, w1, b1 -> channel_gates
+    GateApplyCbam[AddRelu]        x, (r,) channel_gates, pooled, ws, bs -> y
+    GateApplySe[AddRelu]          x, (r,) channel_gates -> y
+
+TensorRT chooses layouts node by node. x, r and y of one node have one layout. The statistics that
+travel between the three nodes hold one entry per stored channel; so that their strides agree, these
+nodes take only layouts that store no more channels than there are.
+
+Embedded kernels keep to `DEFAULT_SHARED_BYTES`, as nothing says that TensorRT would ask the driver
+for more; and addresses are taken to be multiples of 16 bytes, as TensorRT's own kernels need too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.plugins.gate import Dtype, Gate, Layout, round_up
+from cbam_deploy.plugins.geometry import (
+    DEFAULT_SHARED_BYTES,
+    KNOWN_DEVICES,
+    DeviceLimits,
+    fused_candidates,
+    kept_part,
+    plan,
+)
+from cbam_deploy.plugins.launches import Launch
+
+NAMESPACE = "cbam_deploy"
+VERSION = "1"
+QLINEAR = "QLinear"
+
+Stage = Literal["fused", "statistics", "excitation", "apply"]
+_LAUNCH_OF_STAGE = {"statistics": 0, "excitation": 1, "apply": 2}
+_FEW = 4  # tactics that TensorRT times per type and layout
+
+FLOATS: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+SCALES = ("x_scale", "r_scale", "y_scale")
+SIZES = ("channels", "height", "width", "hidden", "kernel_size", "splits")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout by TensorRT's name (`TensorFormat`); it stores a multiple of `multiple` channels."""
+
+    name: str
+    layout: Layout
+    multiple: int = 1
+
+
+LINEAR = Format("LINEAR", "nchw")
+FORMATS: dict[Dtype, tuple[Format, ...]] = {
+    "float32": (LINEAR, Format("HWC", "nhwc")),
+    "float16": (Format("HWC8", "nhwc", 8), LINEAR),
+    "bfloat16": (Format("HWC8", "nhwc", 8), LINEAR),
+    "int8": (Format("CHW32", "chw32", 32), Format("HWC16", "nhwc", 16), LINEAR),
+}
+"""Layouts of maps by type; the first is the one that convolutions of that type prefer."""
+
+
+@dataclass(frozen=True)
+class PluginNode:
+    """One operator of the table above.
+
+    Attributes:
+        operator: its name.
+        stage: the launch that it is, of a fused or a staged plan.
+        inputs, outputs: names of its tensors, in order.
+        dtypes: that x, r and y may have.
+        sizes, scales: names of its attributes, integers and floats.
+    """
+
+    operator: str
+    stage: Stage
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dtypes: tuple[Dtype, ...]
+    sizes: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Those tensors that are feature maps; all others are float32."""
+        return tuple(name for name in (*self.inputs, *self.outputs) if name in ("x", "r", "y"))
+
+    def gate(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        attributes: Mapping[str, float],
+        dtype: Dtype,
+        format_: Format,
+    ) -> Gate:
+        """The gate that this node, or it with two others, computes.
+
+        Args:
+            shapes: of the inputs, by name; only those of x, w0 and ws matter.
+            attributes: by name.
+            dtype: of the maps.
+            format_: their layout.
+
+        Raises:
+            BadInput: there is no kernel for it.
+        """
+        if self.stage == "fused":
+            _, channels, height, width = shapes["x"]
+            hidden = shapes["w0"][0]
+            kernel_size = shapes["ws"][-1] if "ws" in shapes else 0
+        else:
+            sizes = (int(attributes[name]) for name in SIZES[:-1])
+            channels, height, width, hidden, kernel_size = sizes
+        stored = round_up(channels, format_.multiple)
+        if self.stage != "fused" and stored != channels:
+            raise BadInput(
+                f"{self.operator}: {format_.name} would pad {channels} channels",
+                "use the layout LINEAR",
+            )
+        of_maps = {name: float(attributes[name]) for name in self.scales}
+        return Gate(
+            *(channels, height, width, hidden, kernel_size),
+            residual="r" in self.inputs,
+            dtype=dtype,
+            layout=format_.layout,
+            stored=stored,
+            x_scale=of_maps.get("x_scale", 1.0),
+            r_scale=of_maps.get("r_scale", 1.0),
+            y_scale=of_maps.get("y_scale", 1.0),
+        )
+
+    def tactics(
+        self, gate: Gate, limits: DeviceLimits, batches: Iterable[int], splits: int | None = None
+    ) -> dict[int, Launch]:
+        """The few launches worth timing, by TensorRT's number for each, a positive integer.
+
+        `launch` finds a launch by its number again, whatever `batches` were.
+        """
+        best: dict[int, Launch] = {}
+        for number in self._numbers(gate, limits, batches):
+            launch = self.launch(gate, limits, number, splits)
+            if launch not in best.values():
+                best[number] = launch
+        return dict(list(best.items())[:_FEW])
+
+    def launch(
+        self, gate: Gate, limits: DeviceLimits, tactic: int, splits: int | None = None
+    ) -> Launch:
+        """Launch number `tactic` of this node.
+
+        Of the fused kernel that is its place among the candidates of the geometry, from 1; of a
+        staged one, the batch that its geometry is to be fast for.
+
+        Raises:
+            BadInput: no launch of this node computes `gate` within `limits`.
+        """
+        if self.stage == "fused":
+            return fused_candidates(gate, limits)[tactic - 1].launches[0]
+        chosen = plan(gate, limits, batch=tactic, strategy="staged", splits=splits)
+        return chosen.launches[_LAUNCH_OF_STAGE[self.stage]]
+
+    def _numbers(self, gate: Gate, limits: DeviceLimits, batches: Iterable[int]) -> list[int]:
+        if self.stage != "fused":
+            return list(batches)
+        candidates = fused_candidates(gate, limits)
+        if not candidates:
+            return []
+        preferred = (plan(gate, limits, batch=batch, strategy="fused") for batch in batches)
+        by_kept_part = sorted(candidates, key=kept_part, reverse=True)
+        return [candidates.index(one) + 1 for one in (*preferred, *by_kept_part)]
+
+
+def _fused(operator: str, weights: tuple[str, ...]) -> Iterable[PluginNode]:
+    inputs = ("x", *(("r",) if operator.endswith("AddRelu") else ()), *weights)
+    scales = tuple(name for name in SCALES if name[0] in (*inputs, "y"))
+    yield PluginNode(operator, "fused", inputs, ("y",), FLOATS)
+    yield PluginNode(QLINEAR + operator, "fused", inputs, ("y",), ("int8",), scales=scales)
+
+
+def _staged(
+    operator: str, stage: Stage, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> PluginNode:
+    return PluginNode(operator, stage, inputs, outputs, (*FLOATS, "int8"), SIZES, SCALES)
+
+
+_MLP, _CONVOLUTION = ("w0", "b0", "w1", "b1"), ("ws", "bs")
+_CBAM, _SE = ("channel_gates", "pooled", *_CONVOLUTION), ("channel_gates",)
+
+NODES: dict[str, PluginNode] = {
+    node.operator: node
+    for node in (
+        *_fused("CbamGate", (*_MLP, *_CONVOLUTION)),
+        *_fused("CbamGateAddRelu", (*_MLP, *_CONVOLUTION)),
+        *_fused("SeGate", _MLP),
+        *_fused("SeGateAddRelu", _MLP),
+        _staged("GateChannelStatistics", "statistics", ("x",), ("partials",)),
+        _staged(
+            *("GateSpatialStatistics", "excitation"),
+            *(("x", "partials", *_MLP), ("channel_gates", "pooled")),
+        ),
+        _staged("GateChannelExcitation", "excitation", ("partials", *_MLP), ("channel_gates",)),
+        _staged("GateApplyCbam", "apply", ("x", *_CBAM), ("y",)),
+        _staged("GateApplyCbamAddRelu", "apply", ("x", "r", *_CBAM), ("y",)),
+        _staged("GateApplySe", "apply", ("x", *_SE), ("y",)),
+        _staged("GateApplySeAddRelu", "apply", ("x", "r", *_SE), ("y",)),
+    )
+}
+"""Every operator by its name."""
+
+
+def embedding_limits(capability: tuple[int, int]) -> DeviceLimits:
+    """What a kernel embedded in an engine may use on a GPU of compute capability `capability`.
+
+    A GPU that is not among `KNOWN_DEVICES` counts as the closest earlier one, whose PTX it runs.
+
+    Raises:
+        BadInput: the GPU is older than all of them.
+    """
+    number = 10 * capability[0] + capability[1]
+    earlier = [known for known in KNOWN_DEVICES if known <= number]
+    if not earlier:
+        raise BadInput(
+            f"compute capability {capability[0]}.{capability[1]} is older than the gate kernels",
+            "use --gate native",
+        )
+    return replace(KNOWN_DEVICES[max(earlier)], block_shared_bytes=DEFAULT_SHARED_BYTES)
