@@ -245,6 +245,45 @@ def test_report_on_a_full_disk_is_one_line_and_loses_nothing(cli, tiny_disk, dig
     assert report.read_text() == "earlier"
 
 
+@pytest.fixture
+def pictures(folder):
+    """A folder of calibration pictures without a single readable one, and an empty folder."""
+    (folder / "empty").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("calibration", "fault"),
+    [
+        ([], "needs pictures"),
+        (["--calibration", "empty"], "empty"),
+        (["--calibration", "broken"], "broken"),
+        (["--calibration", "nowhere"], "nowhere"),
+    ],
+)
+def test_int8_without_a_picture_to_calibrate_on_is_refused(
+    cli, pictures, digits_onnx, calibration, fault
+):
+    ended = cli("convert", digits_onnx, "-o", "out.onnx", "--precision", "int8", *calibration)
+    assert ended.code == 2
+    assert fault in ended.error
+    assert_unharmed(pictures, "empty", "broken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["fp16", "int8"])
+def test_quantizing_twice_is_refused(cli, folder, digits_onnx, again):
+    options = ["--precision", "int8", "--calibration", "digits", "--images", "8"]
+    assert cli("convert", digits_onnx, "-o", "int8.onnx", *options).code == 0
+    options[1] = again
+    ended = cli("convert", "int8.onnx", "-o", "out.onnx", *options)
+    assert ended.code == 2
+    assert "int8.onnx: is quantized already" in ended.error
+    assert_unharmed(folder, "int8.onnx")
+
+
 def test_report_of_a_failed_command_is_not_written(cli, folder):
     ended = cli("bench", "missing.onnx", "--report", "bench.json")
     assert ended.code == 2

@@ -63,17 +63,21 @@ class ExportResult:
         from rich.table import Table
 
         gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
-        table = Table(show_header=False, title=escape(str(self.path)), title_justify="left")
+        title = str(self.path) if self.conversion is None else "exported in FP32"
+        table = Table(show_header=False, title=escape(title), title_justify="left")
         table.add_column()
         table.add_column(overflow="fold")
-        table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
-        table.add_row("sha256", self.sha256)
+        if self.conversion is None:
+            table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
+            table.add_row("sha256", self.sha256)
         table.add_row("fused gates", gates)
         for where, reason in self.refused:
             table.add_row("not fused", escape(f"{where}: {reason}"))
         table.add_row(
-            "differs from PyTorch by" if self.conversion is None else "FP32 differs by",
+            "differs from PyTorch by",
             f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",
         )
+        if self.conversion is not None:
+            return Group(table, self.conversion)
         table.add_row("took", f"{self.seconds:.1f} s")
-        return table if self.conversion is None else Group(table, self.conversion)
+        return table
