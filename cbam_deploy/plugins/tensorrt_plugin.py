@@ -10,6 +10,8 @@
   this package.
 
 TensorRT passes a kernel its inputs, then the integers, then the outputs, and so do `launches`.
+Under TensorRT 11.1 and 11.2 an engine with embedded kernels is reported to lose GPU memory whenever
+the shape of its input changes: https://github.com/NVIDIA/TensorRT/issues/4849.
 https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/tensorrt.plugin
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Union
+from typing import Any
 
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.plugins.compile import compile_kernels
@@ -68,7 +70,7 @@ class _Plugin:
         desc = plugin.TensorDesc
         several = len(self._node.outputs) > 1
         described = tuple[(desc,) * len(self._node.outputs)] if several else desc  # type: ignore[misc]
-        text = Union[str, bytes]  # noqa: UP007 - TensorRT compares it with typing.Union
+        text = str | bytes
         embedded = tuple[text, text, plugin.KernelLaunchParams, plugin.SymIntExprs]  # type: ignore[name-defined]
         combinations = list[plugin.AutoTuneCombination]  # type: ignore[name-defined]
         plugin.register(name)(self._function(self._describe, (), described))

@@ -179,7 +179,10 @@ def test_int8_gate_reads_what_q_wrote_and_leaves_dq_to_its_other_readers():
         assert gate.attributes[name].value == np.float32(value)
 
 
-@pytest.mark.parametrize("spoil", ["scale per channel", "uint8", "float reader", "zero point"])
+@pytest.mark.parametrize(
+    "spoil",
+    ["scale per channel", "uint8", "zero point", "float reader", "two scales", "network output"],
+)
 def test_gate_that_is_not_int8_all_around_stays_between_dq_and_q(spoil):
     proto = ir.to_proto(network(QUANTIZED, "CbamGateAddRelu"))
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -191,9 +194,15 @@ def test_gate_that_is_not_int8_all_around_stays_between_dq_and_q(spoil):
     elif spoil == "zero point":
         weights["zero"].CopyFrom(numpy_helper.from_array(np.int8(3), "zero"))
     else:
-        proto.graph.node.append(onnx.helper.make_node("Relu", ["gated"], ["seen"], name="seen"))
-        seen = onnx.helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, None)
-        proto.graph.output.append(seen)
+        name, dtype = "seen", onnx.TensorProto.FLOAT
+        if spoil == "float reader":
+            proto.graph.node.append(onnx.helper.make_node("Relu", ["gated"], [name], name=name))
+        elif spoil == "two scales":
+            reads, dtype = ["gated", "r_scale", "zero"], onnx.TensorProto.INT8
+            proto.graph.node.append(onnx.helper.make_node("QuantizeLinear", reads, [name]))
+        else:
+            name = "gated"
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype, None))
     del proto.graph.value_info[:]  # these are no longer true
     model = ir.from_proto(proto)
     assert lower_gates(model, HOPPER)["node_gated"].way == "plugin"
