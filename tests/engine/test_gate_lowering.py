@@ -18,6 +18,7 @@ from onnx.reference.op_run import OpRun
 
 from cbam_deploy.engine.gate_lowering import lower_gates
 from cbam_deploy.exporters.gate_function import WEIGHTS, set_functions
+from cbam_deploy.exporters.quantization import quantize
 from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits
 
 CHANNELS, HIDDEN = 32, 4
@@ -50,6 +51,22 @@ plain ({float}[batch, C, S, S] x, {float}[batch, C, S, S] other) => ({float}[bat
   features = Relu (x)
   y = cbam_deploy.{op} <plugin_namespace = "cbam_deploy", plugin_version = "1">
       (features, {r} {weights})
+}}
+"""
+
+BLOCK = """
+<ir_version: 10, opset_import: ["" : 21, "cbam_deploy" : 1]>
+block ({float}[batch, C, S, S] x) => ({float}[batch, C, S, S] y)
+{{
+  before = Conv <kernel_shape = [1, 1]> (x, kernel)
+  other = Relu (before)
+  features = Conv <kernel_shape = [1, 1]> (other, kernel)
+  gated = cbam_deploy.{op} <plugin_namespace = "cbam_deploy", plugin_version = "1">
+      (features, {r} {weights})
+  between = Conv <kernel_shape = [1, 1]> (gated, kernel)
+  again = cbam_deploy.{op} <plugin_namespace = "cbam_deploy", plugin_version = "1">
+      (between, {r} {weights})
+  y = Conv <kernel_shape = [1, 1]> (again, kernel)
 }}
 """
 
@@ -89,6 +106,7 @@ def network(
     }
     values |= {"x_scale": dtype(0.023), "r_scale": dtype(0.031), "y_scale": dtype(0.017)}
     values["zero"] = np.int8(0)
+    values["kernel"] = (random.standard_normal((CHANNELS, CHANNELS, 1, 1)) / 6).astype(np.float32)
     used = {name for node in proto.graph.node for name in node.input}
     proto.graph.initializer.extend(
         numpy_helper.from_array(np.asarray(value), name)
@@ -162,6 +180,19 @@ def test_int8_gate_absorbs_dq_and_q_and_computes_the_same_bits(op, dtype):
     for found, wanted in zip(
         run(with_meaning(model, op, gate), maps(dtype)), expected, strict=True
     ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_network_as_quantize_leaves_it_computes_the_same_bits(op):
+    feeds = {"x": maps()["x"]}
+    model, _ = quantize(network(BLOCK, op), [feeds["x"]], method="minmax")
+    expected = run(model, feeds)
+    gate = ir.to_proto(model).functions[0]
+    lowered = lower_gates(model, HOPPER)
+    assert {one.way for one in lowered.values()} == {"plugin"}
+    assert plugin_operators(model) == [f"QLinear{op}"] * 2
+    for found, wanted in zip(run(with_meaning(model, op, gate), feeds), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 

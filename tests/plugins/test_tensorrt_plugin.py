@@ -277,7 +277,8 @@ def test_padded_channels_are_told_to_the_kernel(answers):
     assert by_format == {"CHW32": [48, 64], "HWC16": [48, 48], "LINEAR": [48, 48]}
 
 
-def test_without_tensorrt_the_hint_names_the_other_way():
+def test_without_tensorrt_the_hint_names_the_other_way(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingCapability, match=r"tensorrt.plugin cannot be loaded") as missing:
         tensorrt_plugin.register(embedding_limits((9, 0)))
     assert "--gate native" in missing.value.hint
