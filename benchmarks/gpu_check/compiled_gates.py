@@ -1,7 +1,7 @@
-"""The gate as PyTorch computes it, eagerly and by `torch.compile`.
+"""The gate as PyTorch computes it, eagerly and by `torch.compile`; and a part that compiles it.
 
 Compiling nearly a hundred gates one after the other takes longer than the whole check may. So a
-few processes compile them first, at the same time, into the cache that PyTorch keeps on disk.
+few processes compile them beforehand, at the same time, into the cache that PyTorch keeps on disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.gate_cases import GateCase
+from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
+from benchmarks.gpu_check.job import Job
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.spec import CBAM
 
@@ -37,20 +38,22 @@ def compiled_gate(case: GateCase, device: str, backend: str = "inductor") -> Gat
     return compiled
 
 
-def precompile(cases: Sequence[GateCase], seconds: float) -> None:
-    """Compile every case once, in processes of their own; raises `TimeoutError` when time is out.
-
-    A process that fails is no obstacle: what it left out is compiled when it is needed.
-    """
+def run(job: Job) -> None:
+    """Compile every gate once; what is left out here is compiled when it is timed."""
+    cases = job.each([case for case in gate_cases() if case.gate.dtype != "int8"])
     count = min(_PROCESSES, len(os.sched_getaffinity(0)))
-    shares = [share for share in (list(cases[first::count]) for first in range(count)) if share]
+    shares = [share for share in (cases[first::count] for first in range(count)) if share]
+    if job.dry:
+        job.note(f"{len(cases)} gates for {len(shares)} processes.")
+        return
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    pool = context.Pool(len(shares))
+    # Their own pool, not an executor: a process that hangs can be ended.
+    pool = multiprocessing.get_context("spawn").Pool(len(shares))
     try:
-        pool.map_async(_compile, shares, chunksize=1).get(timeout=seconds)
-    except multiprocessing.TimeoutError as error:
-        raise TimeoutError(f"not all gates were compiled within {seconds:.0f} s") from error
+        pool.map_async(_compile, shares, chunksize=1).get(timeout=max(1.0, job.seconds_left))
+        job.note(f"{len(cases)} gates compiled by {len(shares)} processes.")
+    except multiprocessing.TimeoutError:
+        job.note("Time ran out; what is missing is compiled when it is timed.")
     finally:
         pool.terminate()
         pool.join()

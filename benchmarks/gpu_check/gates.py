@@ -8,7 +8,6 @@ GPU, and PyTorch's launch overhead on the CPU, which would speak for the fused g
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.cases import draw_weights
-from benchmarks.gpu_check.compiled_gates import compiled_gate, precompile, pytorch_gate
+from benchmarks.gpu_check.compiled_gates import Gate, compiled_gate, pytorch_gate
 from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
 from benchmarks.gpu_check.job import Job
-from benchmarks.gpu_check.timing import Timer
+from benchmarks.gpu_check.timing import Timer, described_clocks
+from cbam_deploy.errors import DeployError
 from cbam_deploy.plugins import torch_cuda, torch_op
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 
@@ -29,52 +29,78 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-Contender = Callable[[], object]
 
 
 @torch.no_grad()
 def run(job: Job) -> None:
-    """Time every case, as far as time allows."""
+    """Time every case next to eager PyTorch, then next to `torch.compile` as far as time allows."""
     cases = job.each(gate_cases())
     if job.dry:
         for case in job.in_time(cases):
             _rehearse(case)
-            job.row(**case.names(), operator=case.gate.operator)
+            job.row(**case.names())
         return
-    with suppress(TimeoutError):
-        precompile([case for case in cases if case.gate.dtype != "int8"], job.seconds_left / 2)
     timer = Timer()
     copy = timer.copy_bytes_per_second()
     job.note(f"Copy bandwidth: {copy / 1e9:.0f} GB/s, bytes read and written.")
+    rows: dict[GateCase, int] = {}
+    problems = 0
     for case in job.in_time(cases):
-        job.row(**case.names(), **_measure(case, timer, copy))
+        try:
+            rows[case] = job.row(**case.names(), **measure(case, timer, copy))
+        except (RuntimeError, DeployError) as error:
+            problems += 1
+            job.row(**case.names(), problem=f"{type(error).__name__}: {error}")
+    job.note(f"Clocks after these: {described_clocks()}.")
+    compiled = [case for case in rows if case.gate.dtype != "int8"]
+    for case in job.in_time(compiled):
+        try:
+            job.extend(rows[case], **compare_with_compiled(case, timer))
+        except Exception as error:
+            problems += 1
+            job.extend(rows[case], problem=f"torch.compile: {type(error).__name__}: {error}")
+    if problems:
+        raise RuntimeError(f"{problems} of {len(cases)} cases could not be timed; see their rows")
 
 
-def _measure(case: GateCase, timer: Timer, copy: float) -> dict[str, object]:
-    sets = timer.sets(case.moved_bytes)
-    maps = [_maps(case, "cuda") for _ in range(sets)]
+def measure(case: GateCase, timer: Timer, copy: float) -> dict[str, float]:
+    """Duration and bandwidth of the fused gate, and how long eager PyTorch takes."""
     weights = _weights(case, "cuda")
     if case.gate.dtype == "int8":
-        contenders = {"fused": _repeat(_int8(case, weights), maps)}
+        contenders = {"fused": _int8(case, weights)}
     else:
-        contenders = {
-            "fused": _repeat(_operator(weights), maps),
-            "eager": _repeat(pytorch_gate(case, "cuda"), maps),
-            "compiled": _repeat(compiled_gate(case, "cuda"), maps),
-        }
-    seconds = dict(zip(contenders, timer.seconds(list(contenders.values())), strict=True))
-    one = {name: value / sets for name, value in seconds.items()}
-    speed = case.moved_bytes / one["fused"]
-    figures: dict[str, object] = {
-        "fused_us": one["fused"] * 1e6,
+        contenders = {"fused": _operator(weights), "eager": pytorch_gate(case, "cuda")}
+    seconds = _seconds(case, timer, contenders)
+    speed = case.moved_bytes / seconds["fused"]
+    figures = {
+        "fused_us": seconds["fused"] * 1e6,
         "gb_s": speed / 1e9,
         "percent_of_copy": 100 * speed / copy,
     }
-    for name in ("eager", "compiled"):
-        if name in one:
-            figures[f"{name}_us"] = one[name] * 1e6
-            figures[f"{name}_over_fused"] = one[name] / one["fused"]
+    if "eager" in seconds:
+        figures["eager_us"] = seconds["eager"] * 1e6
+        figures["eager_over_fused"] = seconds["eager"] / seconds["fused"]
     return figures
+
+
+def compare_with_compiled(case: GateCase, timer: Timer) -> dict[str, float]:
+    """How long `torch.compile` takes, and the fused gate in turns with it."""
+    contenders = {
+        "fused": _operator(_weights(case, "cuda")),
+        "compiled": compiled_gate(case, "cuda"),
+    }
+    seconds = _seconds(case, timer, contenders)
+    return {
+        "compiled_us": seconds["compiled"] * 1e6,
+        "compiled_over_fused": seconds["compiled"] / seconds["fused"],
+    }
+
+
+def _seconds(case: GateCase, timer: Timer, contenders: dict[str, Gate]) -> dict[str, float]:
+    """Of one run of each contender."""
+    maps = [_maps(case, "cuda") for _ in range(timer.sets(case.moved_bytes))]
+    seconds = timer.seconds([_repeat(gate, maps) for gate in contenders.values()])
+    return {name: one / len(maps) for name, one in zip(contenders, seconds, strict=True)}
 
 
 def _rehearse(case: GateCase) -> None:
@@ -92,7 +118,7 @@ def _rehearse(case: GateCase) -> None:
         assert one.stride() == other.stride()
 
 
-def _repeat(gate: Callable[[Tensor, Tensor], Tensor], maps: list[_Maps]) -> Callable[[], list]:
+def _repeat(gate: Gate, maps: list[_Maps]) -> Callable[[], list[Tensor]]:
     return lambda: [gate(one.x, one.r) for one in maps]
 
 
@@ -123,12 +149,12 @@ def _weights(case: GateCase, device: str) -> dict[str, Tensor]:
     return {name: torch.tensor(value, device=device) for name, value in vars(weights).items()}
 
 
-def _operator(weights: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _operator(weights: dict[str, Tensor]) -> Gate:
     operator = getattr(torch.ops, torch_op.NAMESPACE).cbam_gate_add_relu
     return lambda x, r: operator(x, r, *weights.values())
 
 
-def _int8(case: GateCase, weights: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _int8(case: GateCase, weights: dict[str, Tensor]) -> Gate:
     loaded = torch_cuda.planned(case.gate, case.batch, 0)
 
     def gate(x: Tensor, r: Tensor) -> Tensor:

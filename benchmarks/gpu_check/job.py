@@ -51,6 +51,7 @@ class Job:
     options: Options
     seconds: float
     _started: float = field(default_factory=time.monotonic)
+    _rows: int = 0
 
     @property
     def dry(self) -> bool:
@@ -62,9 +63,15 @@ class Job:
         """Until this part has to end."""
         return self._started + self.seconds - time.monotonic()
 
-    def row(self, **values: Any) -> None:
-        """Add a row to the part's table."""
+    def row(self, **values: Any) -> int:
+        """Add a row to the part's table; returns its number, for `extend`."""
         self._write({"row": values})
+        self._rows += 1
+        return self._rows - 1
+
+    def extend(self, number: int, **values: Any) -> None:
+        """Add values to a row."""
+        self._write({"extend": number, "by": values})
 
     def note(self, text: str) -> None:
         """Add a sentence above the part's table."""
@@ -124,6 +131,8 @@ def read_outcome(name: str, file: Path, seconds: float | None, ending: str) -> O
         for key in found:
             if key in line:
                 found[key].append(line if key == "end" else line[key])
+        if "extend" in line:
+            found["row"][line["extend"]].update(line["by"])
     status, reason = ERROR, ending
     if found["end"]:
         status, reason = found["end"][-1]["end"], found["end"][-1]["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,7 +22,9 @@ def run(job: Job) -> None:
     plans = [case.plan for case in job.each(all_cases(device))]
     plans += [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
     programs = {tuple(launch.kernel for launch in one.launches): one for one in plans}
-    processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)))
+    # Spawned, since the driver that this process has loaded does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)), context)
     try:
         tasks = [
             processes.submit(_compile, one, device.capability, time.time() + job.seconds_left)

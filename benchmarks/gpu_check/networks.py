@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_check.gate_cases import BATCHES
 from benchmarks.gpu_check.job import Failed, Job
-from benchmarks.gpu_check.timing import Timer
+from benchmarks.gpu_check.timing import Timer, described_clocks
 from cbam_deploy.models import create_model
 
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
@@ -66,6 +66,7 @@ def run(job: Job) -> None:
                 images_per_s=batch / one,
                 over_plain=one / seconds[0],
             )
+    job.note(f"Clocks after the last batch: {described_clocks()}.")
 
 
 def _call(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:

@@ -31,14 +31,17 @@ def run_parts(
     """
     ends = time.monotonic() + total_seconds
     outcomes = []
+    later = sum(part.seconds for part in parts)
     for part in parts:
         left = ends - time.monotonic()
+        later -= part.seconds
         if left < 1:
             outcome = Outcome(part.name, ERROR, "no time was left", None, (), ())
         elif options.dry:
             outcome = _run_here(part, options)
         else:
-            outcome = run_in_process(part.name, options, min(part.seconds, left), left)
+            seconds = max(min(part.seconds, left), left - later)
+            outcome = run_in_process(part.name, options, seconds, left)
         took = "" if outcome.seconds is None else f" in {outcome.seconds:.0f} s"
         print(f"{part.name}: {outcome.status}{took} {outcome.reason}".rstrip(), file=sys.stderr)
         outcomes.append(outcome)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.gpu_check.targets import judged
+
 Rows = list[dict[str, Any]]
 
 
@@ -28,6 +30,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {part['name']} | {part['status']} | {_escaped(part['reason'])} |"
         for part in report["parts"]
     ]
+    targets = judged(report)
+    if targets:
+        lines += ["", "## Targets on an H200, and the worst that was found", "", *_table(targets)]
     for part in report["parts"]:
         lines += _section(part)
     return "\n".join(lines) + "\n"

@@ -12,6 +12,8 @@ from statistics import median
 
 import torch
 
+from cbam_deploy.machine import clocks
+
 REPLAYS = 15
 _FLUSH_FACTOR = 4
 _MOST_SETS = 256
@@ -53,6 +55,13 @@ class Timer:
         target = torch.empty_like(source)
         (seconds,) = self.seconds([lambda: target.copy_(source)])
         return 2 * size / seconds
+
+
+def described_clocks() -> str:
+    """The GPU's clocks now, which right after measuring are those of the measurement."""
+    now = clocks()
+    pairs = zip(now["gpu_sm_mhz"], now["gpu_memory_mhz"], strict=True)
+    return ", ".join(f"SM {sm:.0f} MHz, memory {memory:.0f} MHz" for sm, memory in pairs)
 
 
 def _event() -> torch.cuda.Event:

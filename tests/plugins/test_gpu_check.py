@@ -46,6 +46,7 @@ from benchmarks.gpu_check.job import (  # noqa: E402
 )
 from benchmarks.gpu_check.parts import PARTS, SMALL_CASES, TOTAL_SECONDS, part_called  # noqa: E402
 from benchmarks.gpu_check.table import markdown  # noqa: E402
+from benchmarks.gpu_check.targets import judged  # noqa: E402
 from cbam_deploy.plugins.gate import Gate  # noqa: E402
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES  # noqa: E402
 from cbam_deploy.plugins.kernel_report import FORMATS  # noqa: E402
@@ -333,6 +334,11 @@ def test_parts_get_no_more_time_than_is_left(monkeypatch, capsys):
     monkeypatch.setattr(report, "run_in_process", run)
     report.run_parts(PARTS, Options(), total_seconds=20.0)
     assert all(seconds <= 20 and limit <= 20 for seconds, limit in given)
+    del given[:]
+    report.run_parts(PARTS, Options())
+    shares = [part.seconds for part in PARTS]
+    assert given[0][0] == pytest.approx(shares[0], abs=1)
+    assert given[3][0] == pytest.approx(sum(shares[:4]), abs=1), "what others left over"
     assert report.run_parts(PARTS, Options(), total_seconds=0.0)[0].reason == "no time was left"
 
 
@@ -342,7 +348,7 @@ def reported(dry_run=False, **statuses):
         "correctness": [
             {"case": "a", "agrees": True, "problem": "", "largest_error_over_bound": 0.5}
         ],
-        "gates": [{"map": "256x56x56", "batch": 8, "fused_us": 12.345, "gb_s": 4000.4}],
+        "gates": [{"map": "m", "dtype": "d", "batch": 8, "fused_us": 12.345, "gb_s": 4000.4}],
     }
     parts = [
         {
@@ -398,11 +404,36 @@ def test_report_is_written_under_the_gpus_name(tmp_path):
     ]
     text = files[1].read_text()
     assert "| gates | error | a \\| b |" in text
-    assert "| 256x56x56 | 8 | 12.3 | 4000 |" in text
+    assert "| m | d | 8 | 12.3 | 4000 |" in text
     assert "1 of 1 cases agree with the float64 reference" in text
     assert "SM 345 and memory 3201 MHz before, SM 1980 and memory 3201 MHz after" in text
     assert "Dry run" not in text
     assert "Dry run" in markdown(reported(dry_run=True))
+
+
+def test_targets_are_judged_by_their_worst_figure():
+    found = reported()
+    gate = {"map": "256x56x56", "dtype": "float16", "layout": "nhwc"}
+    found["parts"][3]["rows"] = [
+        {**gate, "batch": 32, "percent_of_copy": 95.0, "compiled_over_fused": 3.5},
+        {**gate, "batch": 128, "percent_of_copy": 89.0, "compiled_over_fused": 4.5},
+        {**gate, "batch": 1, "percent_of_copy": 10.0, "fused_us": 4.5},
+        {**gate, "batch": 32, "map": "2048x7x7", "percent_of_copy": 50.0},
+    ]
+    assert found["parts"][3]["name"] == "gates"
+    bandwidth, compiled, latency, network = judged(found)
+    assert (bandwidth["worst"], bandwidth["met"]) == (89.0, "no")
+    assert (compiled["worst"], compiled["met"]) == (3.5, "yes")
+    assert (latency["worst"], latency["met"]) == (4.5, "yes")
+    assert (network["worst"], network["met"]) == (None, "not measured")
+    assert "at most 5 us per gate" in markdown(found)
+
+
+def test_without_figures_there_are_no_targets():
+    found = reported(dry_run=True)
+    for part in found["parts"]:
+        part["rows"] = []
+    assert "Targets" not in markdown(found)
 
 
 # Parts that start other programs.
@@ -464,23 +495,30 @@ class StandInTimer:
 
     def seconds(self, contenders):
         for contender in contenders:
-            outputs = contender()
-            assert len(outputs) == 2
+            assert len(contender()) == 2
         return [2e-6 * (number + 1) for number in range(len(contenders))]
 
 
 def test_gate_figures_follow_from_durations_and_bytes(monkeypatch):
-    on_cpu = {"_maps": gates._maps, "_weights": gates._weights}
-    for name, function in on_cpu.items():
+    for name in ("_maps", "_weights", "pytorch_gate"):
+        function = getattr(gates, name)
         monkeypatch.setattr(gates, name, lambda case, device, f=function: f(case, "cpu"))
-    monkeypatch.setattr(gates, "pytorch_gate", lambda case, device: gates_pytorch(case, "cpu"))
-    monkeypatch.setattr(gates, "compiled_gate", lambda case, device: gates_pytorch(case, "cpu"))
+    monkeypatch.setattr(gates, "compiled_gate", gates.pytorch_gate)
     case = replace(gate_cases()[12], batch=1)
-    figures = gates._measure(case, StandInTimer(), copy=1e12)
+    timer = StandInTimer()
+    figures = gates.measure(case, timer, copy=1e12)
     assert figures["fused_us"] == pytest.approx(1.0)
     assert figures["gb_s"] == pytest.approx(case.moved_bytes / 1e-6 / 1e9)
     assert figures["percent_of_copy"] == pytest.approx(100 * case.moved_bytes / 1e-6 / 1e12)
-    assert (figures["eager_over_fused"], figures["compiled_over_fused"]) == (2.0, 3.0)
+    assert (figures["eager_us"], figures["eager_over_fused"]) == (pytest.approx(2.0), 2.0)
+    figures = gates.compare_with_compiled(case, timer)
+    assert (figures["compiled_us"], figures["compiled_over_fused"]) == (pytest.approx(2.0), 2.0)
 
 
-gates_pytorch = gates.pytorch_gate
+def test_later_findings_extend_a_row(tmp_path):
+    def run(job):
+        first, second = job.row(n=1), job.row(n=2)
+        job.extend(first, ratio=3.0)
+        assert (first, second) == (0, 1)
+
+    assert outcome_of(run, tmp_path).rows == ({"n": 1, "ratio": 3.0}, {"n": 2})

@@ -1,4 +1,4 @@
-"""The correctness part of ``make gpu-check``, launches included, on a stand-in for the driver.
+"""``make gpu-check``'s correctness part and the PyTorch operator, on a stand-in for the driver.
 
 The genuine ``cuda.bindings`` load ``libcuda.so.1`` from ``host/driver.cpp``, which runs the kernels
 on C++20 threads: what is asked of the driver, every parameter, buffer and grid, has to be right for
@@ -38,6 +38,12 @@ def chosen():
 
 
 @pytest.fixture(scope="module")
+def driver(built, chosen, cache):
+    """Folder of a ``libcuda.so.1`` that can launch the kernels of the cases."""
+    return build_driver(built, chosen)
+
+
+@pytest.fixture(scope="module")
 def cache(pytestconfig):
     """Where NVRTC's results are kept; the part finds them there again."""
     with pytest.MonkeyPatch.context() as patch:
@@ -46,8 +52,7 @@ def cache(pytestconfig):
         yield folder
 
 
-def build_driver(built, chosen, cache):
-    """Folder of a ``libcuda.so.1`` that can launch the kernels of the cases."""
+def build_driver(built, chosen):
     lines = {}
     for case in chosen:
         names = compile_plan(case.plan, DEVICE.capability).names
@@ -73,17 +78,54 @@ def build_driver(built, chosen, cache):
     return folder
 
 
-def run_part(folder, file):
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--part", "small cases"]
-    command += ["--file", str(file), "--seconds", "100", "--every", str(EVERY)]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    return read_outcome("small cases", file, None, "no word")
+def run_python(driver, *arguments):
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True)
 
 
-def test_correctness_part_launches_and_judges(built, chosen, cache, tmp_path):
-    found = run_part(build_driver(built, chosen, cache), tmp_path / "rows")
+def test_correctness_part_launches_and_judges(driver, chosen, tmp_path):
+    file = tmp_path / "rows"
+    arguments = ["--file", str(file), "--seconds", "100", "--every", str(EVERY)]
+    run_python(driver, "-m", "benchmarks.gpu_check", "--part", "small cases", *arguments)
+    found = read_outcome("small cases", file, None, "no word")
     assert found.status == PASSED, found
     assert [row["case"] for row in found.rows] == [str(case) for case in chosen]
     assert all(row["agrees"] and row["largest_error_over_bound"] <= 1 for row in found.rows)
     assert [len(case.plan.launches) for case in chosen] == [1, 3]
+
+
+OPERATOR = """
+from contextlib import nullcontext
+from types import SimpleNamespace
+import torch
+from benchmarks.gpu_check.cases import all_cases, draw
+from benchmarks.gpu_check.storage import decode
+from cbam_deploy.plugins import torch_cuda
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+from cbam_deploy.plugins.reference import apply_gate, disagreement
+from cbam_deploy.plugins.torch_inputs import OPERATORS
+
+# The stand-in's device memory is this process's, so tensors on the CPU can play the GPU's part.
+torch.cuda.device = lambda device: nullcontext()
+torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=0)
+planned = torch_cuda.planned
+torch_cuda.planned = lambda gate, batch, device: planned(gate, batch, 0)
+
+(operator,) = [one for one in OPERATORS if one.name == "cbam_gate_add_relu"]
+for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::EVERY]:
+    gate, inputs = case.gate, draw(case)
+    strategy = "auto" if len(case.plan.launches) == 1 else "staged"
+    torch_cuda.plan = lambda *arguments, **options: plan(*arguments, **options, strategy=strategy)
+    maps = [decode(one, gate.dtype) for one in (inputs.x, inputs.r)]
+    x, r = (torch.tensor(one).to(getattr(torch, gate.dtype)) for one in maps)
+    r = r.contiguous(memory_format=torch.channels_last)  # unlike x, and so to be converted
+    weights = [torch.tensor(one) for one in vars(inputs.weights).values()]
+    y = torch_cuda.run(operator.bind((x, r, *weights)))
+    assert y.is_contiguous()
+    problem = disagreement(gate, y.double().numpy(), apply_gate(gate, inputs.weights, *maps))
+    assert problem is None, f"{case}: {problem}"
+"""
+
+
+def test_operator_launches_fused_and_staged_kernels(driver):
+    run_python(driver, "-c", f"EVERY = {EVERY}\n{OPERATOR}")
