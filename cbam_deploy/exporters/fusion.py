@@ -96,9 +96,12 @@ def fuse(source: str | Path, output: str | Path) -> FusionReport:
     provenance = read_provenance(model)
     with progress() as bar:
         task = bar.add_task("fusing gates", total=None)
-        report = fuse_model(
-            model, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+        try:
+            report = fuse_model(
+                model, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        except BadInput as error:
+            raise BadInput(f"{source}: {error.message}", error.hint) from error
     if provenance is not None:
         set_provenance(model, provenance.with_(gates=gate_counts(model)))
     write_model(model, output)
@@ -115,7 +118,8 @@ def fuse_model(
         on_progress: called with the number of gates done and in all.
 
     Raises:
-        BadInput: a node bears the name of our operators but has not their inputs.
+        BadInput: a node bears the name of our operators but has not their inputs, or a weight is
+            damaged.
     """
     present = gate_nodes(model)
     for node in present:

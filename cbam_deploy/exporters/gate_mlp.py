@@ -58,7 +58,8 @@ def read_mlp(logits: ir.Value, x: ir.Value, trail: Trail) -> tuple[Mlp, set[Pool
         raise Refused(f"the two branches of {logits.name} have different MLPs")
     w0, _, w1, _ = mlps[0]
     if w1.shape != w0.shape[::-1]:
-        raise Refused(f"{logits.name} has {len(w1)} channels, made from {w0.shape[1]}")
+        shapes = f"{list(w0.shape)} and {list(w1.shape)}"
+        raise Refused(f"the MLP of {logits.name} has layers of {shapes}, not [h, C] and [C, h]")
     return mlps[0], set(pools)
 
 

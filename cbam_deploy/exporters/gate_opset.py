@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 _AXES_AS_INPUT_SINCE = {"ReduceMax": 18, "ReduceMean": 18, "Unsqueeze": 13}
-_CAST_LIKE_SINCE = 15
+CAST_LIKE_SINCE = 15
 _CONSTANT_NUMBERS_SINCE = 12
 
 
 def needs_dtype(opset: int) -> bool:
     """Whether a body of this opset is for one type of maps only."""
-    return opset < _CAST_LIKE_SINCE
+    return opset < CAST_LIKE_SINCE
 
 
 def in_words_of(opset: int, body: onnx.FunctionProto, dtype: ir.DataType) -> onnx.FunctionProto:

@@ -156,8 +156,8 @@ def _is_narrow(dims: Dims) -> bool:
 
 
 def _kind(last: ir.Node) -> Kind:
-    """An attention to positions is made by a convolution with one output channel."""
+    """An attention to positions is made by a convolution of a map, with one output channel."""
     if last.op_type != "Conv" or len(last.inputs) < 2:
         return "channel"
     w = find_constant(last.inputs[1])
-    return "spatial" if w is not None and len(w) == 1 else "channel"
+    return "spatial" if w is not None and w.ndim == 4 and len(w) == 1 else "channel"

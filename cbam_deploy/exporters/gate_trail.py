@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_shapes import Shapes
 
 Weights = NDArray[np.float32]
@@ -84,12 +85,20 @@ def find_constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array that `value` always is; None where that depends on the inputs.
 
     A weight that is also an input of the graph can be replaced by whoever runs it.
+
+    Raises:
+        BadInput: the array does not fit its shape.
     """
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:
-        return tensor.numpy()
+        try:
+            return tensor.numpy()
+        except ValueError as error:
+            raise BadInput(
+                f"weight {value.name} is damaged ({error})", "export the model again"
+            ) from error
     if not is_op(value, *_OF_CONSTANTS):
         return None
     node = value.producer()

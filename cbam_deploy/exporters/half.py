@@ -34,6 +34,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_function import DOMAIN, gate_counts, gate_function
+from cbam_deploy.exporters.gate_opset import CAST_LIKE_SINCE, needs_dtype
 from cbam_deploy.exporters.half_rules import (
     REDUCTIONS,
     TYPE_FOLLOWING,
@@ -175,8 +176,14 @@ def _set_gate_bodies(model: ir.Model) -> None:
     Pooling over channels in one step is slower on CPUs, but takes 5 MB of kernels less in the
     engine of a CBAM-ResNet-50, a tenth of its FP16 weights.
     """
+    opset = model.opset_imports[""]
     for op in gate_counts(model):
-        function = gate_function(op, model.opset_imports[""], grouped=False)
+        if needs_dtype(opset):
+            raise BadInput(
+                f"the model is of opset {opset}; gates take FP16 from opset {CAST_LIKE_SINCE} on",
+                "convert the model before its gates are fused, or export it with a newer opset",
+            )
+        function = gate_function(op, opset, grouped=False)
         model.functions[function.identifier()] = function
 
 

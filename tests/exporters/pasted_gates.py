@@ -182,14 +182,14 @@ class SqueezeExcite(nn.Module):
 class ConvSqueezeExcite(nn.Module):
     """1x1 convolutions with bias on a kept-dimension mean."""
 
-    def __init__(self, channels, activation=torch.sigmoid):
+    def __init__(self, channels, activation=torch.sigmoid, inner=functional.relu):
         super().__init__()
         hidden = channels // REDUCTION
         self.reduce, self.expand = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
-        self.activation = activation
+        self.activation, self.inner = activation, inner
 
     def forward(self, x):
-        y = self.expand(functional.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        y = self.expand(self.inner(self.reduce(x.mean((2, 3), keepdim=True))))
         return x * self.activation(y)
 
 
@@ -198,6 +198,26 @@ class HardSqueezeExcite(ConvSqueezeExcite):
 
     def __init__(self, channels):
         super().__init__(channels, functional.hardsigmoid)
+
+
+class SwishSqueezeExcite(ConvSqueezeExcite):
+    """EfficientNet's."""
+
+    def __init__(self, channels):
+        super().__init__(channels, inner=functional.silu)
+
+
+class EfficientChannelAttention(nn.Module):
+    """A convolution along the channels in place of the MLP."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = x.mean((2, 3), keepdim=True).squeeze(-1).transpose(-1, -2)
+        y = self.conv(y).transpose(-1, -2).unsqueeze(-1)
+        return x * torch.sigmoid(y)
 
 
 class MisplacedBracket(nn.Module):
@@ -235,6 +255,8 @@ FUSED = {
 }
 REFUSED = {
     HardSqueezeExcite: "is made by HardSigmoid, not by Sigmoid",
+    SwishSqueezeExcite: "is made by Mul, not by Relu",
+    EfficientChannelAttention: "is made by Transpose, not by Gemm or MatMul or Conv",
     MisplacedBracket: "is made by Add, not by Sigmoid",
     SpatialOnly: "without a channel attention",
 }
