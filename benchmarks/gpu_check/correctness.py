@@ -13,7 +13,13 @@ from benchmarks.gpu_check.buffers import held_buffers
 from benchmarks.gpu_check.cases import Case, Inputs, all_cases, draw, reference_key
 from benchmarks.gpu_check.job import Failed, Job
 from benchmarks.gpu_check.storage import decode, encode, from_storage, to_storage
-from cbam_deploy.plugins.cuda_launch import Parameters, current_device, device_limits, load
+from cbam_deploy.plugins.cuda_launch import (
+    Parameters,
+    call,
+    current_device,
+    device_limits,
+    load,
+)
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, DeviceLimits
 from cbam_deploy.plugins.reference import Bounded, apply_gate, disagreement
 
@@ -43,20 +49,36 @@ def check(job: Job, cases: list[Case]) -> None:
     for case in job.in_time(cases):
         inputs, expected = _reference(case)
         if job.dry:
-            problem, worst = _rehearse(case, inputs, expected), {}
-        else:
+            _rehearse(case, inputs, expected)
+            job.row(case=str(case))
+            continue
+        lost = False
+        try:
             problem, error = _try(case, inputs, expected)
-            worst = {"largest_error_over_bound": error}
+        except RuntimeError as failure:
+            problem, error, lost = str(failure), None, not _device_answers()
+        job.row(
+            case=str(case),
+            agrees=problem is None,
+            problem=problem or "",
+            largest_error_over_bound=error,
+        )
         tried += 1
         wrong += problem is not None
-        if job.dry:
-            if problem is not None:
-                raise RuntimeError(f"{case}: {problem}")
-            job.row(case=str(case))
-        else:
-            job.row(case=str(case), agrees=problem is None, problem=problem or "", **worst)
+        if lost:
+            raise Failed(f"{case}: {problem}, and the GPU answers nothing more")
     if wrong:
-        raise Failed(f"{wrong} of {tried} cases disagree with the reference")
+        raise Failed(f"{wrong} of {tried} cases are wrong")
+
+
+def _device_answers() -> bool:
+    """Whether the context outlived a failure; one that touched memory it must not has not."""
+    try:
+        with current_device(0):
+            call("cuCtxSynchronize")
+    except RuntimeError:
+        return False
+    return True
 
 
 def _reference(case: Case) -> tuple[Inputs, Bounded]:
@@ -114,22 +136,19 @@ def _judge(
     return disagreement(case.gate, y, expected), worst
 
 
-def _rehearse(case: Case, inputs: Inputs, expected: Bounded) -> str | None:
+def _rehearse(case: Case, inputs: Inputs, expected: Bounded) -> None:
     """All of `_try` but memory and launches: the reference itself stands in for the result."""
     gate = case.gate
-    stored = to_storage(gate, inputs.x)
     names = {name for one in case.plan.launches for name in (*one.inputs, *one.outputs)}
     for launch in case.plan.launches:
         Parameters(launch, dict.fromkeys(names, _DRY_ADDRESS))
     value = expected.value
     if gate.dtype == "int8":
         value = np.nan_to_num(np.rint(np.clip(value, -128, 127)))
-    y = to_storage(gate, encode(value, gate.dtype))
-    if gate.stored > gate.channels:
-        y = _with_zero_padding(case, y)
-    assert y.nbytes == stored.nbytes
+    y = _with_zero_padding(case, to_storage(gate, encode(value, gate.dtype)))
     problem, _ = _judge(case, y, expected)
-    return problem
+    if problem is not None or y.nbytes != to_storage(gate, inputs.x).nbytes:
+        raise RuntimeError(f"{case}: the reference disagrees with itself: {problem}")
 
 
 def _with_zero_padding(case: Case, y: NDArray[np.generic]) -> NDArray[np.generic]:

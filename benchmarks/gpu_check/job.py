@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +81,7 @@ class Job:
         """The items that are to be looked at."""
         return list(items[:: self.options.every])
 
-    def in_time(self, items: Sequence[Item]) -> Any:
+    def in_time(self, items: Sequence[Item]) -> Iterator[Item]:
         """Yield `items` while there is time; says so when some had to be left out."""
         for number, item in enumerate(items):
             if self.seconds_left <= 0:

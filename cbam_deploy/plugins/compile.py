@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def _header_folders() -> tuple[Path, ...]:
     """Where the CUDA headers are: those of the extra, or else those of an installed toolkit."""
     spec = importlib.util.find_spec("nvidia")
     packages = spec.submodule_search_locations or () if spec else ()
+    nvcc = shutil.which("nvcc")
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    toolkits.append(str(Path(nvcc).resolve().parents[1]) if nvcc else None)
     includes = [Path(folder) / "cu13" / "include" for folder in packages]
     includes += [Path(folder) / "include" for folder in toolkits if folder]
     candidates = [folder for include in includes for folder in (include, include / "cccl")]

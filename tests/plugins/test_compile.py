@@ -120,6 +120,38 @@ def test_without_nvrtc_the_hint_names_the_extra(monkeypatch, cache):
     assert "cbam-deploy[kernels]" in raised.value.hint
 
 
+@pytest.fixture
+def no_header_packages(monkeypatch):
+    """As where NVRTC is installed, and the headers' packages are not."""
+    installed = compilation._header_folders()[0]
+    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda _: None)
+    caches = (compilation._header_folders, compilation._headers_sha256)
+    for cached in caches:
+        cached.cache_clear()
+    yield installed
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_headers_of_a_cuda_toolkit_serve_too(no_header_packages, tmp_path, monkeypatch, cache):
+    include = tmp_path / "toolkit" / "include"
+    (include / "cccl").mkdir(parents=True)
+    for entry in no_header_packages.iterdir():
+        if entry.name not in ("nv", "cccl"):
+            (include / entry.name).symlink_to(entry)
+    (include / "cccl" / "nv").symlink_to(no_header_packages / "nv")
+    monkeypatch.setenv("CUDA_HOME", str(include.parent))
+    assert compilation._header_folders() == (include, include / "cccl")
+    assert compilation.compile_kernels([SMALL], "sm_80").image
+
+
+def test_without_headers_the_hint_names_the_extra(no_header_packages, monkeypatch):
+    monkeypatch.setattr(compilation.Path, "is_file", lambda _: False)
+    with pytest.raises(MissingCapability, match="headers") as raised:
+        compilation._header_folders()
+    assert "cbam-deploy[kernels]" in raised.value.hint
+
+
 REPRESENTATIVE = (
     # Every kernel, type and layout at least once, by the geometry of each architecture.
     (Gate(512, 28, 28, 32, 7, True, "float16", "nhwc"), "auto"),

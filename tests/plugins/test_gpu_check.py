@@ -209,6 +209,19 @@ def test_one_wrong_value_fails_the_correctness_part(wrong, case, tmp_path, monke
         assert "(1, 7, 2, 3)" in row["problem"]
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_launch_that_fails_is_a_wrong_case(answers, case, tmp_path, monkeypatch):
+    def refused(case, inputs, expected):
+        raise RuntimeError("CUDA driver: cuLaunchKernel answers X")
+
+    monkeypatch.setattr(correctness, "_try", refused)
+    monkeypatch.setattr(correctness, "_device_answers", lambda: answers)
+    found = outcome_of(lambda job: correctness.check(job, [case, case]), tmp_path)
+    assert found.status == FAILED
+    assert len(found.rows) == (2 if answers else 1), "the others are tried where that is possible"
+    assert "answers X" in found.rows[0]["problem"]
+
+
 def test_references_are_made_once_for_neighbouring_cases(case, monkeypatch):
     calls = []
     monkeypatch.setattr(
