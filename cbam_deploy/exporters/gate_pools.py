@@ -53,7 +53,11 @@ def read_pool(value: ir.Value, x: ir.Value, axes: tuple[int, ...], trail: Trail)
 
 def _one_step(value: ir.Value, trail: Trail) -> tuple[ir.Value, ir.Node]:
     """What `value` is pooled from, and the node that does it."""
-    node = trail.maker(value, *POOLS)
+    node = value.producer()
+    if node is None or not is_pool(value):
+        made = "an input or a constant" if node is None else f"made by {node.op_type}"
+        raise Refused(f"{value.name} is {made}, and no mean or maximum")
+    trail.nodes.append(node)
     source = input_of(node, 0)
     if value is not node.outputs[0]:
         raise Refused(f"{value.name} is where a maximum is, not the maximum")

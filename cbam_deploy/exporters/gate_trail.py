@@ -111,7 +111,8 @@ def constant(value: ir.Value) -> NDArray[Any]:
     """The array that `value` always is."""
     array = find_constant(value)
     if array is None:
-        raise Refused(f"{value.name} is not constant")
+        why = ": it is an input of the graph" if value.is_graph_input() else ""
+        raise Refused(f"{value.name} is not constant{why}")
     return array
 
 

@@ -256,7 +256,7 @@ FUSED = {
 REFUSED = {
     HardSqueezeExcite: "is made by HardSigmoid, not by Sigmoid",
     SwishSqueezeExcite: "is made by Mul, not by Relu",
-    EfficientChannelAttention: "is made by Transpose, not by Gemm or MatMul or Conv",
+    EfficientChannelAttention: "is made by Transpose, not by Gemm",
     MisplacedBracket: "is made by Add, not by Sigmoid",
     SpatialOnly: "without a channel attention",
 }

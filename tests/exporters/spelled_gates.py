@@ -32,31 +32,32 @@ CHOICES = {
     "behind": ("nothing", "add", "add_relu"),
     "view": ("none", "identity", "dropout"),
 }
-# Changes that make it another function, of which no gate node may be made.
-MISTAKES = (
-    "other_mlp",
-    "leaky",
-    "hard_sigmoid",
-    "clipped_sigmoid",
-    "warmer_sigmoid",
-    "no_activation",
-    "minimum",
-    "same_pool_twice",
-    "half_the_map",
-    "pooled_elsewhere",
-    "used_elsewhere",
-    "shown",
-    "gated_twice",
-    "squared",
-    "dilated",
-    "one_sided",
-    "kernel_of_five",
-    "spatial_maximum_twice",
-    "relu_before_spatial_sigmoid",
-    "overridable_weight",
-    "normalized_logits",
-    "sum_of_sigmoids",
-)
+# Changes that make it another function, of which no gate node may be made, and the reason.
+MISTAKES = {
+    "other_mlp": "have different MLPs",
+    "leaky": "is made by LeakyRelu, not by Relu",
+    "hard_sigmoid": "is made by HardSigmoid, not by Sigmoid",
+    "clipped_sigmoid": "is made by Div, not by Sigmoid",
+    "warmer_sigmoid": "is made by Mul, not by Gemm or MatMul or Conv",
+    "no_activation": "is made by Gemm, not by Relu",
+    "minimum": "is made by ReduceMin, and no mean or maximum",
+    "same_pool_twice": "pool the mean",
+    "half_the_map": "but v0_0 is scaled",
+    "pooled_elsewhere": "but v0_0 is scaled",
+    "squared": "but v0_0 is scaled",
+    "used_elsewhere": "is also used by",
+    "shown": "is an output of the graph",
+    "gated_twice": "is not fused alone",
+    "dilated": "is a dilated convolution",
+    "strided": "is a convolution with a stride",
+    "one_sided": "is not padded by 3 all around",
+    "kernel_of_five": "is a convolution of shape [1, 2, 5, 5]",
+    "spatial_maximum_twice": "is not the maximum and the mean",
+    "relu_before_spatial_sigmoid": "is made by Relu, not by Conv",
+    "overridable_weight": "is not constant: it is an input of the graph",
+    "normalized_logits": "is made by Softmax, not by Gemm",
+    "sum_of_sigmoids": "is made by Add, not by Sigmoid",
+}
 
 
 @dataclass(frozen=True)
@@ -250,11 +251,8 @@ def _pool_positions(w, x, pool):
     reduce = {"mean": "ReduceMean", "maximum": "ReduceMax"}[pool]
     how = s.pool
     if s.mistake == "minimum" and pool == "maximum":
-        opset_18 = "axes" if s.opset < 18 else None
-        axes = [2, 3]
-        if opset_18:
-            return w.add("ReduceMin", x, axes=axes, keepdims=1)
-        return w.add("ReduceMin", x, w.integers(axes), keepdims=1)
+        axes = {"axes": [2, 3]} if s.opset < 18 else {}
+        return w.add("ReduceMin", x, *([] if axes else [w.integers([2, 3])]), keepdims=1, **axes)
     if s.mistake == "half_the_map":
         starts, ends, axes = (w.integers([value]) for value in (0, 3, 2))
         x = w.add("Slice", x, starts, ends, axes)
@@ -379,6 +377,8 @@ def _spatial_attention(w, x, random):
     attributes = {"auto_pad": "SAME_UPPER"} if s.padding == "auto" else {"pads": [k // 2] * 4}
     if s.mistake == "dilated":
         attributes = {"pads": [2] * 4, "dilations": [2, 2]}
+    if s.mistake == "strided":  # Such a model runs on maps of one position.
+        attributes["strides"] = [2, 2]
     if s.mistake == "one_sided":
         attributes = {"pads": [0, 0, k - 1, k - 1]}
     inputs = [descriptor, w.floats(kernel)]

@@ -93,20 +93,20 @@ def test_other_spelling_is_fused(spelling):
     assert_fused(spelling)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_near_miss_is_left_as_it_is(mistake):
+@pytest.mark.parametrize(("mistake", "why"), MISTAKES.items())
+def test_near_miss_is_left_as_it_is(mistake, why):
     spelling = dataclasses.replace(PLAIN, mistake=mistake, behind="add_relu")
     model = write(spelling)
     report, fused = fuse(model)
     assert report.fused == ()
-    assert report.refused
+    assert why in report.refused[0][1]
     assert fused == ir.to_proto(ir.from_proto(model))
 
 
 spellings = st.builds(
     Spelling,
     **{field: st.sampled_from(choices) for field, choices in CHOICES.items()},
-    mistake=st.none() | st.sampled_from(MISTAKES),
+    mistake=st.none() | st.sampled_from(sorted(MISTAKES.keys() - {"strided"})),
 )
 
 
