@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     options = Options(given.dry_run, given.every, given.engines and given.engines.resolve())
     if given.part:
-        Job(given.file, options, given.seconds).carry_out(part_called(given.part).function())
+        Job(given.file, options, given.seconds).carry_out(part_called(given.part).run)
         return 0
     parts = [part for part in PARTS if given.only is None or part.name in given.only]
     command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(arguments or sys.argv[1:])])

@@ -38,6 +38,16 @@ def compiled_gate(case: GateCase, device: str, backend: str = "inductor") -> Gat
     return compiled
 
 
+def draw_maps(case: GateCase, device: str) -> tuple[Tensor, Tensor]:
+    """A map and a residual of random numbers, in the case's type and layout."""
+    gate = case.gate
+    shape = (case.batch, gate.channels, gate.height, gate.width)
+    memory = torch.channels_last if gate.layout == "nhwc" else torch.contiguous_format
+    maps = (torch.randn(shape, dtype=getattr(torch, gate.dtype), device=device) for _ in range(2))
+    x, r = (one.contiguous(memory_format=memory) for one in maps)
+    return x, r
+
+
 def run(job: Job) -> None:
     """Compile every gate once; what is left out here is compiled when it is timed."""
     cases = job.each([case for case in gate_cases() if case.gate.dtype != "int8"])
@@ -50,8 +60,13 @@ def run(job: Job) -> None:
     # Their own pool, not an executor: a process that hangs can be ended.
     pool = multiprocessing.get_context("spawn").Pool(len(shares))
     try:
-        pool.map_async(_compile, shares, chunksize=1).get(timeout=max(1.0, job.seconds_left))
-        job.note(f"{len(cases)} gates compiled by {len(shares)} processes.")
+        compiling = pool.map_async(_compile, shares, chunksize=1)
+        ended = compiling.get(timeout=max(1.0, job.seconds_left))
+        problems = [problem for share in ended for problem in share]
+        compiled = len(cases) - len(problems)
+        job.note(f"{compiled} of {len(cases)} gates compiled by {len(shares)} processes.")
+        for names, problem in problems:
+            job.row(**names, problem=problem)
     except multiprocessing.TimeoutError:
         job.note("Time ran out; what is missing is compiled when it is timed.")
     finally:
@@ -59,17 +74,18 @@ def run(job: Job) -> None:
         pool.join()
 
 
+Problem = tuple[dict[str, object], str]
+
+
 @torch.no_grad()
-def _compile(cases: Sequence[GateCase]) -> None:
+def _compile(cases: Sequence[GateCase]) -> list[Problem]:
+    """Compile some cases one after the other; returns those that could not be, and why."""
+    problems = []
     for case in cases:
-        gate = case.gate
-        memory = torch.channels_last if gate.layout == "nhwc" else torch.contiguous_format
-        shape = (case.batch, gate.channels, gate.height, gate.width)
-        x, r = (
-            torch.randn(shape, dtype=getattr(torch, gate.dtype), device="cuda").contiguous(
-                memory_format=memory
-            )
-            for _ in range(2)
-        )
-        compiled_gate(case, "cuda")(x, r)
-    torch.cuda.synchronize()
+        try:
+            x, r = draw_maps(case, "cuda")
+            compiled_gate(case, "cuda")(x, r)
+            torch.cuda.synchronize()
+        except Exception as error:
+            problems.append((case.names(), f"{type(error).__name__}: {error}"))
+    return problems

@@ -8,27 +8,24 @@ GPU, and PyTorch's launch overhead on the CPU, which would speak for the fused g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.cases import draw_weights
-from benchmarks.gpu_check.compiled_gates import Gate, compiled_gate, pytorch_gate
+from benchmarks.gpu_check.compiled_gates import (
+    Gate,
+    compiled_gate,
+    draw_maps,
+    pytorch_gate,
+)
 from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
 from benchmarks.gpu_check.job import Job
 from benchmarks.gpu_check.timing import Timer, described_clocks
 from cbam_deploy.errors import DeployError
 from cbam_deploy.plugins import torch_cuda, torch_op
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-}
 
 
 @torch.no_grad()
@@ -118,30 +115,17 @@ def _rehearse(case: GateCase) -> None:
         assert one.stride() == other.stride()
 
 
-def _repeat(gate: Gate, maps: list[_Maps]) -> Callable[[], list[Tensor]]:
-    return lambda: [gate(one.x, one.r) for one in maps]
+def _repeat(gate: Gate, maps: list[tuple[Tensor, Tensor]]) -> Callable[[], list[Tensor]]:
+    return lambda: [gate(x, r) for x, r in maps]
 
 
-@dataclass(frozen=True)
-class _Maps:
-    x: Tensor
-    r: Tensor
-
-
-def _maps(case: GateCase, device: str) -> _Maps:
-    gate = case.gate
-    shape = (case.batch, gate.channels, gate.height, gate.width)
-    if gate.dtype == "int8":
-        size = (case.map_bytes,)
-        draws = (torch.randint(-128, 128, size, dtype=torch.int8, device=device) for _ in range(2))
-        return _Maps(*draws)
-    memory = torch.channels_last if gate.layout == "nhwc" else torch.contiguous_format
-    dtype = DTYPES[gate.dtype]
-    draws = (
-        torch.randn(shape, dtype=dtype, device=device).contiguous(memory_format=memory)
-        for _ in range(2)
-    )
-    return _Maps(*draws)
+def _maps(case: GateCase, device: str) -> tuple[Tensor, Tensor]:
+    """A map and a residual; those of int8 flat, as they are stored."""
+    if case.gate.dtype != "int8":
+        return draw_maps(case, device)
+    size = (case.map_bytes,)
+    x, r = (torch.randint(-128, 128, size, dtype=torch.int8, device=device) for _ in range(2))
+    return x, r
 
 
 def _weights(case: GateCase, device: str) -> dict[str, Tensor]:

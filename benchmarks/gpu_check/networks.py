@@ -7,6 +7,7 @@ standard operators (unfused), with fused gates. The fused network's logits are c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,42 +22,64 @@ _SLACK = 2.0
 """FP16 errors of two correct networks differ by chance; a wrong gate is off by far more."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Which network is compared, on what, and how large its pictures are."""
+
+    name: str
+    device: str
+    dtype: torch.dtype
+    size: int
+
+
+ON_GPU = Setting("resnet50", "cuda", torch.float16, 224)
+REHEARSAL = Setting("resnet20", "cpu", torch.float32, 32)
+"""Something small in its place."""
+
+
 @torch.no_grad()
 def run(job: Job) -> None:
     """Check, then time every batch size."""
-    device, dtype, name, size = "cuda", torch.float16, "resnet50", 224
-    if job.dry:  # something small in its place
-        device, dtype, name, size = "cpu", torch.float32, "resnet20", 32
-    torch.backends.cudnn.benchmark = True  # slow convolutions would make gates look cheap
-    networks = {
-        PLAIN: create_model(name, attention="none", seed=0),
-        UNFUSED: create_model(name, seed=0),
-        FUSED: create_model(name, seed=0, fused=True),
-    }
-    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = networks[UNFUSED].eval().to(device)(pictures.to(device))
-    for network in networks.values():
-        network.eval().to(device, dtype, memory_format=torch.channels_last)
-    errors = {
-        kind: _error(networks[kind], pictures.to(device, dtype), expected)
-        for kind in (UNFUSED, FUSED)
-    }
-    if not errors[FUSED] <= _SLACK * errors[UNFUSED] + 1e-3:
-        raise Failed(
-            f"logits are off by {errors[FUSED]:.2g} fused, by {errors[UNFUSED]:.2g} unfused"
-        )
+    setting = REHEARSAL if job.dry else ON_GPU
+    networks = check(job, setting)
     if job.dry:
         for batch in job.each(BATCHES):
-            job.row(network=name, batch=batch)
+            job.row(network=setting.name, batch=batch)
         return
-    job.note(
-        f"Logits of FP16 networks relative to FP32: off by {errors[FUSED]:.2g} fused, "
-        f"by {errors[UNFUSED]:.2g} unfused."
+    torch.backends.cudnn.benchmark = True  # slow convolutions would make gates look cheap
+    measure(job, setting, networks, Timer())
+    job.note(f"Clocks after the last batch: {described_clocks()}.")
+
+
+def check(job: Job, setting: Setting) -> dict[str, nn.Module]:
+    """The networks by kind; raises `Failed` unless fused gates are as exact as unfused ones."""
+    torch.backends.cudnn.allow_tf32 = False  # FP32 is what FP16 is compared with
+    networks = {
+        PLAIN: create_model(setting.name, attention="none", seed=0),
+        UNFUSED: create_model(setting.name, seed=0),
+        FUSED: create_model(setting.name, seed=0, fused=True),
+    }
+    pictures = _pictures(4, setting).float()
+    expected = networks[UNFUSED].eval().to(setting.device)(pictures)
+    for network in networks.values():
+        network.eval().to(setting.device, setting.dtype, memory_format=torch.channels_last)
+    unfused, fused = (
+        _error(networks[kind], pictures.to(setting.dtype), expected) for kind in (UNFUSED, FUSED)
     )
-    timer = Timer()
+    if not fused <= _SLACK * unfused + 1e-3:
+        raise Failed(f"logits are off by {fused:.2g} fused, by {unfused:.2g} unfused")
+    if not job.dry:
+        job.note(
+            f"Logits of FP16 networks relative to FP32: off by {fused:.2g} fused, "
+            f"by {unfused:.2g} unfused."
+        )
+    return networks
+
+
+def measure(job: Job, setting: Setting, networks: dict[str, nn.Module], timer: Timer) -> None:
+    """Time the networks in turns, at every batch size."""
     for batch in job.in_time(job.each(BATCHES)):
-        x = torch.randn(batch, 3, size, size, dtype=dtype, device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _pictures(batch, setting)
         seconds = timer.seconds([_call(network, x) for network in networks.values()])
         for kind, one in zip(networks, seconds, strict=True):
             job.row(
@@ -66,7 +89,12 @@ def run(job: Job) -> None:
                 images_per_s=batch / one,
                 over_plain=one / seconds[0],
             )
-    job.note(f"Clocks after the last batch: {described_clocks()}.")
+
+
+def _pictures(batch: int, setting: Setting) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, setting.size, setting.size, generator=generator)
+    return x.to(setting.device, setting.dtype, memory_format=torch.channels_last)
 
 
 def _call(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -74,5 +102,4 @@ def _call(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _error(network: nn.Module, x: Tensor, expected: Tensor) -> float:
-    y = network(x.contiguous(memory_format=torch.channels_last)).float()
-    return float((y - expected).norm() / expected.norm())
+    return float((network(x).float() - expected).norm() / expected.norm())

@@ -6,7 +6,6 @@ Together they stay below eight minutes. What a part leaves of its time goes to t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.gpu_check.job import Job
@@ -30,13 +29,10 @@ class Part:
     seconds: float
     needed: bool = False
 
-    def function(self) -> Callable[[Job], None]:
-        """What runs it, imported now: some parts need PyTorch, some must not load it."""
-        module, _, name = self.place.partition(":")
-        function: Callable[[Job], None] = getattr(
-            importlib.import_module(f"benchmarks.gpu_check.{module}"), name
-        )
-        return function
+    def run(self, job: Job) -> None:
+        """Run it; its module is imported now, since some need PyTorch and some must not load it."""
+        module, _, function = self.place.partition(":")
+        getattr(importlib.import_module(f"benchmarks.gpu_check.{module}"), function)(job)
 
 
 PARTS = (

@@ -52,7 +52,7 @@ def _run_here(part: Part, options: Options) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows"
         # A dry run is not timed, and takes the time it takes.
-        Job(file, options, seconds=float("inf")).carry_out(lambda job: part.function()(job))
+        Job(file, options, seconds=float("inf")).carry_out(part.run)
         return read_outcome(part.name, file, None, "it ended without a word")
 
 

@@ -14,15 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from gpu_check_jobs import ROOT
 from host_device import HOST, KERNELS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.gpu_check import cases  # noqa: E402
-from benchmarks.gpu_check.job import PASSED, read_outcome  # noqa: E402
-from cbam_deploy.plugins.cuda_launch import compile_plan  # noqa: E402
-from cbam_deploy.plugins.geometry import KNOWN_DEVICES  # noqa: E402
+from benchmarks.gpu_check import cases
+from benchmarks.gpu_check.job import PASSED, read_outcome
+from cbam_deploy.plugins.cuda_launch import compile_plan
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES
 
 DEVICE = KNOWN_DEVICES[80]
 """What the stand-in says it is."""

@@ -1,0 +1,131 @@
+"""What `benchmarks.gpu_check` tries the kernels on, and how it judges their results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gpu_check_jobs import outcome_of
+
+from benchmarks.gpu_check import cases, correctness, storage
+from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
+from benchmarks.gpu_check.job import FAILED, PASSED
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES
+from cbam_deploy.plugins.kernel_report import FORMATS
+from cbam_deploy.plugins.reference import apply_gate
+
+LIMITS = KNOWN_DEVICES[90]
+
+
+def test_cases_are_of_every_kernel_type_layout_and_operator():
+    every = cases.all_cases(LIMITS)
+    assert len(set(every)) == len(every)
+    kinds = {
+        (case.gate.operator, case.gate.dtype, case.gate.layout, len(case.plan.launches))
+        for case in every
+    }
+    names = ("CbamGate", "CbamGateAddRelu", "SeGate", "SeGateAddRelu")
+    assert kinds >= {(name, *one, count) for name in names for one in FORMATS for count in (1, 3)}
+    assert {launch.cluster for case in every for launch in case.plan.launches} == {1, 2, 4, 8}
+    assert {case.gate.kernel_size for case in every} == {0, 3, 7}
+    assert sum(case.is_small for case in every) > 100
+
+
+def test_timed_gates_are_those_of_resnet_50():
+    timed = gate_cases()
+    assert {(case.gate.channels, case.gate.height) for case in timed} == set(MAPS)
+    assert len(timed) == len(MAPS) * len(BATCHES) * len(FORMATS)
+    first = timed[0]
+    assert first.moved_bytes == 3 * 32 * 256 * 56 * 56 * 2
+
+
+def test_bfloat16_is_rounded_as_pytorch_does():
+    values = np.random.default_rng(0).standard_normal(7_700) * 10.0 ** np.arange(-40, 37, 0.01)
+    values[:4] = np.nan, np.inf, -np.inf, -0.0
+    values = values.astype(np.float32)
+    found = storage.decode(storage.encode(values, "bfloat16"), "bfloat16")
+    expected = torch.tensor(values).bfloat16().double().numpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), FORMATS)
+def test_storage_holds_every_element_once(dtype, layout):
+    gate = Gate(20, 3, 5, 2, dtype=dtype, layout=layout, stored=24 if layout == "nhwc" else 0)
+    x = storage.encode(np.arange(2 * 20 * 15.0).reshape(2, 20, 3, 5) % 100, dtype)
+    stored = storage.to_storage(gate, x)
+    assert stored.size == 2 * gate.stored * gate.positions
+    padding = stored.size - x.size
+    assert (stored.view(np.uint8) == 0xFF).sum() >= padding * stored.itemsize
+    if padding:
+        with pytest.raises(ValueError, match="padding"):
+            storage.from_storage(gate, stored, 2)
+        ones = storage.to_storage(gate, np.ones(x.shape, np.uint8))
+        stored = np.where(ones == 1, stored, np.zeros_like(stored))
+    np.testing.assert_array_equal(storage.from_storage(gate, stored, 2), x)
+
+
+def test_inputs_depend_on_the_reference_alone():
+    one, other = (
+        case for case in cases.all_cases(LIMITS) if str(case.gate) == GATE and case.values == "nan"
+    )
+    assert cases.reference_key(one) == cases.reference_key(other)
+    np.testing.assert_array_equal(cases.draw(one).x, cases.draw(other).x)
+
+
+GATE = "CbamGateAddRelu on 20x5x5 float16 nhwc"
+
+
+@pytest.fixture
+def case():
+    return next(
+        case
+        for case in cases.all_cases(LIMITS)
+        if str(case.gate) == GATE and case.values == "normal"
+    )
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "one value", "one nan"])
+def test_one_wrong_value_fails_the_correctness_part(wrong, case, tmp_path, monkeypatch):
+    def launched(case, inputs, expected):
+        y = storage.encode(expected.value, case.gate.dtype)
+        if wrong != "nothing":
+            y[1, 7, 2, 3] = np.nan if wrong == "one nan" else y[1, 7, 2, 3] + 0.25
+        return correctness._judge(case, storage.to_storage(case.gate, y), expected)
+
+    monkeypatch.setattr(correctness, "_try", launched)
+    found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
+    (row,) = found.rows
+    assert row["agrees"] is (wrong == "nothing")
+    assert found.status == (PASSED if wrong == "nothing" else FAILED)
+    if wrong == "nothing":
+        assert 0 < row["largest_error_over_bound"] <= 1
+    else:
+        assert "(1, 7, 2, 3)" in row["problem"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_launch_that_fails_is_a_wrong_case(answers, case, tmp_path, monkeypatch):
+    def refused(case, inputs, expected):
+        raise RuntimeError("CUDA driver: cuLaunchKernel answers X")
+
+    monkeypatch.setattr(correctness, "_try", refused)
+    monkeypatch.setattr(correctness, "_device_answers", lambda: answers)
+    found = outcome_of(lambda job: correctness.check(job, [case, case]), tmp_path)
+    assert found.status == FAILED
+    assert len(found.rows) == (2 if answers else 1), "the others are tried where that is possible"
+    assert "answers X" in found.rows[0]["problem"]
+
+
+def test_references_are_made_once_for_neighbouring_cases(case, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        correctness, "apply_gate", lambda *args: calls.append(1) or apply_gate(*args)
+    )
+    correctness._references.clear()
+    for layout in ("nhwc", "nchw"):
+        gate = replace(case.gate, layout=layout)
+        correctness._reference(replace(case, plan=replace(case.plan, gate=gate)))
+    assert len(calls) == 1
