@@ -9,7 +9,7 @@ demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations=15
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .

@@ -88,12 +88,13 @@ def test_pair_is_put_in_place_only_together(tmp_path):
 def test_sigterm_removes_the_temporary_file(tmp_path):
     script = (
         "import sys, os, signal\n"
-        "from cbam_deploy import cli\n"
+        "from cbam_deploy.exits import run\n"
         "from cbam_deploy.outputs import atomic_output\n"
-        "signal.signal(signal.SIGTERM, cli._terminate)\n"
-        "with atomic_output(sys.argv[1]) as t:\n"
-        "    t.write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def command():\n"
+        "    with atomic_output(sys.argv[1]) as temporary:\n"
+        "        temporary.write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run(command)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=False)
     assert ended.returncode == 143

@@ -162,18 +162,18 @@ def build_engine(
     check_options(options, chosen)
     beside = manifest_path(output)
     with atomic_output(output) as engine_file, atomic_output(beside) as manifest_file:
-        source = read_source(onnx_path)
-        profile = batch_profile(source, min_batch, opt_batch, max_batch)
-        backend = load_backend(chosen)
-        batch = next(iter(profile.values())).opt[0] if profile else 1
-        with (
-            ThreadPoolExecutor(max_workers=1) as pool,
-            parser_input(source, chosen, gate=gate, batch=batch) as given,
-        ):
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            # Loading TensorRT takes longer than checking the file, so both go on at once.
+            loading = pool.submit(load_backend, chosen)
+            source = read_source(onnx_path)
             onnx_sha256 = pool.submit(file_sha256, source.path)
-            build_started = time.perf_counter()
-            plan = _serialized_engine(source, given, backend, options, profile)
-            build_seconds = time.perf_counter() - build_started
+            profile = batch_profile(source, min_batch, opt_batch, max_batch)
+            backend = loading.result()
+            batch = next(iter(profile.values())).opt[0] if profile else 1
+            with parser_input(source, chosen, gate=gate, batch=batch) as given:
+                build_started = time.perf_counter()
+                plan = _serialized_engine(source, given, backend, options, profile)
+                build_seconds = time.perf_counter() - build_started
             engine_sha256 = pool.submit(hashlib.sha256, plan)
             engine_file.write_bytes(plan)
         manifest = Manifest(
