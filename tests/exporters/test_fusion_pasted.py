@@ -1,7 +1,7 @@
 """Gates pasted from anywhere and exported by either exporter of torch are fused, and rightly.
 
-An export is a network of all the gates, so this is eight spellings of a gate by nine ways to write
-a file.
+An export is a network of all the gates, so this is eight spellings of a gate by eight ways to
+write a file.
 """
 
 import copy
@@ -55,8 +55,13 @@ WAYS = [
 
 
 def can_export(gate, way):
-    """Windows as large as the map are exported for one size, by TorchScript for one batch too."""
-    return gate is not Official or not way.free or (way.dynamo and "height" not in way.free)
+    """Windows as large as the map are exported for one size, by TorchScript for one batch too.
+
+    For the others, one of dynamo's exports is enough, which take seconds.
+    """
+    if gate is Official:
+        return not way.free or (way.dynamo and "height" not in way.free)
+    return not way.dynamo or "height" in way.free
 
 
 def network(way):
@@ -109,7 +114,8 @@ def test_pasted_gates_are_fused(way, tmp_path, fused, capfd):
     report, path = fused(tmp_path / "exported.onnx")
     expected = [f"{op}AddRelu" for gate, op in FUSED.items() if can_export(gate, way)]
     assert [op for _, op in report.fused] == expected, report.refused
-    for (_, reason), why in zip(report.refused, REFUSED.values(), strict=True):
+    reasons = [why for gate, why in REFUSED.items() if can_export(gate, way)]
+    for (_, reason), why in zip(report.refused, reasons, strict=True):
         assert why in reason
     onnx.checker.check_model(path, full_check=True)
     assert_computes(path, module, way)
