@@ -6,6 +6,7 @@ default. An option that contradicts the metadata is refused.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,8 @@ from cbam_deploy.models.zoo import (
     gate_for,
 )
 from cbam_deploy.provenance import ModelIdentity, Provenance
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_identity(
@@ -146,7 +149,9 @@ def load_model(identity: ModelIdentity) -> nn.Module:
     if identity.weights is not None:
         checkpoint = load_state(identity.weights)
         _check_hash(checkpoint.state_dict, identity, f"{identity.weights}: the weights")
-        apply_state(model, checkpoint.state_dict, identity.weights)
+        naming = apply_state(model, checkpoint.state_dict, identity.weights)
+        if naming is not None:
+            _log.info("%s: weights are named as in %s", identity.weights, naming.title)
     else:
         _check_hash(model.state_dict(), identity, f"{identity.name}: the initial weights")
     return model.eval()
