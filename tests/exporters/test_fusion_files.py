@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from spelled_gates import CHANNELS, HEIGHT, WIDTH, Spelling, write
 
+from cbam_deploy.engine import build_engine
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters import onnx_file
 from cbam_deploy.exporters.fusion import fuse, fuse_model
@@ -194,6 +195,14 @@ def test_body_takes_any_type_from_opset_15_on_and_one_before():
     (reason,) = (reason for _, reason in report.refused)
     assert "is FLOAT16, and in opset 14 all gates are of one type" in reason
     onnx.checker.check_model(fused, full_check=True)
+
+
+@pytest.mark.parametrize(("opset", "half"), [(11, False), (12, True), (17, False)])
+def test_bodies_of_old_opsets_are_built_into_engines(opset, half, tmp_path):
+    model = write(Spelling(opset=opset, half=half, behind="add_relu", fixed="map"))
+    onnx.save(fuse_proto(model)[1], tmp_path / "fused.onnx")
+    built = build_engine(tmp_path / "fused.onnx", tmp_path / "gate.engine", targets=["sm_89"])
+    assert built.path.stat().st_size > 0
 
 
 def test_gate_of_doubles_is_refused():

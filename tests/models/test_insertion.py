@@ -10,8 +10,9 @@ import torch
 from foreign_networks import NETWORKS, SIZE, Depthwise, Detector, Plain, UNet
 from torch import nn
 
+from cbam_deploy.engine import build_engine
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters import export_onnx
+from cbam_deploy.exporters import export_onnx, fuse
 from cbam_deploy.models import insert_gates
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.spec import CBAM, SE
@@ -137,7 +138,7 @@ def test_second_gate_in_one_place_is_refused():
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_inserted_gates_are_exported_and_fused(kind, tmp_path):
+def test_inserted_gates_are_exported_fused_and_built(kind, tmp_path):
     """export_onnx compares the file with PyTorch at two batches."""
     where, count = NETWORKS[kind]
     model = build(kind)
@@ -147,11 +148,11 @@ def test_inserted_gates_are_exported_and_fused(kind, tmp_path):
     assert result.refused == ()
     if kind is Detector:
         assert result.gates == {"CbamGateAddRelu": 2}
+    built = build_engine(result.path, tmp_path / "model.engine", targets=["sm_89"])
+    assert built.path.stat().st_size > 0
 
 
 def test_inserted_gates_work_on_pictures_of_any_size(tmp_path):
-    from cbam_deploy.exporters import fuse
-
     model = build(UNet)
     insert_gates(model, CBAM, NETWORKS[UNet][0], example=EXAMPLE, seed=0)
     sizes = {0: torch.export.Dim("batch"), 2: 4 * torch.export.Dim("h", min=2)}
