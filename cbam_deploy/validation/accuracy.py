@@ -22,6 +22,7 @@ from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance
 from cbam_deploy.runtimes.base import Runner, TensorSpec
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
+from cbam_deploy.validation.artefact import open_artefact
 from cbam_deploy.validation.origin import read_origin
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def evaluate(
     recorded = [read_origin(path).provenance for path in paths]
     with ExitStack() as stack:
         tallies = [
-            _Tally(str(path), stack.enter_context(_artefact(path, runtime, device)), provenance)
+            _Tally(
+                str(path),
+                stack.enter_context(open_artefact(path, runtime=runtime, device=device)),
+                provenance,
+            )
             for path, provenance in zip(paths, recorded, strict=True)
         ]
         preprocessing = _preprocessing(paths, recorded, tallies[0].runner)
@@ -282,9 +287,3 @@ def _pytorch(
 
     image = TensorSpec("input", ("batch", 3, image_size, image_size), "float32")
     return PyTorchRunner(provenance.model, [image], device or "cpu")
-
-
-def _artefact(path: Path, runtime: str | None, device: str | None) -> Runner:
-    from cbam_deploy.runtimes import open_runtime
-
-    return open_runtime(path, runtime=runtime, device=device)

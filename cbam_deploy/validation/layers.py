@@ -34,7 +34,7 @@ from torch.export.graph_signature import InputKind
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.onnx_file import read_model
 from cbam_deploy.exporters.torch_graph import export_program
-from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from cbam_deploy.validation.artefact import open_artefact
 from cbam_deploy.validation.inputs import Feeds
 from cbam_deploy.validation.layer_report import LayerError, LayerReport
 from cbam_deploy.validation.metrics import tensor_error
@@ -206,6 +206,6 @@ class _Search:
     def _run_onnx(self, values: list[str]) -> dict[str, NDArray[np.generic]]:
         outputs = {value.name for value in self.model.graph.outputs}
         extra = tuple(value for value in values if value not in outputs)
-        with OnnxRuntimeRunner(self.artefact, self.device or "cpu", extra_outputs=extra) as runner:
+        with open_artefact(self.artefact, device=self.device, extra_outputs=extra) as runner:
             computed = runner.infer(self.program.feeds)
         return {value: computed[value] for value in values}

@@ -54,6 +54,8 @@ def validate(
 ) -> ParityReport:
     """Compare `artefact` with PyTorch in FP32 on the CPU: every output, at several batch sizes.
 
+    On a CPU, FP16 values of ONNX files are rounded as on a GPU (`validation.artefact`).
+
     Args:
         artefact: an ``.onnx`` or ``.engine`` file.
         reference: MODEL string or module; None rebuilds the model of the artefact's provenance.
@@ -77,7 +79,7 @@ def validate(
             or an option does not fit them.
         MissingCapability: this machine cannot run the artefact.
     """
-    from cbam_deploy.runtimes import open_runtime
+    from cbam_deploy.validation.artefact import open_artefact
     from cbam_deploy.validation.reference import open_reference
 
     path = Path(artefact)
@@ -91,7 +93,7 @@ def validate(
     tolerance = tolerance_for(origin.precision, OUTPUTS, bounds)
     sizes = _batch_sizes(path, origin, batch_sizes)
     torch_model = open_reference(path, origin.provenance, reference, weights)
-    with open_runtime(path, runtime=runtime, device=device) as runner:
+    with open_artefact(path, runtime=runtime, device=device) as runner:
         inputs = _inputs(runner, origin, data, seed, limit)
         batches = _Pair(path, runner, torch_model, tolerance).compare_all(sizes, inputs)
     _check_top1_applies(path, min_top1, batches)

@@ -1,0 +1,52 @@
+"""An FP16 file is judged by the numbers a GPU would compute, also on a CPU."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cbam_deploy.runtimes import open_runtime
+from cbam_deploy.validation.artefact import ROUNDING, open_artefact
+
+
+@pytest.fixture
+def there_and_back(tmp_path):
+    """input * 1e4 * 1e-4 in FP16: overflows in between for inputs above 6.5."""
+    factors = {"up": 1e4, "down": 1e-4}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["input"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Mul", ["half", "up"], ["large"]),
+            helper.make_node("Mul", ["large", "down"], ["back"]),
+            helper.make_node("Cast", ["back"], ["output"], to=TensorProto.FLOAT),
+        ],
+        "there_and_back",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.float16(value), name) for name, value in factors.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+def test_overflow_that_a_cpu_hides_is_seen(there_and_back):
+    feeds = {"input": np.array([[1.0, 10.0]], np.float32)}
+    with open_artefact(there_and_back) as runner:
+        assert runner.name == ROUNDING
+        judged = runner.infer(feeds)["output"]
+    with np.errstate(over="ignore"):
+        half = feeds["input"].astype(np.float16) * np.float16(1e4) * np.float16(1e-4)
+    np.testing.assert_array_equal(judged, half.astype(np.float32))
+    assert np.isinf(judged[0, 1])
+
+
+def test_values_inside_are_rounded_too(there_and_back):
+    with open_artefact(there_and_back, extra_outputs=["large"]) as runner:
+        large = runner.infer({"input": np.array([[1.0003, 2.0]], np.float32)})["large"]
+    np.testing.assert_array_equal(large, large.astype(np.float16).astype(large.dtype))
+
+
+def test_fp32_runs_as_it_is(network_onnx):
+    with open_artefact(network_onnx) as judged, open_runtime(network_onnx) as plain:
+        assert judged.name == plain.name == "onnxruntime-cpu"
