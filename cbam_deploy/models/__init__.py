@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         resolve_identity,
         resolve_preprocessing,
     )
-    from cbam_deploy.models.insertion import insert_gates
     from cbam_deploy.models.zoo import create_model, default_image_size, list_models
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "build_model",
     "create_model",
     "default_image_size",
-    "insert_gates",
     "list_models",
     "load_model",
     "load_state",
@@ -48,7 +46,6 @@ _MODULES = {
     "build_model": "identity",
     "create_model": "zoo",
     "default_image_size": "zoo",
-    "insert_gates": "insertion",
     "list_models": "zoo",
     "load_model": "identity",
     "load_state": "checkpoints",

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.naming import Naming, in_our_names, recognise
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 
 # Where training scripts put the state dict inside their checkpoint.
@@ -80,13 +79,8 @@ def load_torch_file(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def apply_state(
-    model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path
-) -> Naming | None:
+def apply_state(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     """Put `state_dict` into `model`, in place, if every name and shape fits.
-
-    Where names do not, and they are those of a published network with gates (`naming.NAMINGS`),
-    the weights are taken over under this package's names.
 
     BatchNorm's ``num_batches_tracked``, which old checkpoints lack and inference never uses, may
     be missing.
@@ -96,16 +90,10 @@ def apply_state(
         state_dict: tensors by name.
         path: the file they come from, for the message.
 
-    Returns:
-        The naming that was recognised, None where the names fit as they are.
-
     Raises:
         BadInput: names are missing or unexpected, or shapes differ; the message lists them.
     """
     own = model.state_dict()
-    naming = None if own.keys() >= state_dict.keys() else recognise(state_dict)
-    if naming is not None:
-        state_dict = in_our_names(state_dict, naming)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     missing = sorted(own.keys() - state_dict.keys() - counters)
     unexpected = sorted(state_dict.keys() - own.keys())
@@ -122,7 +110,6 @@ def apply_state(
             "give the model, --attention, --num-classes and --stem it was trained with",
         )
     model.load_state_dict(dict(state_dict), strict=False)
-    return naming
 
 
 def state_dict_sha256(state_dict: Mapping[str, Tensor]) -> str:

@@ -6,7 +6,6 @@ default. An option that contradicts the metadata is refused.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +30,6 @@ from cbam_deploy.models.zoo import (
     gate_for,
 )
 from cbam_deploy.provenance import ModelIdentity, Provenance
-
-_log = logging.getLogger(__name__)
 
 
 def resolve_identity(
@@ -149,9 +146,7 @@ def load_model(identity: ModelIdentity) -> nn.Module:
     if identity.weights is not None:
         checkpoint = load_state(identity.weights)
         _check_hash(checkpoint.state_dict, identity, f"{identity.weights}: the weights")
-        naming = apply_state(model, checkpoint.state_dict, identity.weights)
-        if naming is not None:
-            _log.info("%s: weights are named as in %s", identity.weights, naming.title)
+        apply_state(model, checkpoint.state_dict, identity.weights)
     else:
         _check_hash(model.state_dict(), identity, f"{identity.name}: the initial weights")
     return model.eval()
