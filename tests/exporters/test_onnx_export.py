@@ -25,6 +25,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
+from cbam_deploy.exporters.placement import is_feature_map
 from cbam_deploy.exporters.torch_graph import export_program, trace
 from cbam_deploy.models import create_model, load_model
 from cbam_deploy.models.spec import CBAM
@@ -77,6 +78,23 @@ def test_export_in_a_precision_is_export_and_convert(exported, tmp_path, precisi
     assert result.provenance.precision == precision
     assert result.sha256 == result.conversion.sha256
     assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "converted.onnx"}
+
+
+def maps_between_kernels(model):
+    """Feature maps that are stored: ReLUs and additions are part of the convolution before them."""
+    made = [node for node in model.graph if node.op_type not in ("Relu", "Add")]
+    return sum(is_feature_map(value) for node in made for value in node.outputs)
+
+
+@pytest.mark.slow
+def test_a_fused_gate_stores_one_map_more_than_the_plain_network():
+    counts = {}
+    for attention in ("none", "cbam"):
+        module = create_model("resnet50", attention=attention, num_classes=2, seed=0).eval()
+        model = trace(module, 64, "logits", "resnet50")
+        fuse_model(model)
+        counts[attention] = maps_between_kernels(model)
+    assert counts == {"none": 54, "cbam": 54 + 16}
 
 
 def run(path, pictures):
