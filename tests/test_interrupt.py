@@ -30,7 +30,7 @@ LIBRARY = {
 
 def wait_until_loaded(process, library):
     """Wait until the process has mapped the library that does the command's work."""
-    for _ in range(600):
+    for _ in range(1200):
         with Path(f"/proc/{process.pid}/maps").open() as maps:
             if any(library in line for line in maps):
                 return
