@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench kernel-report gpu-check clean
+.PHONY: demo test lint bench kernel-report paper-tables gpu-check clean
 
 demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
@@ -28,6 +28,9 @@ build/%.onnx: .venv/demo.done
 
 kernel-report: .venv/dev.done
 	$(BIN)/python -m cbam_deploy.plugins.kernel_report -o benchmarks/results/kernel-report.md
+
+paper-tables: .venv/demo.done
+	$(BIN)/python -m cbam_deploy.costs.paper -o docs/paper-tables.md
 
 # On a machine with a GPU, by its own Python: it may have no network to fill a .venv from.
 # OUTPUT=DIR writes elsewhere than to benchmarks/results; OPTIONS="--dry-run" needs no GPU.

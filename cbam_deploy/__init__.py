@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cbam_deploy.benchmarking import bench
+    from cbam_deploy.costs import complexity
     from cbam_deploy.engine import build_engine
     from cbam_deploy.exporters import export_onnx, fuse
     from cbam_deploy.exporters.convert import convert
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "bench": "benchmarking",
     "build_engine": "engine",
+    "complexity": "costs",
     "convert": "exporters.convert",
     "create_model": "models",
     "demo": "walkthrough",
@@ -44,6 +46,7 @@ _HOME = {
 __all__ = [
     "bench",
     "build_engine",
+    "complexity",
     "convert",
     "create_model",
     "demo",

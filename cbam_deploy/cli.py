@@ -6,13 +6,12 @@ Each command imports what it calls when it runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from cbam_deploy import __version__
+from cbam_deploy import __version__, cli_studies
 from cbam_deploy.cli_options import (
     Artefact,
     Artefacts,
@@ -36,14 +35,11 @@ from cbam_deploy.cli_options import (
     SizeOption,
     StemOption,
     WeightsOption,
+    gate_spec,
     percentage,
     writable,
 )
-from cbam_deploy.errors import CheckFailed
-from cbam_deploy.exits import DEBUG, run
-
-if TYPE_CHECKING:
-    from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.exits import DEBUG, deliver, run
 
 app = typer.Typer(
     add_completion=False,
@@ -79,7 +75,7 @@ def export_command(
     """Export a PyTorch model to ONNX, gates fused."""
     from cbam_deploy import export_onnx
 
-    _deliver(
+    deliver(
         export_onnx(
             model,
             output,
@@ -88,7 +84,7 @@ def export_command(
             stem=stem,
             num_classes=num_classes,
             image_size=image_size,
-            gate=_gate_spec(gate),
+            gate=gate_spec(gate),
             fuse=not no_fuse,
             precision=precision,
             calibration=calibration,
@@ -106,7 +102,7 @@ def fuse_command(source: OnnxIn, output: Output, as_json: JsonOption = False) ->
     """Make each attention gate of an ONNX file one node."""
     from cbam_deploy import fuse
 
-    _deliver(fuse(source, output), as_json)
+    deliver(fuse(source, output), as_json)
 
 
 @app.command("convert")
@@ -137,7 +133,7 @@ def convert_command(
     """Convert an ONNX file to FP16 or INT8."""
     from cbam_deploy import convert
 
-    _deliver(
+    deliver(
         convert(
             source,
             output,
@@ -194,7 +190,7 @@ def build_engine_command(
     """Build a TensorRT engine and its manifest."""
     from cbam_deploy import build_engine
 
-    _deliver(
+    deliver(
         build_engine(
             source,
             output,
@@ -275,7 +271,7 @@ def validate_command(
         from cbam_deploy.report.junit import write_junit
 
         write_junit(junit, "cbam-deploy validate", parity.junit_cases())
-    _deliver(parity, as_json, report)
+    deliver(parity, as_json, report)
 
 
 @app.command("evaluate")
@@ -299,7 +295,7 @@ def evaluate_command(
     """Measure top-1 and top-5 accuracy."""
     from cbam_deploy import evaluate
 
-    _deliver(
+    deliver(
         evaluate(
             artefacts,
             data=data,
@@ -361,7 +357,7 @@ def bench_command(
         from cbam_deploy.report.html import bench_page
 
         bench_page(measured, html)
-    _deliver(measured, as_json, report)
+    deliver(measured, as_json, report)
 
 
 @app.command("train")
@@ -392,14 +388,14 @@ def train_command(
     """Train by the paper's recipe, resumable."""
     from cbam_deploy import train
 
-    _deliver(
+    deliver(
         train(
             model,
             data=data,
             output=output,
             val_data=val_data,
             attention=attention,
-            gate=_gate_spec(gate),
+            gate=gate_spec(gate),
             stem=stem,
             weights=weights if weights is None else str(weights),
             image_size=image_size,
@@ -425,7 +421,7 @@ def inspect_command(artefact: Artefact, as_json: JsonOption = False) -> None:
     """Show what an artefact is; check its hashes."""
     from cbam_deploy import inspect
 
-    _deliver(inspect(artefact), as_json)
+    deliver(inspect(artefact), as_json)
 
 
 @app.command("doctor")
@@ -433,7 +429,7 @@ def doctor_command(as_json: JsonOption = False) -> None:
     """Say what this machine can do, and what it lacks."""
     from cbam_deploy import doctor
 
-    _deliver(doctor(), as_json)
+    deliver(doctor(), as_json)
 
 
 @app.command("demo")
@@ -445,7 +441,10 @@ def demo_command(
     """Walk the whole road on a small CBAM-ResNet."""
     from cbam_deploy import demo
 
-    _deliver(demo(output, seed=seed), as_json)
+    deliver(demo(output, seed=seed), as_json)
+
+
+cli_studies.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -462,33 +461,6 @@ def _top(
         raise typer.Exit
     if debug:
         os.environ[DEBUG] = "1"
-
-
-def _gate_spec(text: str | None) -> GateSpec | None:
-    """The gate that ``--gate`` describes; None without it."""
-    if text is None:
-        return None
-    from cbam_deploy.models.spec import parse_gate
-
-    return parse_gate(text)
-
-
-def _deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
-    """Print a result, write its report, and fail when it is a check that did not hold."""
-    if report is not None:
-        from cbam_deploy.report.json_file import write_json
-
-        write_json(report, result.to_json())
-    if as_json:
-        from cbam_deploy.report.json_file import to_text
-
-        sys.stdout.write(to_text(result.to_json()))
-    else:
-        from rich.console import Console
-
-        Console().print(result)
-    if not getattr(result, "passed", True):
-        raise CheckFailed(*result.failure())
 
 
 def main() -> NoReturn:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.outputs import check_place
+
+if TYPE_CHECKING:
+    from cbam_deploy.models.spec import GateSpec
 
 
 def writable(path: Path | None) -> Path | None:
@@ -97,3 +100,12 @@ def percentage(text: str) -> float:
     if not 0 <= value <= 1:
         raise BadInput(f"{text!r} is not between 0% and 100%", "write it as 5% or 0.05")
     return value
+
+
+def gate_spec(text: str | None) -> GateSpec | None:
+    """The gate that ``--gate`` describes; None without it."""
+    if text is None:
+        return None
+    from cbam_deploy.models.spec import parse_gate
+
+    return parse_gate(text)

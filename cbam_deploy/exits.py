@@ -1,4 +1,4 @@
-"""How a command ends: two lines on an error, and the exit code the design gives to its kind."""
+"""How a command ends: its result, or two lines on an error and the exit code of its kind."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from cbam_deploy.errors import DeployError
+from cbam_deploy.errors import CheckFailed, DeployError
 
 DEBUG = "CBAM_DEPLOY_DEBUG"  # Environment variable: show tracebacks of errors.
+
+
+def deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
+    """Print a result, write its report, and fail when it is a check that did not hold."""
+    if report is not None:
+        from cbam_deploy.report.json_file import write_json
+
+        write_json(report, result.to_json())
+    if as_json:
+        from cbam_deploy.report.json_file import to_text
+
+        sys.stdout.write(to_text(result.to_json()))
+    else:
+        from rich.console import Console
+
+        Console().print(result)
+    if not getattr(result, "passed", True):
+        raise CheckFailed(*result.failure())
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

@@ -97,7 +97,9 @@ def test_other_texts_are_no_percentages(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["fuse", "inspect", "build-engine", "bench", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["fuse", "inspect", "build-engine", "bench", "evaluate", "complexity"]
+)
 def test_commands_that_need_no_torch_do_not_load_it(command, digits_onnx, tmp_path):
     options = {
         "fuse": ["-o", tmp_path / "fused.onnx"],
@@ -105,6 +107,7 @@ def test_commands_that_need_no_torch_do_not_load_it(command, digits_onnx, tmp_pa
         "build-engine": ["-o", tmp_path / "model.engine", "--target", "sm_89"],
         "bench": ["--seconds", "0.1", "--batch", "1"],
         "evaluate": ["--data", "digits", "--limit", "8"],
+        "complexity": [],
     }
     code, modules = modules_after(command, digits_onnx, *options[command])
     assert code == 0

@@ -1,0 +1,208 @@
+"""Count an ONNX graph: shapes by onnx's own inference, gates by the body of their function.
+
+A file counts a little less than the module it was exported from: BatchNorm is folded into
+convolutions, which leaves one bias in place of two parameters per channel, and a gate's body
+multiplies the sum of its two hidden vectors by W1 once, not each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx
+import onnx_ir as ir
+from onnx import inliner
+
+from cbam_deploy.costs.result import Part
+from cbam_deploy.errors import BadInput
+
+Shape = tuple[int, ...]
+Known = Mapping[str, onnx.TypeProto.Tensor]
+
+# Operators that multiply by weights or matrices in other ways than those counted here.
+_OTHER_PRODUCTS = frozenset(
+    (
+        "Attention",
+        "ConvInteger",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "LSTM",
+        "MatMulInteger",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RNN",
+    )
+)
+# What stands between a weight and the node that computes with it.
+_ON_THE_WAY = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
+_GATE_DOMAIN = "cbam_deploy"
+# Larger constants hold weights; inference needs only shapes and axes.
+_MOST_BYTES = 1024
+
+
+def count_graph(
+    model: ir.Model, label: str, image_size: int | None
+) -> tuple[tuple[Shape, ...], tuple[Part, ...], dict[str, int]]:
+    """Shapes of the inputs, parts in the graph's order, and operators that are not counted.
+
+    Args:
+        model: left as it is.
+        label: what to call it in messages.
+        image_size: in pixels, for the sides that the graph leaves free.
+
+    Raises:
+        BadInput: a size that counting needs cannot be known.
+    """
+    parameters = _parameters(model)
+    proto = ir.to_proto(_for_one_picture(model, label, image_size))
+    known = _infer(proto)
+    bodies = {(body.domain, body.name) for body in proto.functions}
+    parts: list[Part] = []
+    uncounted: Counter[str] = Counter()
+    for node, origin in zip(proto.graph.node, model.graph, strict=True):
+        kind = node.op_type
+        if (node.domain, kind) in bodies:
+            inner = _body(proto, node, known, label)
+            products = sum(_multiply_adds(part, types, label) for part, types in inner)
+            uncounted.update(part.op_type for part, _ in inner if part.op_type in _OTHER_PRODUCTS)
+        else:
+            products = _multiply_adds(node, known, label)
+            uncounted.update([kind] if kind in _OTHER_PRODUCTS else [])
+        owned = parameters.get(origin, {})
+        if products or owned:
+            gate = node.domain == _GATE_DOMAIN
+            name = _name(origin, owned) if not gate else origin.name or node.output[0]
+            parts.append(Part(name, kind, sum(owned.values()), products, gate))
+    inputs = tuple(_shape(known, value.name, label) for value in proto.graph.input)
+    return inputs[: len(_network_inputs(model))], tuple(parts), dict(uncounted)
+
+
+def _network_inputs(model: ir.Model) -> list[ir.Value]:
+    return [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+
+
+def _parameters(model: ir.Model) -> dict[ir.Node, dict[str, int]]:
+    """Elements of each weight by its name, by the first node that computes with it.
+
+    A weight is an initializer of floating-point numbers, or the integers of a DequantizeLinear;
+    scales, zero points and scalars are none.
+    """
+    owned: dict[ir.Node, dict[str, int]] = {}
+    for name, value in model.graph.initializers.items():
+        tensor, uses = value.const_value, list(value.uses())
+        if tensor is None or not uses or not tensor.shape.numpy():
+            continue
+        node, index = uses[0]
+        quantized = node.op_type == "DequantizeLinear" and index == 0
+        scale = node.op_type in ("QuantizeLinear", "DequantizeLinear") and index > 0
+        if scale or not (tensor.dtype.is_floating_point() or quantized):
+            continue
+        while node.op_type in _ON_THE_WAY and (further := list(node.outputs[0].uses())):
+            node = further[0][0]
+        owned.setdefault(node, {})[name] = tensor.size
+    return owned
+
+
+def _name(node: ir.Node, weights: Mapping[str, int]) -> str:
+    """The module that the node's largest weight belongs to, where its name says so."""
+    largest = max(weights, key=lambda name: weights[name], default="")
+    module, dot, _ = largest.rpartition(".")
+    return module if dot else node.name or node.outputs[0].name or ""
+
+
+def _for_one_picture(model: ir.Model, label: str, image_size: int | None) -> ir.Model:
+    """A copy with inputs of known sizes, without large weights and without recorded shapes."""
+    copy = model.clone()
+    for value in _network_inputs(copy):
+        if value.shape is None:
+            raise BadInput(f"{label}: input {value.name} has no shape", "export it with shapes")
+        # Also where the batch is fixed: what one picture costs is asked.
+        sizes = [1, *(s if isinstance(s, int) else image_size for s in value.shape[1:])]
+        if None in sizes:
+            raise BadInput(
+                f"{label}: input {value.name} leaves sizes free: {value.shape}",
+                "give the side of the picture: --image-size",
+            )
+        value.shape = ir.Shape(sizes)
+    for node in copy.graph:
+        for value in node.outputs:
+            value.shape = None
+    for name, value in list(copy.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _MOST_BYTES:
+            value.shape, value.dtype = ir.Shape(list(tensor.shape.numpy())), tensor.dtype
+            del copy.graph.initializers[name]
+            value.const_value = None
+            if value not in copy.graph.inputs:
+                copy.graph.inputs.append(value)
+    return copy
+
+
+def _infer(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Types with shapes by value, as far as onnx can tell."""
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    known = {info.name: info.type.tensor_type for info in infos}
+    for tensor in graph.initializer:
+        info = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        known[tensor.name] = info.tensor_type
+    return known
+
+
+def _body(
+    proto: onnx.ModelProto, node: onnx.NodeProto, known: Known, label: str
+) -> list[tuple[onnx.NodeProto, Known]]:
+    """The nodes that a call of a function comes to, with the types of their values."""
+    inputs = []
+    for name in filter(None, node.input):
+        _shape(known, name, label)
+        inputs.append(onnx.ValueInfoProto(name=name))
+        inputs[-1].type.tensor_type.CopyFrom(known[name])
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "call", inputs, outputs)
+    call = onnx.helper.make_model(
+        graph,
+        functions=list(proto.functions),
+        opset_imports=list(proto.opset_import),
+        ir_version=proto.ir_version,
+    )
+    inlined = inliner.inline_local_functions(call)
+    types = _infer(inlined)
+    return [(inner, types) for inner in inlined.graph.node]
+
+
+def _multiply_adds(node: onnx.NodeProto, known: Known, label: str) -> int:
+    if node.domain not in ("", "ai.onnx"):
+        return 0
+    if node.op_type == "Conv":
+        weights = _shape(known, node.input[1], label)  # [M, C / group, k...]
+        return math.prod(_shape(known, node.output[0], label)) * math.prod(weights[1:])
+    if node.op_type == "ConvTranspose":
+        weights = _shape(known, node.input[1], label)  # [C, M / group, k...]
+        return math.prod(_shape(known, node.input[0], label)) * math.prod(weights[1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        terms = _shape(known, node.input[0], label)
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(_shape(known, node.output[0], label)) * terms[0 if transposed else -1]
+    return 0
+
+
+def _shape(known: Known, name: str, label: str) -> Shape:
+    tensor = known.get(name)
+    if tensor is None or not tensor.HasField("shape"):
+        raise BadInput(f"{label}: the shape of {name} cannot be inferred", "export it again")
+    sizes = tuple(size.dim_value for size in tensor.shape.dim)
+    if not all(size.HasField("dim_value") for size in tensor.shape.dim):
+        raise BadInput(
+            f"{label}: {name} has sizes that cannot be inferred", "give --image-size, or export"
+        )
+    return sizes
