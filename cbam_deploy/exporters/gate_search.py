@@ -17,7 +17,7 @@ The first alone, with only the mean, is Squeeze-and-Excitation (`SeGate`); both 
     y ─ Add(R) ─ Relu
 
 The graph is read backwards from each Mul by small readers, one for each of these parts, which know
-the part's spellings; what is drawn here is one of thousands. onnxscript's patterns are not used for
+the part's spellings; what is drawn here is one of them. onnxscript's patterns are not used for
 it: a pattern is one combination of spellings, and it tells whether a graph matches, but not, in
 words that help its owner, why one that looks like a gate does not.
 """

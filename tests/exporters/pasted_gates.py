@@ -123,7 +123,7 @@ class Views(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        hidden = channels // REDUCTION
+        hidden = max(channels // REDUCTION, 1)
         self.avg, self.max = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels)

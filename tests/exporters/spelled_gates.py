@@ -45,6 +45,8 @@ MISTAKES = {
     "half_the_map": "but v0_0 is scaled",
     "pooled_elsewhere": "but v0_0 is scaled",
     "squared": "but v0_0 is scaled",
+    "wrongly_reshaped": "its replacement differs",
+    "smallest": "is not the one largest value",
     "used_elsewhere": "is also used by",
     "shown": "is an output of the graph",
     "gated_twice": "is not fused alone",
@@ -253,6 +255,9 @@ def _pool_positions(w, x, pool):
     if s.mistake == "minimum" and pool == "maximum":
         axes = {"axes": [2, 3]} if s.opset < 18 else {}
         return w.add("ReduceMin", x, *([] if axes else [w.integers([2, 3])]), keepdims=1, **axes)
+    if s.mistake == "wrongly_reshaped":
+        mixed = w.add("Reshape", x, w.integers([0, -1, CHANNELS]))
+        return w.add(reduce, mixed, axes=[1], keepdims=0)
     if s.mistake == "half_the_map":
         starts, ends, axes = (w.integers([value]) for value in (0, 3, 2))
         x = w.add("Slice", x, starts, ends, axes)
@@ -396,15 +401,17 @@ def _spatial_attention(w, x, random):
 
 def _channel_peak(w, x):
     """[N, 1, H, W]."""
-    how = w.spelling.channel_peak
+    s = w.spelling
+    how = "topk" if s.mistake == "smallest" else s.channel_peak
     if how == "topk":
-        return w.add("TopK", x, w.integers([1]), outputs=2, axis=1)
+        largest = int(s.mistake != "smallest")
+        return w.add("TopK", x, w.integers([1]), outputs=2, axis=1, largest=largest)
     if how == "argmax":
         where = w.add("ArgMax", x, axis=1, keepdims=1)
         return w.add("GatherElements", x, where, axis=1)
     if how == "squeezed":
         return w.add("Unsqueeze", w.add("ReduceMax", x, axes=[1], keepdims=0), axes=[1])
-    if how == "reshape" and w.spelling.fixed != "channels":
+    if how == "reshape" and s.fixed != "channels":
         flat = w.add("Reshape", x, w.integers([0, 0, -1]))
         peak = w.add("ReduceMax", flat, axes=[1], keepdims=1)
         return w.add("Reshape", peak, w.integers([0, 1, HEIGHT, WIDTH]))

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from gated_networks import lively
-from pasted_gates import FUSED, REFUSED, Network, Official
+from pasted_gates import FUSED, REFUSED, Network, Official, Views
 
 BATCH, HEIGHT, WIDTH = 2, 16, 12
 # Of the largest output. FP32: sums of some hundred terms with a relative error of 2^-24 each, in
@@ -123,6 +123,30 @@ def test_pasted_gates_are_fused(way, tmp_path, fused, capfd):
         assert_computes(path, module, way, batch=3, height=9, width=21)
     elif way.free:
         assert_computes(path, module, way, batch=1)
+
+
+class Row(torch.nn.Module):
+    """Two residual blocks, one behind the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 1) for _ in range(2))
+        self.gates = torch.nn.ModuleList(Views(3) for _ in range(2))
+
+    def forward(self, x):
+        for conv, gate in zip(self.convs, self.gates, strict=True):
+            x = torch.relu(gate(conv(x)) + x)
+        return (x,)
+
+
+def test_size_of_a_block_is_known_behind_a_gate_that_hides_it(tmp_path, fused):
+    """onnx cannot infer shapes through the first gate's views."""
+    way = Way(False, 13, ("batch",))
+    module = lively(Row())
+    export(module, way, tmp_path / "exported.onnx")
+    report, path = fused(tmp_path / "exported.onnx")
+    assert [op for _, op in report.fused] == ["CbamGateAddRelu"] * 2
+    assert_computes(path, module, way, batch=3)
 
 
 @pytest.mark.parametrize("way", [WAYS[3], WAYS[7]], ids=str)
