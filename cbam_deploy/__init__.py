@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cbam_deploy.benchmarking import bench
     from cbam_deploy.costs import complexity
     from cbam_deploy.engine import build_engine
+    from cbam_deploy.explain import gradcam
     from cbam_deploy.exporters import export_onnx, fuse
     from cbam_deploy.exporters.convert import convert
     from cbam_deploy.inspection import inspect
@@ -36,6 +37,7 @@ _HOME = {
     "evaluate": "validation",
     "export_onnx": "exporters",
     "fuse": "exporters",
+    "gradcam": "explain",
     "inspect": "inspection",
     "load_model": "models",
     "open_runtime": "runtimes",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "fuse",
+    "gradcam",
     "inspect",
     "load_model",
     "open_runtime",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from cbam_deploy.cli_options import (
     GateOption,
     JsonOption,
     ReportOption,
+    SeedOption,
     SizeOption,
     StemOption,
     WeightsOption,
@@ -31,6 +33,7 @@ ModelOrFile = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
     app.command("complexity")(complexity_command)
+    app.command("gradcam")(gradcam_command)
 
 
 def complexity_command(
@@ -59,3 +62,43 @@ def complexity_command(
         by_module=by_module,
     )
     deliver(counted, as_json, report)
+
+
+def gradcam_command(
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NETWORK...", help="Checkpoint of train, MODEL=CHECKPOINT, or MODEL."
+        ),
+    ],
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="Pictures to explain.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path(
+        "gradcam"
+    ),
+    artefact: Annotated[
+        list[Path] | None,
+        typer.Option(help="ONNX file whose attention to show; repeat, the most exact first."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, max=12, help="How many pictures.")] = 6,
+    image_size: SizeOption = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Module to explain [default: last convolutional output].")
+    ] = None,
+    seed: SeedOption = 0,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where networks and their files look."""
+    from cbam_deploy import gradcam
+
+    explained = gradcam(
+        networks,
+        output,
+        data=data,
+        artefacts=tuple(artefact or ()),
+        images=images,
+        image_size=image_size,
+        layer=layer,
+        seed=seed,
+    )
+    deliver(explained, as_json, report)

@@ -88,7 +88,7 @@ def spread_plot(panels: Mapping[str, Sequence[Spread]], unit: str) -> str:
     Per line: a dot at the median, a thick bar from there to p90, a thin one to p99, ticks for the
     samples.
     """
-    with _style():
+    with plot_style():
         heights = [len(lines) + 0.6 for lines in panels.values()]
         figure = _figure(40 * sum(heights) + 24 * len(panels) + 16)
         axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[
@@ -98,7 +98,7 @@ def spread_plot(panels: Mapping[str, Sequence[Spread]], unit: str) -> str:
             _draw_spreads(ax, lines)
             ax.set_title(title)
         axes[-1].set_xlabel(unit)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _draw_spreads(ax: Axes, lines: Sequence[Spread]) -> None:
@@ -110,7 +110,7 @@ def _draw_spreads(ax: Axes, lines: Sequence[Spread]) -> None:
         ax.plot([line.p99], [row], "|", color=colour, ms=8, mew=1.5)
         ax.plot([line.median], [row], "o", color=colour, ms=8)
         beside = ax.get_yaxis_transform()  # x in widths of the axes, y in rows
-        ax.text(0, row - 0.33, _short(line.label), transform=beside, va="center")
+        ax.text(0, row - 0.33, shortened(line.label), transform=beside, va="center")
         ax.text(1, row - 0.33, line.value, transform=beside, va="center", ha="right")
     low = min(min(line.median, *line.samples) for line in lines)
     high = max(max(line.p99, *line.samples) for line in lines)
@@ -138,7 +138,7 @@ def bars_plot(
         xlabel: what the groups are.
         unit: of the values.
     """
-    with _style():
+    with plot_style():
         figure = _figure(260 + 17 * len(series))
         ax = figure.subplots()
         width = 0.8 / len(series)
@@ -154,7 +154,7 @@ def bars_plot(
                 color=_colour(number),
                 ecolor=_INK,
                 error_kw={"lw": 1.2, "capsize": 2.5, "capthick": 1.2},
-                label=_short(label),
+                label=shortened(label),
             )
         ax.set_xticks(range(len(groups)), groups)
         ax.set_xlim(-0.5, max(len(groups) - 0.5, 1.0))
@@ -162,14 +162,14 @@ def bars_plot(
         ax.grid(axis="y")
         ax.spines["left"].set_visible(False)
         _legend_above(figure, unit)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def curves_plot(
     x: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str, unit: str
 ) -> str:
     """Lines over a common x axis, such as loss over epochs; NaN leaves a gap."""
-    with _style():
+    with plot_style():
         figure = _figure(220 + 17 * len(curves))
         ax = figure.subplots()
         marker = "o" if len(x) <= 30 else ""
@@ -180,7 +180,7 @@ def curves_plot(
         ax.grid(axis="y")
         ax.spines["left"].set_visible(False)
         _legend_above(figure, unit)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _legend_above(figure: Figure, unit: str) -> None:
@@ -199,7 +199,15 @@ def _figure(height: float) -> Figure:
     return MatplotlibFigure(figsize=size, layout="constrained")
 
 
-def _style() -> Any:
+def blank_figure(height: float) -> Figure:
+    """A figure `WIDTH` wide and `height` high, without a layout of its own; in `plot_style`."""
+    figure = _figure(height)
+    figure.set_layout_engine("none")
+    return figure
+
+
+def plot_style() -> Any:
+    """Context in which figures for a page are drawn; raises `MissingCapability`."""
     try:
         import matplotlib
     except ImportError as error:
@@ -213,7 +221,7 @@ def _missing() -> MissingCapability:
     )
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element without fixed size, background or metadata."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True)
@@ -231,7 +239,7 @@ def _colour(series: int) -> str:
     return _SERIES[series % len(_SERIES)]
 
 
-def _short(label: str, limit: int = 44) -> str:
+def shortened(label: str, limit: int = 44) -> str:
     """`label` with its middle left out where it is longer than `limit`."""
     if len(label) <= limit:
         return label

@@ -1,0 +1,83 @@
+"""NETWORK on the command line: a checkpoint of `train`, MODEL=CHECKPOINT, or MODEL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models import load_model, load_state, resolve_identity, resolve_preprocessing
+from cbam_deploy.provenance import ModelIdentity
+
+_ATTENTION = {"none": "plain", "se": "SE", "cbam": "CBAM", None: ""}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network to explain.
+
+    Attributes:
+        label: model and attention, such as ``resnet20 CBAM``.
+        module: in evaluation mode.
+        preprocessing: how its inputs are made.
+        class_names: in the order of its logits; empty when unknown.
+    """
+
+    label: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+def open_networks(texts: Sequence[str], image_size: int | None) -> tuple[Network, ...]:
+    """Load each NETWORK; equal labels get the checkpoint's path added.
+
+    Raises:
+        BadInput: one cannot be loaded, or they want their pictures prepared differently.
+    """
+    networks = [_open(text, image_size) for text in texts]
+    for text, network in zip(texts, networks, strict=True):
+        if network.preprocessing != networks[0].preprocessing:
+            raise BadInput(
+                f"{texts[0]} and {text} want pictures prepared differently",
+                "explain them one by one",
+            )
+    labels = [network.label for network in networks]
+    return tuple(
+        Network(
+            f"{n.label} {text}" if labels.count(n.label) > 1 else n.label,
+            n.module,
+            n.preprocessing,
+            n.class_names,
+        )
+        for text, n in zip(texts, networks, strict=True)
+    )
+
+
+def _open(text: str, image_size: int | None) -> Network:
+    name, equals, weights = text.partition("=")
+    if not equals and Path(text).is_file():
+        name, weights = _recorded_name(text), text
+    identity, provenance = resolve_identity(name, weights=weights or None)
+    return Network(
+        label=_label(identity),
+        module=load_model(identity).float().eval(),
+        preprocessing=resolve_preprocessing(identity, provenance, image_size=image_size),
+        class_names=provenance.class_names if provenance else (),
+    )
+
+
+def _recorded_name(path: str) -> str:
+    provenance = load_state(path).provenance
+    if provenance is None or provenance.model is None:
+        raise BadInput(f"{path}: does not say which model it is of", f"write MODEL={path}")
+    return provenance.model.name
+
+
+def _label(identity: ModelIdentity) -> str:
+    trained = "" if identity.weights else " (initial weights)"
+    return f"{identity.name} {_ATTENTION[identity.attention]}".strip() + trained

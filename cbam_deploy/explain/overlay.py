@@ -1,0 +1,40 @@
+"""Pictures as people see them, with a heat map laid over."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import MissingCapability
+
+Picture = NDArray[np.uint8]  # [H, W, 3]
+_SIDE = 112  # Smallest side shown, in pixels.
+
+
+def picture(image: NDArray[np.float32], preprocessing: Preprocessing) -> Picture:
+    """A network input [3, S, S] as it was before normalization, small ones in larger pixels."""
+    mean, std = (np.array(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    rgb = np.rint(255 * np.clip(image * std + mean, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    times = -(-_SIDE // rgb.shape[0])
+    return np.asarray(rgb.repeat(times, axis=0).repeat(times, axis=1), np.uint8)
+
+
+def overlay(shown: Picture, heat: NDArray[np.floating], low: float, high: float) -> Picture:
+    """`heat` [h, w], bilinear and from blue at `low` to red at `high`, half over the picture.
+
+    Raises:
+        MissingCapability: matplotlib or Pillow is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+        from PIL import Image
+    except ImportError as error:
+        raise MissingCapability(
+            "pictures need matplotlib and Pillow", "pip install 'cbam-deploy[demo]'"
+        ) from error
+    level = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
+    size = (shown.shape[1], shown.shape[0])
+    smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    colours = 255 * colormaps["jet"](np.asarray(smooth))[:, :, :3]
+    return np.asarray(np.rint((shown + colours) / 2), np.uint8)

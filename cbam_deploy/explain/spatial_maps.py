@@ -1,0 +1,89 @@
+"""The spatial attention M_s of each gate of an ONNX file, as the file computes it.
+
+A gate's function gets its inner value as a second output, so ONNX Runtime gives what the deployed
+file itself uses, in its own precision, and not what a reference would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.gate_function import DOMAIN
+from cbam_deploy.exporters.onnx_file import read_model
+from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+
+_INNER = "spatial_attention"  # Its name in the bodies of `exporters.gate_function`.
+
+
+@dataclass(frozen=True)
+class SpatialMaps:
+    """What one file attends to.
+
+    Attributes:
+        maps: M_s [N, h, w] float32 by the gate's name, in the graph's order.
+        logits: [N, classes] float64, the file's first output.
+    """
+
+    maps: dict[str, NDArray[np.float32]]
+    logits: NDArray[np.float64]
+
+
+def spatial_maps(path: Path, images: NDArray[np.float32]) -> SpatialMaps:
+    """Run the ONNX file on `images` [N, 3, H, W] and keep what its gates attend to.
+
+    Raises:
+        BadInput: the file cannot be read or run, or has no fused gate with spatial attention.
+    """
+    read_model(path)  # Refuses what is malformed.
+    proto = onnx.load(path)
+    watched = _watch(proto)
+    if not watched:
+        raise BadInput(
+            f"{path}: has no fused gate with spatial attention",
+            "export a model with attention cbam",
+        )
+    with OnnxRuntimeRunner(proto.SerializeToString()) as runner:
+        (spec,) = runner.inputs
+        outputs = runner.infer({spec.name: images.astype(spec.dtype)})
+        logits = outputs[runner.outputs[0].name].astype(np.float64)
+    maps = {gate: _map(outputs[value]) for gate, value in watched.items()}
+    return SpatialMaps(maps, logits)
+
+
+def _watch(proto: onnx.ModelProto) -> dict[str, str]:
+    """Make M_s an output of `proto`, in place; its name by that of the gate."""
+    bodies = {
+        function.name
+        for function in proto.functions
+        if function.domain == DOMAIN and any(_INNER in node.output for node in function.node)
+    }
+    for function in proto.functions:
+        if function.domain == DOMAIN and function.name in bodies:
+            function.output.append(_INNER)
+    watched = {}
+    for node in proto.graph.node:
+        if node.domain == DOMAIN and node.op_type in bodies:
+            name = f"{node.output[0]}/{_INNER}"
+            node.output.append(name)
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+            watched[node.name or node.output[0]] = name
+    return watched
+
+
+def _map(value: NDArray[Any]) -> NDArray[np.float32]:
+    return value[:, 0].astype(np.float32)
+
+
+def correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
+    """Pearson's, over all pictures and positions; None where a map is the same everywhere."""
+    a, b = (np.asarray(maps, np.float64).ravel() for maps in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms > 0 else None
