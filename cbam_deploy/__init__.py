@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cbam_deploy.machine import doctor
     from cbam_deploy.models import create_model, load_model
     from cbam_deploy.runtimes import open_runtime
+    from cbam_deploy.studies import ablation
     from cbam_deploy.training import train
     from cbam_deploy.validation import evaluate, validate
     from cbam_deploy.walkthrough import demo
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ablation": "studies",
     "bench": "benchmarking",
     "build_engine": "engine",
     "complexity": "costs",
@@ -46,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ablation",
     "bench",
     "build_engine",
     "complexity",

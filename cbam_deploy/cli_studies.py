@@ -1,4 +1,4 @@
-"""The commands that study a network: what it costs, where it looks."""
+"""The commands that study networks: variants, what they cost, where they look."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from cbam_deploy.cli_options import (
     AttentionOption,
     ClassesOption,
+    DeviceOption,
     GateOption,
     JsonOption,
     ReportOption,
@@ -32,6 +33,7 @@ ModelOrFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
+    app.command("ablation")(ablation_command)
     app.command("complexity")(complexity_command)
     app.command("gradcam")(gradcam_command)
 
@@ -102,3 +104,42 @@ def gradcam_command(
         seed=seed,
     )
     deliver(explained, as_json, report)
+
+
+def ablation_command(
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Pictures with a held-out part.")
+    ] = "digits",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the study; goes on in it.")
+    ] = Path("ablation"),
+    model: Annotated[str, typer.Option(help="Network of the zoo.")] = "resnet20",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Only this one and plain; repeat for several.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of each cell [default: 10 for digits, else 90].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Cells of each variant.")] = 2,
+    image_size: SizeOption = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of timing per variant.")] = 1.0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the gate's variants, resumably."""
+    from cbam_deploy import ablation
+
+    study = ablation(
+        output,
+        data=data,
+        model=model,
+        variants=variant,
+        epochs=epochs,
+        seeds=seeds,
+        image_size=image_size,
+        batch_size=batch_size,
+        seconds=seconds,
+        device=device,
+    )
+    deliver(study, as_json)

@@ -1,0 +1,77 @@
+"""One cell of a study: train, export, build; what an earlier run has done is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cbam_deploy.errors import BadInput, CheckFailed, MissingCapability
+from cbam_deploy.exporters import export_onnx
+from cbam_deploy.exporters.onnx_file import read_provenance
+from cbam_deploy.machine import gpus
+from cbam_deploy.models import resolve_identity
+from cbam_deploy.studies.result import Cell
+from cbam_deploy.studies.variants import Variant
+from cbam_deploy.training import train
+
+_TARGET = "sm_89"  # What an engine is built for where no GPU says.
+
+
+def run_folder(folder: Path, variant: Variant, seed: int) -> Path:
+    """Where the training run of a cell lies."""
+    return folder / "runs" / f"{variant.name}-{seed}"
+
+
+def fill(folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any]) -> Cell:
+    """Train `variant` with `seed`, or go on where an earlier run stopped.
+
+    A run whose loss is no longer a number is a failed cell, not the end of the study.
+
+    Raises:
+        BadInput: the settings cannot work or differ from those of the earlier run, or the data have
+            no held-out pictures.
+    """
+    place = run_folder(folder, variant, seed)
+    try:
+        trained = train(
+            **settings, **variant.options(), output=place, seed=seed, resume=place.exists()
+        )
+    except CheckFailed as error:
+        return Cell(seed, None, error.message)
+    accuracy = trained.epochs[-1].val_accuracy
+    if accuracy is None:
+        raise BadInput(
+            f"{settings['data']}: has no held-out pictures to judge variants by",
+            "give digits, or a folder with train and val inside",
+        )
+    return Cell(seed, accuracy)
+
+
+def artefact(folder: Path, variant: Variant, seed: int, model: str) -> Path | None:
+    """The ONNX file of a trained cell, exported unless it is there already; None if it failed."""
+    weights = run_folder(folder, variant, seed) / "best.safetensors"
+    if not weights.is_file():
+        return None
+    path = folder / f"{variant.name}.onnx"
+    identity, _ = resolve_identity(model, weights=str(weights))
+    if not (path.is_file() and _hash(path) == identity.weights_sha256):
+        export_onnx(model, path, weights=weights)
+    return path
+
+
+def _hash(path: Path) -> str | None:
+    provenance = read_provenance(path)
+    return provenance.model.weights_sha256 if provenance and provenance.model else None
+
+
+def engine(onnx: Path) -> Path | None:
+    """The engine of a file, for this machine's GPU where it has one; None without TensorRT."""
+    from cbam_deploy.engine import build_engine
+
+    path = onnx.with_suffix(".engine")
+    try:
+        build_engine(onnx, path, targets=() if gpus() else (_TARGET,))
+    except MissingCapability:
+        return None
+    return path

@@ -1,0 +1,153 @@
+"""The study fills every cell, says which it could not, and does nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cbam_deploy import ablation
+from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.models import create_model
+from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.studies import cells, run
+from cbam_deploy.studies.result import AblationReport, Cell, Latency, VariantResult
+from cbam_deploy.studies.variants import VARIANTS
+
+OPTIONS = {"variants": ["max"], "epochs": 1, "seeds": 1, "seconds": 0.1}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Plain and max pooling, one epoch each."""
+    folder = tmp_path_factory.mktemp("study")
+    return folder, ablation(folder, **OPTIONS)
+
+
+def test_the_paper_studies_are_all_there_and_every_variant_is_another():
+    gates = [variant.gate for variant in VARIANTS]
+    assert len(set(gates)) == len(gates)
+    assert {(g.channel_pool, g.spatial) for g in gates if g and g.spatial == "none"} == {
+        ("avg", "none"),
+        ("max", "none"),
+        ("avg+max", "none"),
+    }
+    assert {(g.spatial, g.kernel_size) for g in gates if g and g.spatial != "none"} == {
+        ("pool", 3),
+        ("pool", 7),
+        ("conv1x1", 3),
+        ("conv1x1", 7),
+    }
+    arrangements = {g.arrangement for g in gates if g}
+    assert arrangements >= {"channel-spatial", "spatial-channel", "parallel"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_variants_options_make_its_network(variant):
+    model = create_model("resnet20", num_classes=10, **variant.options())
+    found = {m.spec for m in model.modules() if isinstance(m, AttentionGate)}
+    assert found == ({variant.gate} if variant.gate else set())
+
+
+@pytest.mark.slow
+def test_every_column_of_a_row_is_filled(study):
+    folder, report = study
+    assert report.passed
+    assert [row.name for row in report.rows] == ["plain", "max"]
+    plain, gated = report.rows
+    for row in report.rows:
+        (cell,) = row.cells
+        history = json.loads((folder / "runs" / f"{row.name}-0" / "history.json").read_text())
+        assert cell.accuracy == history["epochs"][-1]["val_accuracy"]
+        assert row.engine_bytes == (folder / f"{row.name}.engine").stat().st_size
+        (latency,) = row.latencies
+        assert latency.runtime == "onnxruntime-cpu"
+        assert latency.median_seconds > 0
+    assert plain.latencies[0].of_plain == 1
+    assert gated.latencies[0].of_plain > 0
+    assert gated.parameters - plain.parameters == sum(
+        3 * (2 * c * (c // 16) + c + c // 16) for c in (16, 32, 64)
+    )
+
+
+@pytest.mark.slow
+def test_other_options_in_the_same_folder_are_refused(study):
+    with pytest.raises(BadInput, match="batch"):
+        ablation(study[0], **OPTIONS, batch_size=32)
+
+
+@pytest.mark.slow
+def test_the_reports_are_written(study):
+    folder, report = study
+    assert json.loads((folder / "ablation.json").read_text())["rows"][1]["name"] == "max"
+    text = (folder / "ablation.md").read_text()
+    assert text == report.markdown()
+    assert "cannot show" in text
+    page = (folder / "ablation.html").read_text()
+    assert page.count("<svg") == 2
+    assert "channel: max" in page
+
+
+@pytest.mark.slow
+def test_a_second_call_trains_and_exports_nothing_again(study, monkeypatch):
+    folder, report = study
+    last = [folder / "runs" / f"{row.name}-0" / "last.pt" for row in report.rows]
+    written = [path.stat().st_mtime_ns for path in last]
+
+    def never(*arguments, **options):
+        raise AssertionError("exported again")
+
+    monkeypatch.setattr(cells, "export_onnx", never)
+    monkeypatch.setattr(run, "engine", lambda onnx: None)
+    monkeypatch.setattr(run, "_measure", lambda files, seconds: [])
+    again = ablation(folder, **OPTIONS)
+    assert [path.stat().st_mtime_ns for path in last] == written
+    assert [row.cells for row in again.rows] == [row.cells for row in report.rows]
+    assert again.rows[0].engine_bytes is None
+
+
+def report(*results):
+    return AblationReport("p.html", "resnet20", "digits", 1, (0, 1), results, {})
+
+
+def result(*answers):
+    latency = Latency("onnxruntime-cpu", 1e-3, 1e-3, 2e-3, (1e-3,), 1.25)
+    return VariantResult("max", "channel: max", "s", answers, 1000, 10**6, None, (latency,))
+
+
+def test_mean_and_spread_are_over_seeds_and_a_failed_cell_is_named():
+    full = result(Cell(0, 0.98), Cell(1, 0.96))
+    assert full.cells_of_row()[2] == "3.00 ± 1.41"
+    assert full.cells_of_row()[6:8] == ("1.000", "1.25")
+    empty = result(Cell(0, 0.98), Cell(1, None, "the loss is no longer a number"))
+    assert empty.cells_of_row()[2] == "2.00 (1 failed)"
+    found = report(full, empty)
+    assert not found.passed
+    assert "max, seed 1: the loss is no longer a number" in found.failure()[0]
+    assert "Failed: max, seed 1" in found.markdown()
+
+
+def test_a_diverged_cell_is_a_failed_one(monkeypatch, tmp_path):
+    def diverge(**options):
+        raise CheckFailed("epoch 1: the loss is nan", "lower --lr")
+
+    monkeypatch.setattr(cells, "train", diverge)
+    cell = cells.fill(tmp_path, VARIANTS[0], 3, {"model": "resnet20", "data": "digits"})
+    assert cell == Cell(3, None, "epoch 1: the loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"variants": ["min"]}, "variant 'min'"), ({"seeds": 0}, "0 seeds")],
+)
+def test_what_cannot_be_studied_is_refused(options, message, tmp_path):
+    with pytest.raises(BadInput, match=message):
+        ablation(tmp_path / "study", **options)
+    assert not Path(tmp_path / "study").exists()
+
+
+def test_the_learning_rate_falls_at_the_recipes_share_of_the_way():
+    assert run._settings("resnet20", "digits", None, None, None)["lr_step"] == 5
+    assert run._settings("resnet20", "digits", 3, None, None)["lr_step"] == 2
+    assert run._settings("resnet50", "folder", None, None, None)["lr_step"] == 30
