@@ -1,4 +1,4 @@
-"""The whole road in one call: train, export, build, validate, evaluate, bench, report."""
+"""The whole road in one call: train, export, build, validate, evaluate, explain, bench, report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from cbam_deploy.benchmarking.result import BenchReport
     from cbam_deploy.engine.build import BuildResult
+    from cbam_deploy.explain.result import GradCamReport
     from cbam_deploy.exporters.export_result import ExportResult
     from cbam_deploy.training.result import TrainResult
     from cbam_deploy.validation.accuracy_report import AccuracyReport
@@ -34,6 +35,7 @@ class DemoResult:
     engine: BuildResult
     parity: ParityReport
     accuracy: AccuracyReport
+    gradcam: GradCamReport
     bench: BenchReport
 
     @property
@@ -55,6 +57,7 @@ class DemoResult:
             "engine": self.engine.to_json(),
             "parity": self.parity.to_json(),
             "accuracy": self.accuracy.to_json(),
+            "gradcam": self.gradcam.to_json(),
             "bench": self.bench.to_json(),
         }
 
@@ -83,7 +86,16 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         BadInput: `output` cannot be a folder, or has a demo of another seed.
         MissingCapability: a package of the extras ``rtx`` or ``demo`` is not installed.
     """
-    from cbam_deploy import bench, build_engine, evaluate, export_onnx, train, validate
+    from cbam_deploy import (
+        bench,
+        build_engine,
+        convert,
+        evaluate,
+        export_onnx,
+        gradcam,
+        train,
+        validate,
+    )
     from cbam_deploy.report.html import demo_page
     from cbam_deploy.report.json_file import write_json
     from cbam_deploy.training.recipes import DIGITS
@@ -113,6 +125,12 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
     with _step("measure accuracy"):
         accuracy = evaluate([model], data="digits", reference_pytorch=True)
         write_json(folder / "accuracy.json", accuracy.to_json())
+    with _step("show where it looks, in FP32 and in INT8"):
+        int8 = folder / "model.int8.onnx"
+        convert(model, int8, precision="int8", calibration="digits", seed=seed)
+        explained = gradcam(
+            training.weights, folder / "gradcam", data="digits", artefacts=[model, int8], seed=seed
+        )
     with _step("measure latency, against the same network without gates"):
         measured = bench([model], pytorch=True, relative_to=plain, batches=BATCHES, seed=seed)
         write_json(folder / "bench.json", measured.to_json())
@@ -124,6 +142,7 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         engine=engine,
         parity=parity,
         accuracy=accuracy,
+        gradcam=explained,
         bench=measured,
     )
     demo_page(
@@ -136,6 +155,7 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         accuracy=accuracy.to_json(),
         engine=engine.to_json(),
         bench=measured,
+        gradcam=explained,
     )
     return result
 

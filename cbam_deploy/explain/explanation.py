@@ -244,6 +244,8 @@ def _write(
         with atomic_output(files[-1]) as temporary:
             temporary.write_bytes(png)
     page = folder / "gradcam.html"
-    report = GradCamReport(page=str(page), figures=tuple(map(str, files)), labels=labels, **found)
-    gradcam_page(page, report.to_json(), svgs)
+    report = GradCamReport(
+        page=str(page), figures=tuple(map(str, files)), labels=labels, svgs=svgs, **found
+    )
+    gradcam_page(page, report)
     return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class GradCamReport:
         networks: by Grad-CAM.
         artefacts: by the attention of their gates; the first is what the others are compared with.
         agreements: of each further artefact, gate by gate.
+        svgs: the figures by name, as `report.picture_grid` draws them; not in the JSON.
     """
 
     page: str
@@ -82,14 +83,13 @@ class GradCamReport:
     networks: tuple[Explained, ...]
     artefacts: tuple[Explained, ...]
     agreements: tuple[Agreement, ...]
+    svgs: dict[str, str] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.gradcam",
-            "schema_version": SCHEMA_VERSION,
-            **asdict(self),
-        }
+        found = asdict(self)
+        del found["svgs"]
+        return {"schema": "cbam_deploy.gradcam", "schema_version": SCHEMA_VERSION, **found}
 
     def __rich__(self) -> Group:
         from rich.console import Group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from cbam_deploy.report.content import Figure, Section, Table
@@ -43,28 +42,25 @@ def ablation_page(report: AblationReport) -> None:
 
 
 def _figures(report: AblationReport) -> list[Figure]:
-    errors, latencies = defaultdict(list), defaultdict(list)
+    """All variants on one axis, coloured by study."""
     studies = list(dict.fromkeys(row.study for row in report.rows))
-    for row in report.rows:
-        number = studies.index(row.study)
-        if any(row.errors):
-            errors[row.study].append(_error(row, number))
-        if row.latencies:
-            latencies[row.study].append(_latency(row, number))
+    numbered = [(row, studies.index(row.study)) for row in report.rows]
+    errors = [_error(row, number) for row, number in numbered if any(row.errors)]
+    latencies = [_latency(row, number) for row, number in numbered if row.latencies]
     figures = []
     if errors:
         figures.append(
             Figure(
-                spread_plot(errors, "top-1 error in %"),
-                "Dots: mean over seeds; ticks: each seed. Each panel has its own axis.",
+                spread_plot({"Accuracy": errors}, "top-1 error in %"),
+                f"Dots: mean over seeds; ticks: each seed. Colours: {', '.join(studies)}.",
                 "Top-1 error by variant.",
             )
         )
     if latencies:
         figures.append(
             Figure(
-                spread_plot(latencies, "latency in ms, batch 1"),
-                "Dots: median; bars: to p90 and p99; ticks: rounds. Each panel has its own axis.",
+                spread_plot({"ONNX Runtime": latencies}, "latency in ms, batch 1"),
+                "Dots: median; bars: to p90 and p99; ticks: rounds.",
                 "Latency by variant in ONNX Runtime.",
             )
         )

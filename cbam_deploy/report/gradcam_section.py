@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cbam_deploy.report.content import Figure, Section, Table
 from cbam_deploy.report.html import render_page
 from cbam_deploy.report.units import MISSING, digits
 
+if TYPE_CHECKING:
+    from cbam_deploy.explain.result import GradCamReport
 
-def gradcam_page(path: str | Path, report: Mapping[str, Any], svgs: Mapping[str, str]) -> None:
+
+def gradcam_page(path: str | Path, report: GradCamReport) -> None:
     """Write what `gradcam` found as one page.
-
-    Args:
-        path: file to write.
-        report: `GradCamReport.to_json()`.
-        svgs: the figures by name, ``gradcam`` first.
 
     Raises:
         BadInput: `path` cannot be written.
     """
-    sections = [cam_section(report, svgs["gradcam"])]
-    if report["artefacts"]:
-        sections.append(_attention_section(report, svgs))
-    subtitle = f"Pictures of {report['data']}"
+    subtitle = f"Pictures of {report.data}"
+    sections = gradcam_sections(report)
     render_page("Where the network looks", sections, path=path, subtitle=subtitle)
 
 
-def cam_section(report: Mapping[str, Any], svg: str) -> Section:
+def gradcam_sections(report: GradCamReport) -> list[Section]:
+    """Grad-CAM of the networks and, where there are files, their attention."""
+    found = report.to_json()
+    sections = [_cam_section(found, report.svgs["gradcam"])]
+    if report.artefacts:
+        sections.append(_attention_section(found, report.svgs))
+    return sections
+
+
+def _cam_section(report: Mapping[str, Any], svg: str) -> Section:
     """The paper's figure with P, and the numbers behind it."""
     names = ", ".join(network["name"] for network in report["networks"])
     which = _which(report)

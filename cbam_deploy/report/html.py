@@ -15,6 +15,7 @@ from cbam_deploy.report.content import Figure, Section
 
 if TYPE_CHECKING:
     from cbam_deploy.benchmarking.result import BenchReport
+    from cbam_deploy.explain.result import GradCamReport
 
 
 def render_page(
@@ -93,6 +94,7 @@ def demo_page(
     accuracy: Mapping[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
     bench: BenchReport | None = None,
+    gradcam: GradCamReport | None = None,
 ) -> None:
     """Write the whole road from training to measurement as one page; what is None is left out.
 
@@ -106,6 +108,7 @@ def demo_page(
         accuracy: `AccuracyReport.to_json()`.
         engine: `BuildResult.to_json()`.
         bench: what `bench` returned; it brings the environment.
+        gradcam: what `gradcam` returned.
 
     Raises:
         BadInput: `path` cannot be written.
@@ -114,6 +117,7 @@ def demo_page(
     from cbam_deploy.report.accuracy_section import accuracy_section
     from cbam_deploy.report.artefact_section import engine_section, onnx_section
     from cbam_deploy.report.bench_section import bench_section
+    from cbam_deploy.report.gradcam_section import gradcam_sections
     from cbam_deploy.report.parity_section import parity_section
     from cbam_deploy.report.training_section import training_section
 
@@ -122,6 +126,7 @@ def demo_page(
         onnx and onnx_section(*onnx),
         parity and parity_section(parity),
         accuracy and accuracy_section(accuracy),
+        *(gradcam_sections(gradcam) if gradcam else ()),
         engine and engine_section(engine),
         bench and bench_section(bench),
         bench and _environment_section(bench),

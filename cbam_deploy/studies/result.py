@@ -22,16 +22,7 @@ COLUMNS = (
     "of plain",
     "TensorRT (ms)",
 )
-_SHORT = (
-    "variant",
-    "error %",
-    "params k",
-    "mult-adds M",
-    "engine kB",
-    "ORT ms",
-    "of plain",
-    "TRT ms",
-)
+_SHORT = ("variant", "error %", "params k", "madds M", "engine kB", "ORT ms", "ratio", "TRT ms")
 DIGITS_NOTE = (
     "Digits are 8 x 8 pixels, 355 of them for testing: one picture is 0.28 points. Differences of"
     " less than about a point, or within the spread over seeds, say nothing. The table shows that"
@@ -190,7 +181,7 @@ class AblationReport:
 
         table = Table(box=None, pad_edge=False)
         for number, heading in enumerate(_SHORT):
-            table.add_column(heading, justify="right" if number else "left")
+            table.add_column(heading, justify="right" if number else "left", no_wrap=number < 2)
         for row in self.rows:
             _, _, *figures = row.cells_of_row()
             table.add_row(row.name, *map(escape, figures))

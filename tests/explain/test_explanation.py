@@ -16,6 +16,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.explanation import _note
 from cbam_deploy.explain.overlay import overlay, picture
 from cbam_deploy.explain.result import Answer
+from cbam_deploy.report.html import demo_page
 from cbam_deploy.runtimes import open_runtime
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -69,6 +70,13 @@ def test_the_page_holds_every_picture_and_loads_nothing(explained):
     assert len(explained.figures) == 4
     for figure in explained.figures:
         assert Path(figure).read_bytes().startswith(PNG)
+
+
+def test_the_demos_report_has_the_same_sections(explained, tmp_path):
+    demo_page(tmp_path / "demo.html", title="The demo", gradcam=explained)
+    page = (tmp_path / "demo.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64") == 5 * 2 + 3 * 5 * 3
+    assert "Attention of the deployed files" in page
 
 
 def test_the_command_does_it_all(cli, digits_run, tmp_path):
