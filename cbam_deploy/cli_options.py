@@ -51,6 +51,10 @@ SizeOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a torch state dict.")
 ]
+InitialGatesOption = Annotated[
+    bool,
+    typer.Option("--initial-gates", help="Leave gates initial where the checkpoint has none."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 GateOption = Annotated[
     str | None,

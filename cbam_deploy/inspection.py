@@ -333,7 +333,7 @@ def _provenance_facts(provenance: Provenance | None) -> Iterator[tuple[str, str]
         if model.num_classes is not None:
             options.append(f"{model.num_classes} classes")
         yield "model", ", ".join([model.name + attention, *options])
-        yield "weights", model.weights or f"initial, seed {model.seed}"
+        yield "weights", model.weights_origin
         if model.weights_sha256:
             yield "weights sha256", model.weights_sha256
     if provenance.preprocessing is not None:

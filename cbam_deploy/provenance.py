@@ -34,6 +34,9 @@ class ModelIdentity:
         seed: seed of the initial weights.
         weights: checkpoint file as given, None for initial weights.
         weights_sha256: hash of the state dict's content (`models.checkpoints.state_dict_sha256`).
+        naming: how the checkpoint names the tensors of its gates (`models.checkpoint_names`); None
+            without a checkpoint, and for a factory, whose names are its own.
+        initial_gates: whether gates keep their initial weights, as the checkpoint has none.
     """
 
     name: str
@@ -44,6 +47,17 @@ class ModelIdentity:
     seed: int = 0
     weights: str | None = None
     weights_sha256: str | None = None
+    naming: str | None = None
+    initial_gates: bool = False
+
+    @property
+    def weights_origin(self) -> str:
+        """Where its weights come from, for a report."""
+        if self.weights is None:
+            return f"initial, seed {self.seed}"
+        naming = f", naming: {self.naming}" if self.naming else ""
+        gates = f"; gates are initial, seed {self.seed}" if self.initial_gates else ""
+        return f"{self.weights}{naming}{gates}"
 
 
 @dataclass(frozen=True)

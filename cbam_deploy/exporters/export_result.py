@@ -70,6 +70,8 @@ class ExportResult:
         if self.conversion is None:
             table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
             table.add_row("sha256", self.sha256)
+        if self.provenance.model is not None:
+            table.add_row("weights", escape(self.provenance.model.weights_origin))
         table.add_row("fused gates", gates)
         for where, reason in self.refused:
             table.add_row("not fused", escape(f"{where}: {reason}"))

@@ -63,6 +63,7 @@ def export_onnx(
     image_size: int | None = None,
     gate: GateSpec | None = None,
     seed: int = 0,
+    initial_gates: bool = False,
     fuse: bool = True,
     preprocessing: Preprocessing | None = None,
     precision: Literal["fp32", "fp16", "int8", "int8+fp32"] = "fp32",
@@ -89,6 +90,7 @@ def export_onnx(
         image_size: S, in pixels.
         gate: another variant of the gate.
         seed: of the initial weights, and of what `precision` draws.
+        initial_gates: let gates keep their initial weights where the checkpoint has none.
         fuse: whether to make each gate one node.
         preprocessing: how inputs are made from pictures, where that is not recorded.
         precision: ``fp32``, or what `convert` takes; the next four are as there.
@@ -109,7 +111,7 @@ def export_onnx(
     check_place(output)
     load: Callable[[], _Subject]
     if isinstance(model, nn.Module):
-        _refuse_options(attention, weights, stem, num_classes, gate)
+        _refuse_options(attention, weights, stem, num_classes, gate, initial_gates or None)
         load = partial(_module_subject, model, image_size, preprocessing)
     else:
         options: dict[str, Any] = {
@@ -119,6 +121,7 @@ def export_onnx(
             "stem": stem,
             "seed": seed,
             "weights": None if weights is None else str(weights),
+            "initial_gates": initial_gates,
         }
         load = partial(_named_subject, model, options, image_size, preprocessing)
     if precision == "fp32":
@@ -227,6 +230,6 @@ def _size(image_size: int | None, preprocessing: Preprocessing) -> int:
 def _refuse_options(*options: object) -> None:
     if any(option is not None for option in options):
         raise BadInput(
-            "attention, weights, stem, num_classes and gate cannot change a module",
+            "attention, weights, stem, num_classes and gates' options cannot change a module",
             "build the module as it shall be, or give MODEL as a name",
         )

@@ -107,7 +107,7 @@ def apply_state(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | 
     if faults:
         raise BadInput(
             f"{path}: the weights are of another model: {'; '.join(faults)}",
-            "give the model, --attention, --num-classes and --stem it was trained with",
+            "give the model, --attention, --gate, --num-classes and --stem it was trained with",
         )
     model.load_state_dict(dict(state_dict), strict=False)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.checkpoint_names import GATE, NamedState, own_names
 from cbam_deploy.models.checkpoints import (
     Checkpoint,
     apply_state,
@@ -41,6 +42,7 @@ def resolve_identity(
     stem: str | None = None,
     seed: int = 0,
     weights: str | None = None,
+    initial_gates: bool = False,
 ) -> tuple[ModelIdentity, Provenance | None]:
     """Settle which model is meant.
 
@@ -52,6 +54,7 @@ def resolve_identity(
         stem: ``imagenet`` or ``cifar``.
         seed: seed of the initial weights.
         weights: a checkpoint file.
+        initial_gates: let gates keep their initial weights where the checkpoint has none.
 
     Returns:
         The identity, complete with the hash of the weights, and the checkpoint's provenance
@@ -61,6 +64,10 @@ def resolve_identity(
         BadInput: the model is unknown, the checkpoint cannot be read or contradicts an option, or
             options of the zoo are given for a factory.
     """
+    if initial_gates and weights is None:
+        raise BadInput(
+            "without a checkpoint all weights are initial", "give --weights, or no --initial-gates"
+        )
     checkpoint = load_state(weights) if weights is not None else Checkpoint({})
     provenance = checkpoint.provenance
     sha256 = state_dict_sha256(checkpoint.state_dict) if weights is not None else None
@@ -69,16 +76,25 @@ def resolve_identity(
         "gate": gate,
         "num_classes": num_classes,
         "stem": stem,
+        "initial_gates": initial_gates or None,
     }
     if is_factory(name):
         _refuse_zoo_options(name, asked)
         identity = ModelIdentity(name, seed=seed, weights=weights, weights_sha256=sha256)
         return identity, provenance
     check_name(name)
+    del asked["initial_gates"]
+    naming = own_names(checkpoint.state_dict, weights).naming if weights is not None else None
     recorded = provenance.model if provenance else None
     if recorded is not None and not is_factory(recorded.name):
         _refuse_contradictions(weights, {"name": name, **asked}, recorded)
-        identity = replace(recorded, weights=weights, weights_sha256=sha256)
+        identity = replace(
+            recorded,
+            weights=weights,
+            weights_sha256=sha256,
+            naming=naming,
+            initial_gates=initial_gates,
+        )
     else:
         kind = attention or "cbam"
         identity = ModelIdentity(
@@ -90,6 +106,8 @@ def resolve_identity(
             seed=seed,
             weights=weights,
             weights_sha256=sha256,
+            naming=naming,
+            initial_gates=initial_gates,
         )
     return identity, provenance
 
@@ -146,10 +164,40 @@ def load_model(identity: ModelIdentity) -> nn.Module:
     if identity.weights is not None:
         checkpoint = load_state(identity.weights)
         _check_hash(checkpoint.state_dict, identity, f"{identity.weights}: the weights")
-        apply_state(model, checkpoint.state_dict, identity.weights)
+        state_dict = checkpoint.state_dict
+        if not is_factory(identity.name):
+            state_dict = _zoo_state(model, own_names(state_dict, identity.weights), identity)
+        apply_state(model, state_dict, identity.weights)
     else:
         _check_hash(model.state_dict(), identity, f"{identity.name}: the initial weights")
     return model.eval()
+
+
+def _zoo_state(
+    model: nn.Module, named: NamedState, identity: ModelIdentity
+) -> dict[str, torch.Tensor]:
+    """What goes into `model`; raises `BadInput` where its gates and the checkpoint's disagree."""
+    own = model.state_dict()
+    gates = {name: own[name] for name in own if GATE.search(name)}
+    if identity.initial_gates:
+        if named.has_gates:
+            raise BadInput(
+                f"{identity.weights}: has gates (naming: {named.naming}), so none stays initial",
+                "leave --initial-gates out",
+            )
+        if not gates:
+            raise BadInput(
+                f"{identity.name} with attention none has no gates that could stay initial",
+                "leave --initial-gates out",
+            )
+        return {**gates, **named.state_dict}
+    if gates and not named.has_gates:
+        raise BadInput(
+            f"{identity.weights}: has no attention gates (naming: {named.naming}), the network has",
+            "give --attention none; or, to train on, --initial-gates, which leaves the gates' "
+            "weights as they are drawn",
+        )
+    return named.state_dict
 
 
 def _check_hash(state_dict: dict[str, Any], identity: ModelIdentity, what: str) -> None:

@@ -53,12 +53,14 @@ class TrainResult:
         weights: file of the best epoch's weights, in it.
         provenance: the model, its preprocessing and classes, as recorded in `weights`.
         epochs: what happened in each epoch.
+        started_from: where the weights before the first epoch came from.
     """
 
     output: str
     weights: str
     provenance: Provenance
     epochs: tuple[Epoch, ...]
+    started_from: str
 
     @property
     def best(self) -> Epoch:
@@ -75,6 +77,7 @@ class TrainResult:
         return {
             "output": self.output,
             "weights": self.weights,
+            "started_from": self.started_from,
             "provenance": self.provenance.to_json(),
             "best_epoch": self.best.number,
             "best_val_accuracy": self.best.val_accuracy,
@@ -83,6 +86,7 @@ class TrainResult:
         }
 
     def __rich__(self) -> Table:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("", "", show_header=False, title="Training")
@@ -90,6 +94,7 @@ class TrainResult:
         model = self.provenance.model
         if model is not None:
             table.add_row("model", f"{model.name}, attention {model.attention or 'its own'}")
+        table.add_row("started from", escape(self.started_from))
         table.add_row("epochs", f"{len(self.epochs)} in {self.seconds:.0f} s")
         table.add_row("best epoch", str(best.number))
         if best.val_accuracy is not None:

@@ -39,6 +39,7 @@ def train(
     gate: GateSpec | None = None,
     stem: str | None = None,
     weights: str | None = None,
+    initial_gates: bool = False,
     image_size: int | None = None,
     epochs: int = 90,
     batch_size: int = 256,
@@ -68,6 +69,7 @@ def train(
         gate: another variant of the gate.
         stem: ``imagenet`` or ``cifar``; default as the network has it.
         weights: checkpoint to start from instead of initial weights.
+        initial_gates: let gates start from initial weights where the checkpoint has none.
         image_size: side of the input in pixels; default 224, or 32 with the CIFAR stem.
         epochs: see `Settings`, as for the following up to `seed`.
         batch_size: pictures a step.
@@ -102,7 +104,13 @@ def train(
     settings.check()
     place = _device(device)
     identity, recorded = resolve_identity(
-        model, attention=attention, gate=gate, stem=stem, seed=seed, weights=weights
+        model,
+        attention=attention,
+        gate=gate,
+        stem=stem,
+        seed=seed,
+        weights=weights,
+        initial_gates=initial_gates,
     )
     preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
     train_set, val_set = _open_sets(data, val_data, preprocessing)
@@ -136,7 +144,13 @@ def train(
         save_epoch(folder, progress, configuration, provenance)
     best = folder / BEST
     recorded = load_state(best).provenance
-    return TrainResult(str(folder), str(best), recorded or provenance, epochs_done)
+    return TrainResult(
+        output=str(folder),
+        weights=str(best),
+        provenance=recorded or provenance,
+        epochs=epochs_done,
+        started_from=identity.weights_origin,
+    )
 
 
 def _learn(

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.checkpoint_names import OWN
 from cbam_deploy.models.checkpoints import load_torch_file, state_dict_sha256
+from cbam_deploy.models.factory import is_factory
 from cbam_deploy.outputs import atomic_output, write_text
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 from cbam_deploy.training.result import Epoch, best_epoch
@@ -105,7 +107,13 @@ def save_epoch(
 def _metadata(provenance: Provenance, name: str, state: dict[str, Tensor]) -> dict[str, str]:
     identity = provenance.model
     if identity is not None:
-        identity = replace(identity, weights=name, weights_sha256=state_dict_sha256(state))
+        identity = replace(
+            identity,
+            weights=name,
+            weights_sha256=state_dict_sha256(state),
+            naming=None if is_factory(identity.name) else OWN,
+            initial_gates=False,
+        )
     return {METADATA_KEY: provenance.with_(model=identity).dumps()}
 
 

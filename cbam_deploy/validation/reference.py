@@ -92,7 +92,9 @@ def _identity(
     if recorded is not None and given in (None, recorded.name):
         if checkpoint is None:
             return recorded
-        return replace(recorded, weights=checkpoint, weights_sha256=None)
+        return replace(
+            recorded, weights=checkpoint, weights_sha256=None, naming=None, initial_gates=False
+        )
     if given is None:
         raise BadInput(
             f"{artefact}: does not say which PyTorch model it comes from",
