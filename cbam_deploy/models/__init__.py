@@ -1,4 +1,4 @@
-"""What is deployed: the gate module, the zoo, checkpoints.
+"""What is deployed: the gate module, the zoo, gates for any CNN, checkpoints.
 
 The names below are imported on first use: `models.spec` is needed where torch is not.
 """
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
         resolve_identity,
         resolve_preprocessing,
     )
+    from cbam_deploy.models.insertion import InsertedGates, insert_gates
     from cbam_deploy.models.zoo import create_model, default_image_size, list_models
 
 __all__ = [
     "AttentionGate",
     "Checkpoint",
+    "InsertedGates",
     "apply_state",
     "build_model",
     "create_model",
     "default_image_size",
+    "insert_gates",
     "list_models",
     "load_model",
     "load_state",
@@ -42,10 +45,12 @@ __all__ = [
 _MODULES = {
     "AttentionGate": "gate",
     "Checkpoint": "checkpoints",
+    "InsertedGates": "insertion",
     "apply_state": "checkpoints",
     "build_model": "identity",
     "create_model": "zoo",
     "default_image_size": "zoo",
+    "insert_gates": "insertion",
     "list_models": "zoo",
     "load_model": "identity",
     "load_state": "checkpoints",
