@@ -24,6 +24,7 @@ from cbam_deploy.cli_options import (
     DeviceOption,
     GateOption,
     InitialGatesOption,
+    InputsOption,
     IoDtypeOption,
     JsonOption,
     MethodOption,
@@ -60,6 +61,7 @@ def export_command(
     stem: StemOption = None,
     num_classes: ClassesOption = None,
     image_size: SizeOption = None,
+    inputs: InputsOption = None,
     gate: GateOption = None,
     initial_gates: InitialGatesOption = False,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Leave gates as plain ops.")] = False,
@@ -86,6 +88,7 @@ def export_command(
             stem=stem,
             num_classes=num_classes,
             image_size=image_size,
+            inputs=tuple(inputs or ()),
             gate=gate_spec(gate),
             initial_gates=initial_gates,
             fuse=not no_fuse,
@@ -170,6 +173,13 @@ def build_engine_command(
     max_batch: Annotated[
         int | None, typer.Option(min=1, help="Largest batch [default: 64].")
     ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=MIN,OPT,MAX",
+            help="Range of a free axis such as H=320,640,1280; repeat for several.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
@@ -201,6 +211,7 @@ def build_engine_command(
             min_batch=min_batch,
             opt_batch=opt_batch,
             max_batch=max_batch,
+            sizes=tuple(size or ()),
             targets=tuple(target or ()),
             gate=gate,
             timing_cache=timing_cache,

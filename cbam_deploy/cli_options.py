@@ -39,6 +39,14 @@ Output = Annotated[Path, typer.Option("-o", "--output", callback=writable, help=
 AttentionOption = Annotated[
     Attention | None, typer.Option("--attention", help="Gate after each block [default: cbam].")
 ]
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:AXES",
+        help="An input such as image:Nx3xH=640xW=640: N, H and W free. Repeat for several.",
+    ),
+]
 StemOption = Annotated[
     Stem | None, typer.Option("--stem", help="First layers [default: imagenet].")
 ]

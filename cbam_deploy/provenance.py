@@ -67,6 +67,7 @@ class Provenance:
     Attributes:
         model: the PyTorch model it was exported from.
         preprocessing: how its inputs are made from pictures.
+        sizes: typical size of each free axis of the inputs but the batch, by the axis's name.
         class_names: names of the classes in output order; empty when unknown.
         precision: ``fp32``, ``fp16`` or ``int8``.
         gates: number of fused gate nodes, by operator name.
@@ -77,6 +78,7 @@ class Provenance:
 
     model: ModelIdentity | None = None
     preprocessing: Preprocessing | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     precision: str = "fp32"
     gates: dict[str, int] = field(default_factory=dict)

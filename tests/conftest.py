@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,10 @@ def cli(capsys, monkeypatch):
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["cbam-deploy", *map(str, arguments)])
         capsys.readouterr()
+        handler = signal.getsignal(signal.SIGINT)
         with pytest.raises(SystemExit) as ended:
             main()
+        signal.signal(signal.SIGINT, handler)  # As in a process that ended with its command.
         captured = capsys.readouterr()
         return Outcome(int(ended.value.code or 0), captured.out, captured.err)
 

@@ -73,15 +73,12 @@ class Source:
         Raises:
             BadInput: the size of an input is not known.
         """
-        return noise(runner.inputs, batch, seed=seed, image_size=self._image_size(runner))
-
-    def _image_size(self, runner: Runner) -> int | None:
         if all(isinstance(size, int) for spec in runner.inputs for size in spec.shape[1:]):
-            return None
-        provenance = read_origin(Path(self.artefact)).provenance
-        if provenance is None or provenance.preprocessing is None:
-            return None
-        return provenance.preprocessing.image_size
+            return noise(runner.inputs, batch, seed=seed, image_size=None)
+        origin = read_origin(Path(self.artefact))
+        preprocessing = origin.provenance.preprocessing if origin.provenance else None
+        image_size = preprocessing.image_size if preprocessing else None
+        return noise(runner.inputs, batch, seed=seed, image_size=image_size, sizes=origin.sizes)
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,11 @@ class PyTorchSource(Source):
     def like(self, runner: Runner, feeds: Arrays) -> PyTorchSource:
         """This source with the inputs and outputs of its artefact's `runner` and `feeds`."""
         inputs = tuple(
-            TensorSpec(spec.name, ("batch", *feeds[spec.name].shape[1:]), _full_width(spec.dtype))
+            TensorSpec(
+                spec.name,
+                (_batch(spec), *feeds[spec.name].shape[1:]),
+                _full_width(spec.dtype),
+            )
             for spec in runner.inputs
         )
         return replace(self, inputs=inputs, outputs=tuple(spec.name for spec in runner.outputs))
@@ -126,6 +127,11 @@ class PyTorchSource(Source):
             output_names=self.outputs,
             threads=self.threads,
         )
+
+
+def _batch(spec: TensorSpec) -> int | str:
+    """``batch`` for a free first axis, by whatever name, else its size."""
+    return "batch" if isinstance(spec.shape[0], str) else spec.shape[0]
 
 
 def _full_width(dtype: str) -> str:

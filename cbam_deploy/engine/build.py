@@ -109,6 +109,7 @@ def build_engine(
     min_batch: int | None = None,
     opt_batch: int | None = None,
     max_batch: int | None = None,
+    sizes: Sequence[str] = (),
     targets: Sequence[str] = (),
     gate: str = "auto",
     timing_cache: str | Path | None = None,
@@ -127,6 +128,8 @@ def build_engine(
         min_batch: smallest batch of the optimization profile, 1 by default.
         opt_batch: batch to optimize for, 8 by default.
         max_batch: largest batch, 64 by default. A file with a fixed batch keeps that batch.
+        sizes: range of each free axis but the batch, such as ``H=320,640,1280``: smallest, the one
+            to optimize for, and largest.
         targets: compute capabilities to build for, such as ``sm_89`` (TensorRT-RTX only). None
             given makes its portable engine, for GPUs of compute capability 8.0 and later.
         gate: how gate nodes are lowered: from their function body (``native``), by the plugin
@@ -150,6 +153,7 @@ def build_engine(
         min_batch=min_batch,
         opt_batch=opt_batch,
         max_batch=max_batch,
+        sizes=tuple(sizes),
         targets=tuple(dict.fromkeys(targets)),
         gate=gate,
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
@@ -167,7 +171,7 @@ def build_engine(
             loading = pool.submit(load_backend, chosen)
             source = read_source(onnx_path)
             onnx_sha256 = pool.submit(file_sha256, source.path)
-            profile = batch_profile(source, min_batch, opt_batch, max_batch)
+            profile = batch_profile(source, min_batch, opt_batch, max_batch, sizes)
             backend = loading.result()
             batch = next(iter(profile.values())).opt[0] if profile else 1
             with parser_input(source, chosen, gate=gate, batch=batch) as given:

@@ -110,6 +110,16 @@ class Manifest:
         shapes = next(iter(self.profile.values()))
         return shapes.min[0], shapes.max[0]
 
+    @property
+    def opt_sizes(self) -> dict[str, int]:
+        """The size that the engine is fastest at of each free axis but the batch, by its name."""
+        return {
+            name: size
+            for spec in self.inputs
+            for name, size in zip(spec.shape[1:], self.profile[spec.name].opt[1:], strict=True)
+            if isinstance(name, str)
+        }
+
 
 def manifest_path(engine: str | Path) -> Path:
     """Where the manifest of `engine` lies: ``model.engine.json`` beside ``model.engine``."""

@@ -35,6 +35,7 @@ class BuildOptions:
     min_batch: int | None = None
     opt_batch: int | None = None
     max_batch: int | None = None
+    sizes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     gate: str = "auto"
     timing_cache: Path | None = None
@@ -124,6 +125,7 @@ def command_line(onnx: Path, output: Path, runtime: str, options: BuildOptions) 
         ("--min-batch", options.min_batch),
         ("--opt-batch", options.opt_batch),
         ("--max-batch", options.max_batch),
+        *(("--size", size) for size in options.sizes),
         *(("--target", target) for target in options.targets),
         ("--gate", None if options.gate == "auto" else options.gate),
         ("--timing-cache", options.timing_cache),

@@ -6,7 +6,8 @@ graph passes the ONNX checker first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
@@ -89,21 +90,38 @@ def read_source(path: str | Path) -> OnnxSource:
 
 
 def batch_profile(
-    source: OnnxSource, min_batch: int | None, opt_batch: int | None, max_batch: int | None
+    source: OnnxSource,
+    min_batch: int | None,
+    opt_batch: int | None,
+    max_batch: int | None,
+    sizes: Sequence[str] = (),
 ) -> dict[str, ShapeRange]:
     """The shapes an engine of `source` shall accept, by input name.
 
     Batches left None are 1, 8 and 64, moved as far as the given ones force them. Where the file
     fixes its batch, the engine has that batch.
 
+    Args:
+        source: the file.
+        min_batch: smallest batch.
+        opt_batch: batch to optimize for.
+        max_batch: largest batch.
+        sizes: ``AXIS=MIN,OPT,MAX`` for every free axis but the batch.
+
     Raises:
-        BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or an input is dynamic
-            in anything but its batch.
+        BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or `sizes` is malformed,
+            leaves a free axis out or names one that the file has not.
     """
+    ranges = _ranges(source, sizes)
     batches = _ordered(min_batch, opt_batch, max_batch)
     _check_fixed(source, {"min": min_batch, "opt": opt_batch, "max": max_batch})
     return {
-        spec.name: ShapeRange(*(_shape(source, spec, batch) for batch in batches))
+        spec.name: ShapeRange(
+            *(
+                _shape(source, spec, batch, {name: ends[end] for name, ends in ranges.items()})
+                for end, batch in enumerate(batches)
+            )
+        )
         for spec in source.inputs
     }
 
@@ -136,17 +154,45 @@ def _check_fixed(source: OnnxSource, given: dict[str, int | None]) -> None:
                 )
 
 
-def _shape(source: OnnxSource, spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    """The shape of one input at `batch`."""
-    free = dict.fromkeys(size for size in spec.shape[1:] if isinstance(size, str))
-    if free:
+def _ranges(source: OnnxSource, texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """What `texts` say of the free axes of `source`."""
+    free = {size for spec in source.inputs for size in spec.shape[1:] if isinstance(size, str)}
+    ranges = {}
+    for text in texts:
+        found = re.fullmatch(r"([^=]+)=(\d+),(\d+),(\d+)", text)
+        if found is None:
+            raise BadInput(f"--size {text}: is not understood", "write it as H=320,640,1280")
+        low, middle, high = (int(size) for size in found.groups()[1:])
+        if not 1 <= low <= middle <= high:
+            raise BadInput(f"--size {text}: sizes must be 1 <= min <= opt <= max", "change them")
+        if found[1] not in free:
+            axes = ", ".join(sorted(free)) or "none"
+            raise BadInput(
+                f"{source.path}: has no free axis {found[1]} besides its batch",
+                f"its free axes are: {axes}",
+            )
+        if found[1] in ranges:
+            raise BadInput(f"--size {text}: {found[1]} is given twice", "give each axis once")
+        ranges[found[1]] = (low, middle, high)
+    return ranges
+
+
+def _shape(
+    source: OnnxSource, spec: TensorSpec, batch: int, sizes: Mapping[str, int]
+) -> tuple[int, ...]:
+    """The shape of one input at `batch` and `sizes`."""
+    missing = dict.fromkeys(
+        size for size in spec.shape[1:] if isinstance(size, str) and size not in sizes
+    )
+    if missing:
         raise BadInput(
-            f"{source.path}: input {spec.name} is also dynamic in {', '.join(free)}; "
-            "only the batch may be",
-            "export with a fixed image size",
+            f"{source.path}: input {spec.name} is also dynamic in {', '.join(missing)}, and nothing"
+            " says in which range",
+            f"give --size {next(iter(missing))}=MIN,OPT,MAX for each, or export with fixed sizes",
         )
-    sizes = (batch if isinstance(size, str) else size for size in spec.shape)
-    return tuple(sizes)
+    rest = (sizes[size] if isinstance(size, str) else size for size in spec.shape[1:])
+    first = (batch if isinstance(size, str) else size for size in spec.shape[:1])
+    return (*first, *rest)
 
 
 def _checked_model(path: Path) -> tuple[onnx.ModelProto, bool]:

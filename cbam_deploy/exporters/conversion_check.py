@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from cbam_deploy.errors import CheckFailed
 from cbam_deploy.exporters.half_rounding import round_in_fp32
-from cbam_deploy.exporters.onnx_file import read_model
+from cbam_deploy.exporters.onnx_file import read_model, read_provenance
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
@@ -53,13 +54,15 @@ def check_conversion(
 
     smallest = 1.0
     model = read_model(converted)
+    provenance = read_provenance(model)
+    sizes = provenance.sizes if provenance else {}
     round_in_fp32(model)
     rounding = ir.to_proto(model).SerializeToString()
     with (
         OnnxRuntimeRunner(source) as before,
         OnnxRuntimeRunner(rounding, folder=converted.parent) as after,
     ):
-        feeds = _feeds(before, pictures, seed)
+        feeds = _feeds(before, pictures, seed, sizes)
         expected = before.infer(feeds)
         actual = after.infer(
             {spec.name: feeds[spec.name].astype(spec.dtype) for spec in after.inputs}
@@ -82,11 +85,13 @@ def check_conversion(
     return smallest
 
 
-def _feeds(runner: Runner, pictures: ImageSource | None, seed: int) -> Feeds:
+def _feeds(
+    runner: Runner, pictures: ImageSource | None, seed: int, sizes: Mapping[str, int]
+) -> Feeds:
     from cbam_deploy.validation import inputs
 
     low, high = runner.batch_range
     batch = max(low, min(PICTURES, high or PICTURES))
     if pictures is None:
-        return inputs.noise(runner.inputs, batch, seed=seed, image_size=None)
+        return inputs.noise(runner.inputs, batch, seed=seed, image_size=None, sizes=sizes)
     return next(inputs.pictures(pictures, runner.inputs, batch, limit=batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput, CheckFailed, DeployError
+from cbam_deploy.exporters.network_inputs import NetworkInputs
+from cbam_deploy.validation.inputs import Feeds, noise
 
 Array = NDArray[Any]
 
@@ -30,11 +33,11 @@ class ExportError:
     max_relative: float
 
 
-def check_export(path: Path, module: nn.Module, image_size: int, label: str) -> ExportError:
-    """Compare the file at `path` with `module` on seeded noise, at several batches.
+def check_export(path: Path, module: nn.Module, inputs: NetworkInputs, label: str) -> ExportError:
+    """Compare the file at `path` with `module` on seeded noise, at several batches and sizes.
 
     Raises:
-        BadInput: the module does not take every batch.
+        BadInput: the module does not take every batch or size.
         CheckFailed: an output differs by more than `MAX_RELATIVE_ERROR` of the largest reference
             value, is NaN where the reference is not, or ONNX Runtime cannot run the file.
     """
@@ -42,15 +45,12 @@ def check_export(path: Path, module: nn.Module, image_size: int, label: str) -> 
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    generator = torch.Generator().manual_seed(1)
     worst = ExportError(0.0, 0.0)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        for batch in BATCHES:
-            pictures = torch.randn((batch, 3, image_size, image_size), generator=generator)
-            references = _references(module, pictures, label)
-            outputs = session.run(None, {name: pictures.numpy()})
+        for feeds, shape in _trials(inputs):
+            references = _references(module, feeds, label, shape)
+            outputs = session.run(None, feeds)
             for reference, output in zip(references, outputs, strict=True):
                 found = _error(reference, output)
                 worst = ExportError(
@@ -59,7 +59,7 @@ def check_export(path: Path, module: nn.Module, image_size: int, label: str) -> 
                 # Written as "not within", so that NaN does not pass.
                 if not found.max_relative <= MAX_RELATIVE_ERROR:
                     raise CheckFailed(
-                        f"{label}: at batch {batch} ONNX Runtime differs from PyTorch by "
+                        f"{label}: at {shape} ONNX Runtime differs from PyTorch by "
                         f"{found.max_relative:.1e} of the largest output; "
                         f"{MAX_RELATIVE_ERROR:.0e} is allowed",
                         _HINT,
@@ -72,16 +72,27 @@ def check_export(path: Path, module: nn.Module, image_size: int, label: str) -> 
     return worst
 
 
-def _references(module: nn.Module, pictures: torch.Tensor, label: str) -> list[Array]:
+def _trials(inputs: NetworkInputs) -> Iterator[tuple[Feeds, str]]:
+    """Noise at several batches, then at other heights and widths, as far as these are free."""
+    batches = BATCHES if inputs.batch is None else (inputs.batch,)
+    trials = [(batch, inputs.sizes) for batch in batches]
+    if inputs.sizes:
+        trials.append((batches[-1], inputs.other_sizes))
+    for batch, sizes in trials:
+        shape = ", ".join([f"batch {batch}", *(f"{name} {size}" for name, size in sizes.items())])
+        yield noise(inputs.specs, batch, seed=1, image_size=None, sizes=sizes), shape
+
+
+def _references(module: nn.Module, feeds: Feeds, label: str, shape: str) -> list[Array]:
     """The module's outputs that are tensors, in its order."""
     try:
         with torch.inference_mode():
-            leaves = tree_leaves(module(pictures))
+            leaves = tree_leaves(module(*(torch.from_numpy(array) for array in feeds.values())))
     except Exception as error:  # The user's code may fail in any way.
         reason = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"{label}: PyTorch cannot run it on a batch of {len(pictures)} ({reason})",
-            "make the model independent of the batch size",
+            f"{label}: PyTorch cannot run it at {shape} ({reason})",
+            "make the model independent of these sizes, or fix them with --input",
         ) from error
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 

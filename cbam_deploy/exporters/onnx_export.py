@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from cbam_deploy.exporters.export_result import ExportResult
 from cbam_deploy.exporters.fusion import FusionReport, fuse_model
 from cbam_deploy.exporters.gate_function import gate_counts
 from cbam_deploy.exporters.half import IoDtype
+from cbam_deploy.exporters.network_inputs import NetworkInputs, parse_inputs, pictures
 from cbam_deploy.exporters.onnx_file import set_provenance, write_model
 from cbam_deploy.exporters.torch_graph import trace
 from cbam_deploy.models import (
@@ -49,7 +50,7 @@ class _Subject:
     label: str
     output: str | None
     provenance: Provenance
-    image_size: int
+    inputs: NetworkInputs
 
 
 def export_onnx(
@@ -61,6 +62,7 @@ def export_onnx(
     stem: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
+    inputs: Sequence[str] = (),
     gate: GateSpec | None = None,
     seed: int = 0,
     initial_gates: bool = False,
@@ -74,9 +76,10 @@ def export_onnx(
 ) -> ExportResult:
     """Export a model to the ONNX file `output`.
 
-    The graph takes ``input`` [batch, 3, S, S] float32 with a dynamic batch; a network of the zoo
-    gives ``logits`` [batch, num_classes]. The file is put in place only after the ONNX checker and
-    a comparison with PyTorch in ONNX Runtime. The same model and seed give the same bytes.
+    The graph takes ``input`` [batch, 3, S, S] float32 with a dynamic batch, or what `inputs` says;
+    a network of the zoo gives ``logits`` [batch, num_classes], others their outputs in any number.
+    The file is put in place only after the ONNX checker and a comparison with PyTorch in ONNX
+    Runtime. The same model and seed give the same bytes.
 
     Args:
         model: MODEL as in the command line, or a module. A module is copied; its file cannot name
@@ -88,6 +91,8 @@ def export_onnx(
         stem: ``imagenet`` or ``cifar``.
         num_classes: outputs of the classifier.
         image_size: S, in pixels.
+        inputs: one text for each input of a network that takes something else, such as
+            ``image:Nx3xH=640xW=640``; `network_inputs` says what can be written.
         gate: another variant of the gate.
         seed: of the initial weights, and of what `precision` draws.
         initial_gates: let gates keep their initial weights where the checkpoint has none.
@@ -109,10 +114,15 @@ def export_onnx(
     begin = time.perf_counter()
     output = Path(output)
     check_place(output)
+    given = parse_inputs(inputs) if inputs else None
+    if given is not None and image_size is not None:
+        raise BadInput(
+            "an image size and inputs were given", "say how large pictures are in --input alone"
+        )
     load: Callable[[], _Subject]
     if isinstance(model, nn.Module):
         _refuse_options(attention, weights, stem, num_classes, gate, initial_gates or None)
-        load = partial(_module_subject, model, image_size, preprocessing)
+        load = partial(_module_subject, model, image_size, given, preprocessing)
     else:
         options: dict[str, Any] = {
             "attention": attention,
@@ -123,7 +133,7 @@ def export_onnx(
             "weights": None if weights is None else str(weights),
             "initial_gates": initial_gates,
         }
-        load = partial(_named_subject, model, options, image_size, preprocessing)
+        load = partial(_named_subject, model, options, image_size, given, preprocessing)
     if precision == "fp32":
         if calibration is not None or io_dtype != "fp32":
             raise BadInput(
@@ -161,7 +171,7 @@ def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float
         task = bar.add_task("loading the model", total=4)
         subject = load()
         bar.update(task, advance=1, description=f"exporting {subject.label}")
-        graph = trace(subject.module, subject.image_size, subject.output, subject.label)
+        graph = trace(subject.module, subject.inputs, subject.output, subject.label)
         bar.update(task, advance=1, description="fusing gates")
         report = fuse_model(graph) if fuse else FusionReport(0, (), ())
         provenance = subject.provenance.with_(gates=gate_counts(graph))
@@ -170,7 +180,7 @@ def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float
         errors: list[ExportError] = []
 
         def verify(path: Path) -> None:
-            errors.append(check_export(path, subject.module, subject.image_size, subject.label))
+            errors.append(check_export(path, subject.module, subject.inputs, subject.label))
 
         write_model(graph, output, verify)
     return ExportResult(
@@ -190,10 +200,13 @@ def _named_subject(
     name: str,
     options: dict[str, Any],
     image_size: int | None,
+    inputs: NetworkInputs | None,
     preprocessing: Preprocessing | None,
 ) -> _Subject:
     identity, recorded = resolve_identity(name, **options)
-    if preprocessing is None:
+    if inputs is not None:
+        image_size = inputs.picture_size
+    if preprocessing is None and (inputs is None or image_size is not None):
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
     module = load_model(identity).float().eval()
     if identity.weights is None:
@@ -201,30 +214,48 @@ def _named_subject(
     provenance = Provenance(
         model=identity,
         preprocessing=preprocessing,
+        sizes=inputs.sizes if inputs else {},
         class_names=recorded.class_names if recorded else (),
         versions=package_versions(*_PACKAGES),
     )
     output = "logits" if identity.num_classes is not None else None
-    return _Subject(module, name, output, provenance, _size(image_size, preprocessing))
+    inputs = _inputs(inputs, image_size, preprocessing)
+    return _Subject(module, name, output, provenance, inputs)
 
 
 def _module_subject(
-    module: nn.Module, image_size: int | None, preprocessing: Preprocessing | None
+    module: nn.Module,
+    image_size: int | None,
+    inputs: NetworkInputs | None,
+    preprocessing: Preprocessing | None,
 ) -> _Subject:
-    preprocessing = preprocessing or Preprocessing.for_size(image_size or 224)
+    if inputs is not None:
+        image_size = inputs.picture_size
+    if preprocessing is None and (inputs is None or image_size is not None):
+        preprocessing = Preprocessing.for_size(image_size or 224)
     own = copy.deepcopy(module).float().cpu().eval()
-    provenance = Provenance(preprocessing=preprocessing, versions=package_versions(*_PACKAGES))
-    label = type(module).__name__
-    return _Subject(own, label, None, provenance, _size(image_size, preprocessing))
+    provenance = Provenance(
+        preprocessing=preprocessing,
+        sizes=inputs.sizes if inputs else {},
+        versions=package_versions(*_PACKAGES),
+    )
+    inputs = _inputs(inputs, image_size, preprocessing)
+    return _Subject(own, type(module).__name__, None, provenance, inputs)
 
 
-def _size(image_size: int | None, preprocessing: Preprocessing) -> int:
+def _inputs(
+    given: NetworkInputs | None, image_size: int | None, preprocessing: Preprocessing | None
+) -> NetworkInputs:
+    """What the network takes: as given, else pictures as they are preprocessed."""
+    if given is not None and (preprocessing is None or image_size is None):
+        return given
+    assert preprocessing is not None
     if image_size not in (None, preprocessing.image_size):
         raise BadInput(
             f"image size {image_size} contradicts the preprocessing's {preprocessing.image_size}",
             "give one of the two",
         )
-    return preprocessing.image_size
+    return given or pictures(preprocessing.image_size)
 
 
 def _refuse_options(*options: object) -> None:

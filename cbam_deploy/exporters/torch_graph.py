@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -20,47 +22,64 @@ from torch import nn
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_search import NAME_SCOPES
+from cbam_deploy.exporters.network_inputs import BATCH, NetworkInputs, pictures
+from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.validation.inputs import noise
 
 OPSET = 18
-INPUT = "input"
 # A batch of one would be taken for a constant.
 _EXAMPLE_BATCH = 2
 
 
-def trace(module: nn.Module, image_size: int, output: str | None, label: str) -> ir.Model:
-    """The ONNX graph of `module`, with a dynamic batch.
+def trace(
+    module: nn.Module, inputs: NetworkInputs | int, output: str | None, label: str
+) -> ir.Model:
+    """The ONNX graph of `module`.
 
     Args:
-        module: takes pictures [N, 3, image_size, image_size] float32, on the CPU, in evaluation
-            mode.
-        image_size: in pixels.
+        module: on the CPU, in evaluation mode.
+        inputs: what it takes; a number S stands for pictures [batch, 3, S, S].
         output: name for its one output; None keeps torch's names, however many there are.
         label: what to call the module in messages.
 
     Raises:
-        BadInput: torch cannot export the module.
+        BadInput: torch cannot export the module, or an input bears the name of a value within.
     """
-    example = torch.randn(
-        (_EXAMPLE_BATCH, 3, image_size, image_size), generator=torch.Generator().manual_seed(0)
-    )
-    return _without_notes(export_program(module, [example], output, label).model)
+    if isinstance(inputs, int):
+        inputs = pictures(inputs)
+    feeds = noise(inputs.specs, _EXAMPLE_BATCH, seed=0, image_size=None, sizes=inputs.sizes)
+    examples = [torch.from_numpy(array) for array in feeds.values()]
+    model = export_program(module, examples, output, label, inputs.specs).model
+    _check_names(model, label)
+    if inputs.sizes:
+        _name_axes(model, inputs.specs)
+    return _without_notes(model)
 
 
 def export_program(
-    module: nn.Module, examples: Sequence[torch.Tensor], output: str | None, label: str
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    output: str | None,
+    label: str,
+    specs: Sequence[TensorSpec] | None = None,
 ) -> torch.onnx.ONNXProgram:
     """The ONNX graph of `module`, and the exported program whose value names it bears.
 
     Args:
         module: on the CPU, in evaluation mode.
-        examples: its inputs, with a batch of two or more; the first axis of each becomes free.
+        examples: its inputs; two or more long on free axes, which would else be taken for fixed.
         output: as for `trace`.
         label: what to call the module in messages.
+        specs: names and free axes of the inputs; None for torch's names and a free first axis.
 
     Raises:
         BadInput: torch cannot export the module.
     """
-    batch = torch.export.Dim("batch")
+    if specs is None:
+        free = [TensorSpec("", (BATCH, *example.shape[1:]), "") for example in examples]
+        names = ["input"] if len(examples) == 1 else None
+    else:
+        free, names = list(specs), [spec.name for spec in specs]
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -68,9 +87,9 @@ def export_program(
                 tuple(examples),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT] if len(examples) == 1 else None,
+                input_names=names,
                 output_names=[output] if output else None,
-                dynamic_shapes=tuple({0: batch} for _ in examples),
+                dynamic_shapes=_free_axes(free),
                 verbose=False,
             )
     except Exception as error:  # Whatever is in the module may fail, in any way.
@@ -81,6 +100,53 @@ def export_program(
         ) from error
     assert program is not None
     return program
+
+
+def _free_axes(specs: Sequence[TensorSpec]) -> tuple[dict[int, Any], ...]:
+    """Free axes as torch has them. What it finds about their sizes, such as even, may hold."""
+    batch = torch.export.Dim(BATCH)
+    return tuple(
+        {
+            axis: batch if size == BATCH else torch.export.Dim.DYNAMIC
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
+        for spec in specs
+    )
+
+
+def _check_names(model: ir.Model, label: str) -> None:
+    graph = model.graph
+    computed = (value.name for node in graph for value in node.outputs)
+    taken = {*computed, *(name for name in graph.initializers)}
+    for value in graph.inputs:
+        if value.name in taken:
+            raise BadInput(
+                f"{label}: a value within it is called {value.name} like an input",
+                "give the input another name with --input",
+            )
+
+
+def _name_axes(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
+    """Give free axes the names of `specs` in place of torch's symbols, such as ``s53``."""
+    names: dict[str, str] = {}
+    for value, spec in zip(model.graph.inputs, specs, strict=True):
+        assert value.shape is not None
+        for symbol, name in zip(value.shape, spec.shape, strict=True):
+            if isinstance(name, str):
+                names[str(symbol)] = name
+    computed = (value for node in model.graph for value in node.outputs)
+    for value in (*model.graph.inputs, *computed):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    if isinstance(size, int):
+        return size
+    if size.value is None:
+        return None
+    return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(size.value))
 
 
 def _without_notes(model: ir.Model) -> ir.Model:

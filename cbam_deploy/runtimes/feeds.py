@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cbam_deploy.errors import BadInput
 from cbam_deploy.runtimes.base import Arrays, TensorSpec
 
@@ -32,6 +34,24 @@ def check_feeds(
             "feed another batch, or build for this one",
         )
     return batch
+
+
+def check_ranges(
+    feeds: Arrays, ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> None:
+    """Raise `BadInput` where a size lies outside what an engine was built for.
+
+    Args:
+        feeds: arrays by input name.
+        ranges: smallest and largest shape by input name.
+    """
+    for name, (low, high) in ranges.items():
+        shape = feeds[name].shape
+        if not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
+            raise BadInput(
+                f"input {name}: its shape {list(shape)} is outside {list(low)} to {list(high)}",
+                "feed another size, or build for this one with --size",
+            )
 
 
 def _check_array(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.provenance import ModelIdentity
@@ -32,7 +33,7 @@ class PyTorchRunner(Runner):
         inputs: specs of its inputs, in the order of its forward method's arguments; by default one
             float32 input of pictures [batch, 3, height, width].
         device: ``cpu`` (also for None) or ``cuda``. On CUDA, FP32 stays FP32: TF32 is off.
-        output_names: names for what it returns, in order; a dictionary brings its own.
+        output_names: names for what it returns, in order; a dictionary of tensors brings its own.
         channels_last: keep weights and activations in NHWC memory order.
         threads: threads within one operator on the CPU; PyTorch's setting by default. It belongs
             to the process, so it is set for each call and put back after it.
@@ -121,10 +122,10 @@ class PyTorchRunner(Runner):
             torch.set_num_threads(before)
 
     def _named(self, result: Any) -> dict[str, torch.Tensor]:
-        """What the module returns, by output name."""
-        if isinstance(result, Mapping):
+        """The tensors that the module returns, in any container, by output name."""
+        if isinstance(result, Mapping) and all(map(torch.is_tensor, result.values())):
             return dict(result)
-        tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if len(tensors) != len(self._output_names):
             raise BadInput(
                 f"the model returns {len(tensors)} outputs, named are {len(self._output_names)}",

@@ -19,7 +19,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
 from cbam_deploy.runtimes import cuda
 from cbam_deploy.runtimes.base import Arrays, Execution, Runner
-from cbam_deploy.runtimes.feeds import check_feeds
+from cbam_deploy.runtimes.feeds import check_feeds, check_ranges
 
 
 class TensorRTRunner(Runner):
@@ -73,19 +73,25 @@ class TensorRTRunner(Runner):
 
     def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; raises `BadInput` when `feeds` do not fit the profile."""
-        check_feeds(feeds, self.inputs, self.batch_range)
+        self._check(feeds)
         if self._network is None:
             raise RuntimeError("the runner is not active")
         outputs = self._network.bind(feeds)
         self._network.enqueue()
         return cuda.to_host(outputs)
 
+    def _check(self, feeds: Arrays) -> None:
+        """Raise `BadInput` unless `feeds` fit the inputs and the profile."""
+        check_feeds(feeds, self.inputs, self.batch_range)
+        profile = self.manifest.profile
+        check_ranges(feeds, {name: (ends.min, ends.max) for name, ends in profile.items()})
+
     def prepare(self, feeds: Arrays) -> Execution:
         """Put `feeds` on the device, in a context of their own; raises like `infer`.
 
         TensorRT-RTX captures CUDA graphs by itself, TensorRT leaves that to us.
         """
-        check_feeds(feeds, self.inputs, self.batch_range)
+        self._check(feeds)
         if self._new_context is None:
             raise RuntimeError("the runner is not active")
         network = _BoundNetwork(self._new_context(), self.manifest, self._device)

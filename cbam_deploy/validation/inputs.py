@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class InputStream:
         seed: of the noise.
         limit: number of pictures, or one batch if that is more. Of noise there is one batch.
         image_size: for axes 2 and 3 of images, where they are free.
+        sizes: of free axes, by name.
     """
 
     specs: Sequence[TensorSpec]
@@ -35,6 +36,7 @@ class InputStream:
     seed: int
     limit: int
     image_size: int | None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -46,7 +48,9 @@ class InputStream:
     def batches(self, size: int) -> Iterator[Feeds]:
         """Batches of `size`; raises `BadInput` like `noise` and `pictures`."""
         if self.source is None:
-            yield noise(self.specs, size, seed=self.seed, image_size=self.image_size)
+            yield noise(
+                self.specs, size, seed=self.seed, image_size=self.image_size, sizes=self.sizes
+            )
         else:
             yield from pictures(self.source, self.specs, size, limit=self.limit)
 
@@ -64,7 +68,14 @@ def default_batches(smallest: int, largest: int | None, opt: int | None = None) 
     return tuple(sorted({smallest, middle, end}))
 
 
-def noise(specs: Sequence[TensorSpec], batch: int, *, seed: int, image_size: int | None) -> Feeds:
+def noise(
+    specs: Sequence[TensorSpec],
+    batch: int,
+    *,
+    seed: int,
+    image_size: int | None,
+    sizes: Mapping[str, int] | None = None,
+) -> Feeds:
     """One batch of standard normal noise (0 or 1 for integer inputs), the same for the same seed.
 
     Every channel of a picture (four axes) is shifted by a standard normal number of its own. White
@@ -75,20 +86,26 @@ def noise(specs: Sequence[TensorSpec], batch: int, *, seed: int, image_size: int
         specs: inputs of the network.
         batch: size of every free first axis.
         seed: with `batch`, decides the noise.
-        image_size: for axes 2 and 3 of images, where they are free.
+        image_size: for axes 2 and 3 of images, where they are free and have no size of their own.
+        sizes: of free axes, by name.
 
     Raises:
         BadInput: another axis than the batch is free and nothing says its size.
     """
     generator = np.random.default_rng((seed, batch))
-    return {spec.name: _noise(generator, spec, batch, image_size) for spec in specs}
+    return {spec.name: _noise(generator, spec, batch, image_size, sizes or {}) for spec in specs}
 
 
 def _noise(
-    generator: np.random.Generator, spec: TensorSpec, batch: int, image_size: int | None
+    generator: np.random.Generator,
+    spec: TensorSpec,
+    batch: int,
+    image_size: int | None,
+    sizes: Mapping[str, int],
 ) -> NDArray[Any]:
     shape = tuple(
-        _size(spec, axis, batch=batch, image_size=image_size) for axis in range(len(spec.shape))
+        _size(spec, axis, batch=batch, image_size=image_size, sizes=sizes)
+        for axis in range(len(spec.shape))
     )
     dtype = np.dtype(spec.dtype)
     if np.issubdtype(dtype, np.floating):
@@ -99,17 +116,21 @@ def _noise(
     return generator.integers(0, 2, shape).astype(dtype)
 
 
-def _size(spec: TensorSpec, axis: int, *, batch: int, image_size: int | None) -> int:
+def _size(
+    spec: TensorSpec, axis: int, *, batch: int, image_size: int | None, sizes: Mapping[str, int]
+) -> int:
     size = spec.shape[axis]
     if isinstance(size, int):
         return size
     if axis == 0:
         return batch
+    if size in sizes:
+        return sizes[size]
     if image_size is not None and len(spec.shape) == 4 and axis >= 2:
         return image_size
     raise BadInput(
         f"input {spec.name}: axis {axis} ({size}) is free and nothing says its size",
-        "export the model with every size but the batch fixed",
+        "export the model with --input, which says it, or with every size but the batch fixed",
     )
 
 

@@ -34,6 +34,7 @@ from torch.export.graph_signature import InputKind
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.onnx_file import read_model
 from cbam_deploy.exporters.torch_graph import export_program
+from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.artefact import open_artefact
 from cbam_deploy.validation.inputs import Feeds
 from cbam_deploy.validation.layer_report import LayerError, LayerReport
@@ -94,12 +95,23 @@ class ReferenceProgram:
         outputs: names of its outputs, in order.
     """
 
-    def __init__(self, reference: Reference, feeds: Feeds) -> None:
-        """Export `reference` for `feeds`, one small batch: every value of it is computed."""
+    def __init__(
+        self, reference: Reference, feeds: Feeds, specs: Sequence[TensorSpec] | None = None
+    ) -> None:
+        """Export `reference` for `feeds`, one small batch: every value of it is computed.
+
+        Args:
+            reference: the model.
+            feeds: the batch by input name.
+            specs: names and free axes of the inputs; None where only the batch is free.
+        """
         self.feeds = feeds
         self._inputs = inputs = [as_tensor(array) for array in feeds.values()]
-        examples = [torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype) for tensor in inputs]
-        exported = export_program(reference.module, examples, None, reference.label)
+        examples = [
+            torch.zeros((2 if free else len(tensor), *tensor.shape[1:]), dtype=tensor.dtype)
+            for tensor, free in zip(inputs, _free_batches(feeds, specs), strict=True)
+        ]
+        exported = export_program(reference.module, examples, None, reference.label, specs)
         assert exported.exported_program is not None
         self._program = exported.exported_program
         self.names = frozenset(node.name for node in self._program.graph.nodes)
@@ -119,6 +131,13 @@ class ReferenceProgram:
             next(inputs) if spec.kind is InputKind.USER_INPUT else state[str(spec.target)]
             for spec in self._program.graph_signature.input_specs
         ]
+
+
+def _free_batches(feeds: Feeds, specs: Sequence[TensorSpec] | None) -> list[bool]:
+    """Of each input, whether its first axis is free."""
+    if specs is None:
+        return [True] * len(feeds)
+    return [isinstance(spec.shape[0], str) for spec in specs]
 
 
 class _Watcher(torch.fx.Interpreter):

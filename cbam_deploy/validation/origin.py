@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,12 +22,14 @@ class Origin:
         precision: ``fp32``, ``fp16`` or ``int8``.
         batch_range: smallest and largest batch, None for no upper end.
         opt_batch: the batch an engine is fastest at; None for an ONNX file.
+        sizes: of free axes but the batch, by name: typical ones, or those an engine is fastest at.
     """
 
     provenance: Provenance | None
     precision: str
     batch_range: tuple[int, int | None]
     opt_batch: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def artefact_kind(artefact: Path) -> Literal["onnx", "engine"]:
@@ -59,13 +61,20 @@ def read_origin(artefact: Path) -> Origin:
 
         manifest = read_manifest(artefact)
         shapes = next(iter(manifest.profile.values()))
-        return Origin(manifest.provenance, manifest.precision, manifest.batch_range, shapes.opt[0])
+        return Origin(
+            manifest.provenance,
+            manifest.precision,
+            manifest.batch_range,
+            shapes.opt[0],
+            manifest.opt_sizes,
+        )
     from cbam_deploy.exporters.onnx_file import read_model, read_provenance
 
     model = read_model(artefact)
     provenance = read_provenance(model)
     precision = provenance.precision if provenance else graph_precision(model)
-    return Origin(provenance, precision, _graph_batch_range(model))
+    sizes = provenance.sizes if provenance else {}
+    return Origin(provenance, precision, _graph_batch_range(model), sizes=sizes)
 
 
 def graph_precision(model: ir.Model) -> str:
@@ -84,7 +93,7 @@ def graph_precision(model: ir.Model) -> str:
 
 def _graph_batch_range(model: ir.Model) -> tuple[int, int | None]:
     """The fixed first axis of the first input, if it is fixed."""
-    for value in model.graph.inputs:
+    for value in model.graph.inputs[:1]:
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
             return value.shape[0], value.shape[0]
     return 1, None

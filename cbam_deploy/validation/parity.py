@@ -126,7 +126,7 @@ def _layers(
     batch = max(smallest, _LAYER_SAMPLES if largest is None else min(_LAYER_SAMPLES, largest))
     return compare_layers(
         path,
-        ReferenceProgram(reference, next(inputs.batches(batch))),
+        ReferenceProgram(reference, next(inputs.batches(batch)), inputs.specs),
         layers=layers,
         tolerance=LAYERS[origin.precision],
         device=device,
@@ -185,7 +185,7 @@ def _inputs(runner: Runner, origin: Origin, data: str | None, seed: int, limit: 
     recorded = origin.provenance.preprocessing if origin.provenance else None
     source = None if data is None else _open_data(data, recorded, runner)
     size = recorded.image_size if recorded else None
-    return InputStream(runner.inputs, source, seed, limit, size)
+    return InputStream(runner.inputs, source, seed, limit, size, origin.sizes)
 
 
 def _open_data(data: str, recorded: Preprocessing | None, runner: Runner) -> ImageSource:

@@ -17,12 +17,12 @@ from cbam_deploy.models.spec import CBAM, SE, GateSpec
 
 EXAMPLE = torch.zeros(1, 3, PICTURE, PICTURE)
 BLOCKS = {
-    "MobileNet": ["blocks.0.conv.7", "blocks.2.conv.7", "blocks.4.conv.7"],
-    "Detector": [f"layer{stage}.{block}.bn2" for stage in (1, 2, 3) for block in (0, 1)],
+    "MobileNet": ["blocks.0.conv.7", "blocks.2.conv.7"],
+    "Detector": ["layer1.0.bn2", "layer2.0.bn2", "layer2.1.bn2", "layer3.0.bn2"],
 }
 STAGES = {
-    "Vgg": ["features.5", "features.12", "features.19"],
-    "MobileNet": ["blocks.0", "blocks.2", "blocks.4"],
+    "Vgg": ["features.5", "features.12"],
+    "MobileNet": ["blocks.0", "blocks.2", "blocks.3"],
     "DenseNet": ["dense1", "norm"],
     "UNet": ["inc", "down1", "down2", "up1", "up2"],
     # The 1x1 convolution behind layer3 keeps its size, so it ends the stage.
@@ -54,12 +54,12 @@ def test_stages_get_their_gate_before_the_size_changes(name: str) -> None:
 
 
 def test_blocks_are_where_the_zoo_has_its_gates() -> None:
-    gated = create_model("resnet50", num_classes=3)
+    gated = create_model("resnet18", stem="cifar", num_classes=3)
     theirs = [path for path, module in gated.named_modules() if isinstance(module, AttentionGate)]
-    plain = create_model("resnet50", attention="none", num_classes=3)
-    found = insert_gates(plain, example=torch.zeros(1, 3, 64, 64))
-    assert [path.replace("bn3", "gate") for path in modules(found)] == theirs
-    assert [place.channels for place in found.places[::5]] == [256, 512, 1024, 2048]
+    plain = create_model("resnet18", stem="cifar", attention="none", num_classes=3)
+    found = insert(plain)
+    assert [path.replace("bn2", "gate") for path in modules(found)] == theirs
+    assert [place.channels for place in found.places[::2]] == [64, 128, 256, 512]
 
 
 class PreActivation(nn.Module):

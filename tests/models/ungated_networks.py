@@ -19,7 +19,7 @@ class Vgg(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for width in (8, 16, 24):
+        for width in (8, 16):
             for _ in range(2):
                 layers += [
                     nn.Conv2d(channels, width, 3, padding=1),
@@ -69,10 +69,9 @@ class MobileNet(nn.Module):
             Inverted(8, 8, 1),
             Inverted(8, 16, 2),
             Inverted(16, 16, 1),
-            Inverted(16, 32, 2),
-            Inverted(32, 32, 1),
+            Inverted(16, 24, 2),
         )
-        self.classifier = nn.Linear(32, 5)
+        self.classifier = nn.Linear(24, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
@@ -103,11 +102,11 @@ class DenseNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
-        self.dense1 = DenseBlock(12, 3, 4)
+        self.dense1 = DenseBlock(12, 2, 6)
         self.transition = nn.Sequential(
             nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 12, 1, bias=False), nn.AvgPool2d(2)
         )
-        self.dense2 = DenseBlock(12, 3, 4)
+        self.dense2 = DenseBlock(12, 2, 6)
         self.norm = nn.BatchNorm2d(24)
         self.classifier = nn.Linear(24, 5)
 
@@ -131,7 +130,11 @@ class Up(nn.Module):
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(inputs, skip, 2, 2)
-        self.conv = double(2 * skip, outputs)
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * skip, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.conv(torch.cat([skip, self.up(x)], 1))
@@ -186,9 +189,9 @@ class Detector(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
         )
-        self.layer1 = nn.Sequential(Residual(8, 8, 1), Residual(8, 8, 1))
+        self.layer1 = nn.Sequential(Residual(8, 8, 1))
         self.layer2 = nn.Sequential(Residual(8, 16, 2), Residual(16, 16, 1))
-        self.layer3 = nn.Sequential(Residual(16, 32, 2), Residual(32, 32, 1))
+        self.layer3 = nn.Sequential(Residual(16, 32, 2))
         self.lateral2 = nn.Conv2d(16, 16, 1)
         self.lateral3 = nn.Conv2d(32, 16, 1)
         self.boxes = nn.Conv2d(16, 4, 3, padding=1)
