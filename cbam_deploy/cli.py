@@ -387,49 +387,55 @@ def train_command(
     initial_gates: InitialGatesOption = False,
     image_size: SizeOption = None,
     epochs: Annotated[int, typer.Option(min=1)] = 90,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images a step, of all processes together.")
+    ] = 256,
     lr: Annotated[float, typer.Option(help="Initial learning rate.")] = 0.1,
     lr_step: Annotated[int, typer.Option(min=1, help="Epochs between decays.")] = 30,
     lr_gamma: Annotated[float, typer.Option(help="Factor of each decay.")] = 0.1,
     momentum: Annotated[float, typer.Option()] = 0.9,
     weight_decay: Annotated[float, typer.Option()] = 1e-4,
     augmentation: AugmentationOption = "auto",
+    amp: Annotated[
+        Literal["none", "bf16", "fp16"], typer.Option(help="Mixed precision; fp16 on GPUs only.")
+    ] = "none",
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train by the paper's recipe, resumable."""
+    """Train by the paper's recipe, resumable; on several GPUs by torchrun."""
     from cbam_deploy import train
+    from cbam_deploy.training.processes import leads
 
-    deliver(
-        train(
-            model,
-            data=data,
-            output=output,
-            val_data=val_data,
-            attention=attention,
-            gate=gate_spec(gate),
-            stem=stem,
-            weights=weights if weights is None else str(weights),
-            initial_gates=initial_gates,
-            image_size=image_size,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            lr_step=lr_step,
-            lr_gamma=lr_gamma,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            augmentation=augmentation,
-            workers=workers,
-            resume=resume,
-            seed=seed,
-            device=device,
-        ),
-        as_json,
+    result = train(
+        model,
+        data=data,
+        output=output,
+        val_data=val_data,
+        attention=attention,
+        gate=gate_spec(gate),
+        stem=stem,
+        weights=weights if weights is None else str(weights),
+        initial_gates=initial_gates,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lr_step=lr_step,
+        lr_gamma=lr_gamma,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        augmentation=augmentation,
+        amp=amp,
+        workers=workers,
+        resume=resume,
+        seed=seed,
+        device=device,
     )
+    if leads():
+        deliver(result, as_json)
 
 
 @app.command("inspect")

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress(*extra_fields: str) -> Iterator[Progress]:
+def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
     """A rich `Progress` on stderr; add tasks to it with `add_task(description, total=...)`.
 
     Args:
         extra_fields: names of task fields to show after the bar, such as ``"loss"``; pass their
             values as keywords to `add_task` and `update`.
+        hidden: show nothing, for the sake of another process that shows its own.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -32,6 +33,6 @@ def progress(*extra_fields: str) -> Iterator[Progress]:
         *fields,
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=hidden or not console.is_terminal,
     ) as bar:
         yield bar

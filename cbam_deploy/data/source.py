@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Cuts a training example out of a picture, by chance.
 Augment = Callable[["Image", Preprocessing, np.random.Generator], "Image"]
 Prepared = NDArray[np.float32] | UnreadablePicture
+# Number of a process, from 0, and count of processes that divide the pictures among them.
+Share = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class ImageSource:
         shuffle_seed: int | Sequence[int] | None = None,
         augment: Augment | None = None,
         drop_incomplete: bool = False,
+        share: Share = (0, 1),
         workers: int | None = None,
     ) -> Iterator[Batch]:
         """Go through the pictures once; the result depends on no thread's timing.
@@ -89,10 +92,14 @@ class ImageSource:
             augment: cuts the input out of the picture, by chance drawn from `shuffle_seed` and
                 the picture's index, instead of resize and centre crop.
             drop_incomplete: leave out a last batch that is not full, unless it is the only one.
+            share: which of several processes this is, from 0, and how many there are. Process i of
+                n takes every n-th picture from the i-th on, so that with equal batch sizes their
+                k-th batches together are the k-th batch, n times as large, of one process.
             workers: threads that decode; None for one per CPU core up to 8, 0 for none.
 
         Raises:
-            BadInput: a number cannot work, or no picture can be read.
+            BadInput: a number cannot work, or no picture can be read; a share without pictures
+                gives no batches instead.
         """
         if batch_size < 1 or (limit is not None and limit < 1):
             raise BadInput(f"batches of {batch_size}, limit {limit}", "give positive numbers")
@@ -101,11 +108,17 @@ class ImageSource:
         order = np.arange(len(self))
         if shuffle_seed is not None:
             np.random.default_rng(shuffle_seed).shuffle(order)
-        readable = self._readable(order, augment, shuffle_seed, batch_size, workers)
-        return self._group(itertools.islice(readable, limit), batch_size, drop_incomplete)
+        number, count = share
+        readable = self._readable(order[number::count], augment, shuffle_seed, batch_size, workers)
+        pictures = itertools.islice(readable, limit)
+        return self._group(pictures, batch_size, drop_incomplete, may_be_empty=count > 1)
 
     def _group(
-        self, pictures: Iterable[tuple[int, NDArray[np.float32]]], size: int, drop: bool
+        self,
+        pictures: Iterable[tuple[int, NDArray[np.float32]]],
+        size: int,
+        drop: bool,
+        may_be_empty: bool,
     ) -> Iterator[Batch]:
         pictures = iter(pictures)
         none_yet = True
@@ -116,7 +129,7 @@ class ImageSource:
             indices = [index for index, _ in group]
             labels = None if self.labels is None else self.labels[indices]
             yield Batch(np.stack([picture for _, picture in group]), labels)
-        if none_yet:
+        if none_yet and not may_be_empty:
             raise BadInput(
                 f"{self.name}: none of {len(self)} pictures can be read"
                 f" ({self.skipped[0][0]}: {self.skipped[0][1]})",

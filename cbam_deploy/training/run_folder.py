@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ BEST, LAST, HISTORY = "best.safetensors", "last.pt", "history.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after an epoch: weights, optimizer state and the epochs so far."""
+    """Where a run stands after an epoch: weights, optimizer state and the epochs so far.
+
+    `precision` is the state of mixed precision, empty where that has none.
+    """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     epochs: tuple[Epoch, ...]
+    precision: dict[str, Any] = field(default_factory=dict)
 
 
 def open_run(folder: Path, configuration: dict[str, Any], resume: bool) -> Progress | None:
@@ -94,6 +98,7 @@ def save_epoch(
         "model": progress.model,
         "optimizer": progress.optimizer,
         "epochs": epochs,
+        "precision": progress.precision,
         "configuration": configuration,
         "metadata": _metadata(provenance, LAST, progress.model),
     }
@@ -121,9 +126,9 @@ def _read_last(path: Path, configuration: dict[str, Any]) -> Progress:
     state = load_torch_file(path)
     try:
         epochs = tuple(Epoch(**epoch) for epoch in state["epochs"])
-        progress = Progress(state["model"], state["optimizer"], epochs)
-        before = dict(state["configuration"])
-    except (KeyError, TypeError, IndexError) as error:
+        progress = Progress(state["model"], state["optimizer"], epochs, state.get("precision", {}))
+        before = {"amp": "none", **state["configuration"]}  # Older runs knew no mixed precision.
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise BadInput(f"{path}: is not from a training run", "start in another folder") from error
     for key, value in configuration.items():
         if before.get(key) != value:

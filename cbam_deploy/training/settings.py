@@ -8,6 +8,9 @@ from typing import Literal, get_args
 from cbam_deploy.errors import BadInput
 
 Augmentation = Literal["auto", "crop-flip", "shift", "none"]
+Amp = Literal["none", "bf16", "fp16"]
+
+_CHOICES = {"augmentation": get_args(Augmentation), "amp": get_args(Amp)}
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Settings:
 
     Attributes:
         epochs: passes through the training pictures.
-        batch_size: pictures a step.
+        batch_size: pictures a step, those of all processes together.
         lr: learning rate at the start.
         lr_step: epochs after which the learning rate changes.
         lr_gamma: what it is multiplied by then.
@@ -29,6 +32,7 @@ class Settings:
             eighth of the picture) or ``none``; ``auto`` means ``shift`` for ``digits``, which a
             flip would spoil, else ``crop-flip``.
         seed: of initial weights, order and augmentation.
+        amp: mixed precision, ``bf16`` or ``fp16`` (GPUs only); ``none`` for FP32 throughout.
     """
 
     epochs: int = 90
@@ -40,16 +44,17 @@ class Settings:
     weight_decay: float = 1e-4
     augmentation: Augmentation = "auto"
     seed: int = 0
+    amp: Amp = "none"
 
     def check(self) -> None:
         """Raise `BadInput` for a value that cannot work."""
         for field in fields(self):
             value = getattr(self, field.name)
             label = field.name.replace("_", "-")
-            if field.name == "augmentation":
-                if value not in get_args(Augmentation):
-                    choices = ", ".join(get_args(Augmentation))
-                    raise BadInput(f"augmentation {value!r} is unknown", f"one of {choices}")
+            if field.name in _CHOICES:
+                if value not in _CHOICES[field.name]:
+                    choices = ", ".join(_CHOICES[field.name])
+                    raise BadInput(f"{field.name} {value!r} is unknown", f"one of {choices}")
             elif field.name in ("epochs", "batch_size", "lr", "lr_step", "lr_gamma"):
                 if not value > 0:
                     raise BadInput(f"--{label} {value}", "give a positive number")

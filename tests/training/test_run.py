@@ -15,7 +15,7 @@ from torch import Tensor
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models import load_model, load_state, resolve_identity, state_dict_sha256
 from cbam_deploy.training import epoch as epoch_module
-from cbam_deploy.training import run as run_module
+from cbam_deploy.training import start
 from cbam_deploy.training.result import Epoch, TrainResult
 
 Quick = Callable[..., TrainResult]
@@ -243,7 +243,7 @@ def test_output_that_is_a_file_is_refused(quick: Quick, tmp_path: Path) -> None:
 
 
 def test_digits_are_tested_on_their_own_test_part() -> None:
-    preprocessing = run_module.Preprocessing.for_size(8)
-    train_set, val_set = run_module._open_sets("digits", None, preprocessing)
+    preprocessing = start.Preprocessing.for_size(8)
+    train_set, val_set = start.open_sets("digits", None, preprocessing)
     assert val_set is not None
     assert (len(train_set), len(val_set)) == (1442, 355)

@@ -1,0 +1,126 @@
+"""What a run needs before its first step, and what is refused then."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cbam_deploy.data.folders import has_split
+from cbam_deploy.data.opening import open_source
+from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.data.source import ImageSource
+from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.models.factory import is_factory
+from cbam_deploy.provenance import ModelIdentity
+from cbam_deploy.training.processes import Processes
+from cbam_deploy.training.settings import Settings
+
+
+def place(name: str | None, processes: Processes) -> torch.device:
+    """The device `name` (``cpu``, ``cuda``, None for CUDA where there is one) of this process.
+
+    Raises:
+        BadInput: there is no such device.
+        MissingCapability: the machine has fewer GPUs than processes.
+    """
+    if name not in (None, "cpu", "cuda"):
+        raise BadInput(f"device {name!r} is unknown", "one of cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MissingCapability(
+            "no CUDA device that this PyTorch can use", "leave --device out to train on the CPU"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if processes.count == 1:
+        return torch.device("cuda")
+    if processes.local_count > torch.cuda.device_count():
+        raise MissingCapability(
+            f"{processes.local_count} processes, and {torch.cuda.device_count()} GPUs",
+            "give torchrun --nproc-per-node the number of GPUs",
+        )
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def open_sets(
+    data: str, val_data: str | None, preprocessing: Preprocessing
+) -> tuple[ImageSource, ImageSource | None]:
+    """The pictures to learn from, and those to be tested on where there are such.
+
+    Raises:
+        BadInput: there are no labels, or other classes in one part than in the other.
+    """
+    train_set = open_source(data, preprocessing, split="train")
+    if train_set.labels is None:
+        raise BadInput(
+            f"{data}: the pictures have no labels", "put those of each class into a folder"
+        )
+    if val_data is not None:
+        val_set = open_source(val_data, preprocessing, split="test")
+    elif data == "digits" or has_split(Path(data)):
+        val_set = open_source(data, preprocessing, split="test")
+    else:
+        return train_set, None
+    if val_set.class_names != train_set.class_names:
+        raise BadInput(
+            f"{val_set.name}: the classes are not those of {train_set.name}",
+            "use the same class folders for validation",
+        )
+    return train_set, val_set
+
+
+def with_classes(identity: ModelIdentity, classes: int) -> ModelIdentity:
+    """`identity` with an output per class; raises `BadInput` for weights of another number."""
+    if is_factory(identity.name) or identity.num_classes == classes:
+        return identity
+    if identity.weights is not None:
+        raise BadInput(
+            f"{identity.weights}: is for {identity.num_classes} classes, the data have {classes}",
+            "train without --weights, or on data of the same classes",
+        )
+    return replace(identity, num_classes=classes)
+
+
+def configuration(
+    identity: ModelIdentity, preprocessing: Preprocessing, settings: Settings, data: ImageSource
+) -> dict[str, Any]:
+    """What must not change in a run, flat: model, preprocessing, hyperparameters, data."""
+    configuration = {
+        "model": identity.name,
+        **asdict(identity),
+        **asdict(preprocessing),
+        **asdict(settings),
+        "pictures": len(data),
+        "class_names": list(data.class_names),
+    }
+    for left_out in ("name", "weights", "epochs"):  # Weights count by their hash.
+        del configuration[left_out]
+    return configuration
+
+
+def check_outputs(
+    network: nn.Module, name: str, preprocessing: Preprocessing, classes: int
+) -> None:
+    """Raise `BadInput` for a network that fails on a picture or gives no logit per class."""
+    size = preprocessing.image_size
+    picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            logits = network.eval()(picture)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(
+            f"{name}: fails on a picture of {size} x {size} pixels ({reason})",
+            "try another --image-size",
+        ) from error
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != [1, classes]:
+        raise BadInput(
+            f"{name}: gives {shape} for one picture, where {classes} classes need [1, {classes}]",
+            "change the factory's number of outputs",
+        )
