@@ -170,15 +170,18 @@ def _as_told(error: BaseException, processes: Processes) -> DeployError | Keyboa
     if isinstance(error, (DeployError, KeyboardInterrupt)):
         return error
     if isinstance(error, SystemExit):
+        # torchrun ends the others so when one has failed; so does whoever stops the whole job.
         lost = error.code == _TERMINATED
+        what = f"the training was told to stop, or one of its {processes.count} processes failed"
     else:
         # Most of them are plain RuntimeErrors.
         lost = isinstance(error, dist.DistError) or any(w in str(error) for w in _CONNECTION_WORDS)
+        what = f"the training stopped: one of its {processes.count} processes ended early"
     if not lost:
         return None
     return CheckFailed(
-        f"the training stopped: one of its {processes.count} processes ended early",
-        "its own message, if any, says why; start again with --resume to go on after the last"
+        what,
+        "its own message, if any, says why; the same command with --resume goes on after the last"
         " whole epoch",
     )
 

@@ -116,3 +116,23 @@ def test_augmentation_replaces_the_crop_and_repeats_with_the_seed() -> None:
     assert np.array_equal(run((0, 1), 0), run((0, 1), 3))
     assert not np.array_equal(run((0, 1), 0), run((0, 2), 0))
     assert len(np.unique(run((0, 1), 0))) > 10  # Each picture has chance of its own.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_cover_every_picture_once_and_make_the_whole_batch_together(count: int) -> None:
+    source, seed = numbered(25), 7
+    whole = levels(source, 6, shuffle_seed=seed)
+    shares = [
+        levels(source, 6 // count, shuffle_seed=seed, share=(number, count))
+        for number in range(count)
+    ]
+    taken = [level for share in shares for batch in share for level in batch]
+    assert sorted(taken) == list(range(25))
+    for number, batch in enumerate(whole[:-1]):
+        together = [level for share in shares for level in share[number]]
+        assert sorted(together) == sorted(batch)
+
+
+def test_a_share_may_be_empty() -> None:
+    assert levels(numbered(1), 4, share=(1, 2)) == []
+    assert levels(numbered(2, bad=(1,)), 4, share=(1, 2)) == []

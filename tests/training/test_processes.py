@@ -1,0 +1,206 @@
+"""Two processes learn what one learns; when one ends early, the run says so and can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models import load_state
+from cbam_deploy.training.processes import Processes, batch_share
+from cbam_deploy.training.result import TrainResult
+
+# Neither BatchNorm, whose statistics are those of one process's pictures, nor dropout.
+SMOOTH = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+"""
+# Process 1 of a run with DIES_AT in its environment is killed in that training step.
+MORTAL = """
+import os, signal
+from itertools import count
+from network import build as healthy
+
+def build():
+    network = healthy()
+    steps = count(1)
+    def die(module, inputs):
+        if os.environ["RANK"] == "1" and module.training:
+            if next(steps) == int(os.environ.get("DIES_AT", 0)):
+                os.kill(os.getpid(), signal.SIGKILL)
+    network.register_forward_pre_hook(die)
+    return network
+"""
+
+# Runs a command in two processes that find each other as torchrun's do. They are forked, because
+# importing PyTorch takes longer than all they do.
+LAUNCHER = """
+import os, socket, sys
+import PIL.Image, safetensors.torch, torch._dynamo, torch.distributed.fsdp
+import cbam_deploy.training.run
+from cbam_deploy.cli import main
+
+def start(rank, arguments):
+    child = os.fork()
+    if child:
+        return child
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.environ["RANK"] = str(rank)
+    sys.argv = ["cbam-deploy", *arguments]
+    main()
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+children = [start(rank, sys.argv[1:]) for rank in range(2)]
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def options(tmp_path: Path, pictures: Path, network: str) -> list[str]:
+    """Command line of the quick run, but for model and output; 11 pictures to be tested on."""
+    folder = pictures / "val" / "red"
+    (folder / "more.png").write_bytes((folder / "0.png").read_bytes())
+    (tmp_path / "smooth.py").write_text(SMOOTH)
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    sizes = ["--image-size", "8", "--epochs", "3", "--batch-size", "8", "--workers", "1"]
+    return ["--data", "pictures", *sizes, "--lr-step", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def two(tmp_path: Path, options: list[str]) -> Callable[..., list[Ended]]:
+    """``train`` in two processes."""
+
+    def run(*arguments: str, **variables: str) -> list[Ended]:
+        launched = subprocess.run(
+            [sys.executable, "-c", LAUNCHER, "train", *arguments, *options],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        return [
+            Ended(
+                int(code),
+                (tmp_path / f"out{rank}").read_text(),
+                (tmp_path / f"err{rank}").read_text(),
+            )
+            for rank, code in enumerate(launched.stdout.split())
+        ]
+
+    return run
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    epochs = json.loads((folder / "history.json").read_text())["epochs"]
+    return [{**epoch, "seconds": 0} for epoch in epochs]
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_learn_what_one_does_with_the_whole_batch(
+    tmp_path: Path, options: list[str], quick: Callable[..., TrainResult]
+) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "cbam_deploy", "train", "smooth.py:build", "-o", "together", "--json"]
+    ended = subprocess.run(
+        [sys.executable, "-m", *torchrun, *command, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    assert len(json.loads(ended.stdout)["epochs"]) == 3  # Printed once.
+    quick("alone", model=f"{tmp_path}/smooth.py:build", epochs=3)
+
+    # Float32 sums of eight pictures in another order, over nine steps.
+    for one, other in zip(history(alone), history(together), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+        assert other["val_accuracy"] * 11 == pytest.approx(round(other["val_accuracy"] * 11))
+    expected = load_state(alone / "last.pt").state_dict
+    found = load_state(together / "last.pt").state_dict
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whole_run(
+    tmp_path: Path, two: Callable[..., list[Ended]]
+) -> None:
+    killed = two("mortal.py:build", "-o", "run", DIES_AT="5")  # Three steps are an epoch.
+    assert [ended.code for ended in killed] == [1, -signal.SIGKILL]
+    assert killed[0].err.splitlines()[0] == (
+        "error: the training stopped: one of its 2 processes ended early"
+    )
+    assert "--resume" in killed[0].err.splitlines()[1]
+    assert len(killed[0].err.splitlines()) == 2
+    assert killed[0].out == ""
+    assert len(history(tmp_path / "run")) == 1
+
+    for ended in (
+        *two("mortal.py:build", "-o", "run", "--resume"),
+        *two("mortal.py:build", "-o", "whole"),
+    ):
+        assert ended.code == 0, ended.err
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+    whole = load_state(tmp_path / "whole" / "last.pt").state_dict
+    for name, tensor in load_state(tmp_path / "run" / "last.pt").state_dict.items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.slow
+def test_what_every_process_meets_is_told_once(
+    tmp_path: Path, two: Callable[..., list[Ended]]
+) -> None:
+    ended = two("smooth.py:build", "-o", "run", "--weights", "missing.pt")
+    assert [process.code for process in ended] == [2, 2]
+    assert "".join(process.err for process in ended).splitlines() == [
+        "error: missing.pt: no such checkpoint",
+        "hint: give an existing file with --weights",
+    ]
+
+
+def test_a_batch_is_divided_equally_or_not_at_all() -> None:
+    assert batch_share(256, Processes(count=8)) == 32
+    with pytest.raises(BadInput, match="--batch-size 256 cannot be divided by 3 processes"):
+        batch_share(256, Processes(count=3))
+
+
+def test_threads_that_read_are_shared_by_the_processes_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 24)
+    assert Processes(0, 8, 0, 8).workers(None) == 3
+    assert Processes(0, 8, 0, 1).workers(None) is None
+    assert Processes(0, 8, 0, 8).workers(5) == 5
