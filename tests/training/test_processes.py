@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from cbam_deploy.data import Preprocessing, open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_state
+from cbam_deploy.models.factory import call_factory
 from cbam_deploy.training.processes import Processes, batch_share
 from cbam_deploy.training.result import TrainResult
 
@@ -47,30 +50,32 @@ def build():
     return network
 """
 
-# Runs a command in two processes that find each other as torchrun's do. They are forked, because
-# importing PyTorch takes longer than all they do.
+# Runs commands one after the other, each in two processes that find each other as torchrun's do.
+# They are forked, because importing PyTorch takes longer than all they do.
 LAUNCHER = """
-import os, socket, sys
+import json, os, socket, sys
 import PIL.Image, safetensors.torch, torch._dynamo, torch.distributed.fsdp
 import cbam_deploy.training.run
 from cbam_deploy.cli import main
 
-def start(rank, arguments):
+def start(number, rank, arguments, variables):
     child = os.fork()
     if child:
         return child
     for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.environ["RANK"] = str(rank)
+        file = os.open(f"{name}-{number}-{rank}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, stream)
+    os.environ.update(variables, RANK=str(rank))
     sys.argv = ["cbam-deploy", *arguments]
     main()
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-children = [start(rank, sys.argv[1:]) for rank in range(2)]
-print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+for number, (arguments, variables) in enumerate(json.loads(sys.argv[1])):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    children = [start(number, rank, arguments, variables) for rank in range(2)]
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """
 
 
@@ -81,6 +86,9 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+Two = Callable[..., list[list[Ended]]]
 
 
 @pytest.fixture
@@ -95,26 +103,31 @@ def options(tmp_path: Path, pictures: Path, network: str) -> list[str]:
 
 
 @pytest.fixture
-def two(tmp_path: Path, options: list[str]) -> Callable[..., list[Ended]]:
-    """``train`` in two processes."""
+def two(tmp_path: Path, options: list[str]) -> Two:
+    """``train`` with the given arguments in two processes; once for each list of them."""
 
-    def run(*arguments: str, **variables: str) -> list[Ended]:
+    def run(*commands: list[str], **variables: str) -> list[list[Ended]]:
+        # The variables are the first command's.
+        jobs = [
+            (["train", *arguments, *options], {} if number else variables)
+            for number, arguments in enumerate(commands)
+        ]
         launched = subprocess.run(
-            [sys.executable, "-c", LAUNCHER, "train", *arguments, *options],
+            [sys.executable, "-c", LAUNCHER, json.dumps(jobs)],
             cwd=tmp_path,
-            env={**os.environ, **variables},
             capture_output=True,
             text=True,
             check=True,
             timeout=120,
         )
+
+        def ended(number: int, rank: int, code: str) -> Ended:
+            out, err = (tmp_path / f"{name}-{number}-{rank}" for name in ("out", "err"))
+            return Ended(int(code), out.read_text(), err.read_text())
+
         return [
-            Ended(
-                int(code),
-                (tmp_path / f"out{rank}").read_text(),
-                (tmp_path / f"err{rank}").read_text(),
-            )
-            for rank, code in enumerate(launched.stdout.split())
+            [ended(number, rank, code) for rank, code in enumerate(codes.split())]
+            for number, codes in enumerate(launched.stdout.splitlines())
         ]
 
     return run
@@ -156,9 +169,16 @@ def test_two_processes_of_torchrun_learn_what_one_does_with_the_whole_batch(
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whole_run(
-    tmp_path: Path, two: Callable[..., list[Ended]]
+    tmp_path: Path, pictures: Path, two: Two
 ) -> None:
-    killed = two("mortal.py:build", "-o", "run", DIES_AT="5")  # Three steps are an epoch.
+    # One process has fewer pictures to learn from than the other: 12 and 11, in batches of 4.
+    (pictures / "train" / "red" / "0.png").write_bytes(b"no picture")
+    killed, resumed, uninterrupted = two(
+        ["mortal.py:build", "-o", "run"],
+        ["mortal.py:build", "-o", "run", "--resume"],
+        ["mortal.py:build", "-o", "whole"],
+        DIES_AT="4",  # Two steps are an epoch then.
+    )
     assert [ended.code for ended in killed] == [1, -signal.SIGKILL]
     assert killed[0].err.splitlines()[0] == (
         "error: the training stopped: one of its 2 processes ended early"
@@ -166,24 +186,27 @@ def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whol
     assert "--resume" in killed[0].err.splitlines()[1]
     assert len(killed[0].err.splitlines()) == 2
     assert killed[0].out == ""
-    assert len(history(tmp_path / "run")) == 1
-
-    for ended in (
-        *two("mortal.py:build", "-o", "run", "--resume"),
-        *two("mortal.py:build", "-o", "whole"),
-    ):
-        assert ended.code == 0, ended.err
+    assert [ended.code for ended in (*resumed, *uninterrupted)] == [0] * 4
     assert history(tmp_path / "run") == history(tmp_path / "whole")
     whole = load_state(tmp_path / "whole" / "last.pt").state_dict
     for name, tensor in load_state(tmp_path / "run" / "last.pt").state_dict.items():
         assert torch.equal(tensor, whole[name]), name
 
+    # What was tested, by both processes, are the weights and statistics that were saved.
+    network = call_factory(f"{tmp_path}/network.py:build").eval()
+    network.load_state_dict(whole)
+    losses = []
+    for batch in open_source(str(pictures), Preprocessing.for_size(8), split="test").batches(11):
+        assert batch.labels is not None
+        with torch.no_grad():
+            logits = network(torch.from_numpy(batch.images))
+        losses.append(cross_entropy(logits, torch.from_numpy(batch.labels)).item())
+    assert history(tmp_path / "whole")[-1]["val_loss"] == pytest.approx(losses[0], rel=1e-5)
+
 
 @pytest.mark.slow
-def test_what_every_process_meets_is_told_once(
-    tmp_path: Path, two: Callable[..., list[Ended]]
-) -> None:
-    ended = two("smooth.py:build", "-o", "run", "--weights", "missing.pt")
+def test_what_every_process_meets_is_told_once(two: Two) -> None:
+    [ended] = two(["smooth.py:build", "-o", "run", "--weights", "missing.pt"])
     assert [process.code for process in ended] == [2, 2]
     assert "".join(process.err for process in ended).splitlines() == [
         "error: missing.pt: no such checkpoint",
