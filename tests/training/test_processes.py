@@ -53,7 +53,7 @@ def build():
 # Runs commands one after the other, each in two processes that find each other as torchrun's do.
 # They are forked, because importing PyTorch takes longer than all they do.
 LAUNCHER = """
-import json, os, socket, sys
+import json, os, signal, socket, sys
 import PIL.Image, safetensors.torch, torch._dynamo, torch.distributed.fsdp
 import cbam_deploy.training.run
 from cbam_deploy.cli import main
@@ -66,6 +66,7 @@ def start(number, rank, arguments, variables):
         file = os.open(f"{name}-{number}-{rank}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, stream)
     os.environ.update(variables, RANK=str(rank))
+    signal.alarm(110)  # A process that waits in vain leaves nothing behind.
     sys.argv = ["cbam-deploy", *arguments]
     main()
 
