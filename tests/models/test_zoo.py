@@ -237,3 +237,17 @@ def test_squeeze_and_excitation_takes_another_reduction() -> None:
     spec = GateSpec(channel_pool="avg", reduction=8, spatial="none", arrangement="channel")
     assert gate_for("se", spec) == spec
     assert gate_for("se") == SE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet", "resnet50"])
+def test_initial_weights_compute_the_same_in_float32_as_in_float64(name):
+    model = create_model(name, seed=0).eval()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn((4, 3, 96, 96), generator=generator)
+    pictures = noise + torch.randn((4, 3, 1, 1), generator=generator)
+    with torch.inference_mode():
+        single = model(pictures)
+        double = model.double()(pictures.double())
+    # The bound that validation.tolerances derives for FP32.
+    assert (single - double).abs().max() <= 1e-4 * double.abs().max()
