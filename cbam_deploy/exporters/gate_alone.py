@@ -1,12 +1,14 @@
 """A gate of a graph as a model of its own, beside the node that shall replace it.
 
-              ┌─ the gate's nodes ─ original
-    X, (R) ───┤
-              └─ CbamGate ───────── fused
+         ┌─ the gate's nodes ─ (Add R ─ Relu) ─ original
+    X ───┤
+         └─ CbamGate ────────────────────────── fused
 
-All is in FP32 whatever the gate's type: that the two are the same function is asked, not how FP16
-rounds it. A Reshape or Expand may take its target from elsewhere in the graph, often the batch of
-the network's input; here it gets the shape that its result is known to have.
+The gate is a function of X alone. R enters where it is added, so that it does not matter what R is
+in the graph: X itself, as in relu(gate(x) + x), or made from it. All is in FP32 whatever the gate's
+type: that the two are the same function is asked, not how FP16 rounds it. A Reshape or Expand may
+take its target from elsewhere in the graph, often the batch of the network's input; here it gets
+the shape that its result is known to have.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from cbam_deploy.exporters.gate_search import FoundGate
 from cbam_deploy.exporters.gate_shapes import Shapes
 from cbam_deploy.exporters.gate_trail import Refused, input_of
 
-X, R, ORIGINAL, FUSED = "X", "R", "original", "fused"
+X, R, GATED, ORIGINAL, FUSED = "X", "R", "gated", "original", "fused"
 
 _IR_VERSION = 10
 # Sizes are computed by fewer nodes than this, unless from some other part of the network.
@@ -87,18 +89,15 @@ class _Excerpt:
 
 def _excerpt(gate: FoundGate, shapes: Shapes) -> _Excerpt:
     """All that computes the output of `gate` from its maps."""
-    names = {gate.x: X, gate.output: ORIGINAL}
-    if gate.residual is not None:
-        names[gate.residual] = R
-    excerpt = _Excerpt(names)
-    maps = names.keys() - {gate.output}
-    foreign = {node for node in gate.nodes if _has_foreign_target(node, maps)}
-    for node in _makers(gate.output, maps, foreign):
+    adds = gate.residual is not None
+    excerpt = _Excerpt({gate.x: X, gate.gated: GATED if adds else ORIGINAL})
+    foreign = {node for node in gate.nodes if _has_foreign_target(node, gate.x)}
+    for node in _makers(gate.gated, gate.x, foreign):
         proto = ir.to_proto(node)
         _single_precision(proto)
         del proto.input[:], proto.output[:]
         for value in node.inputs:
-            array = None if value is None or value in maps else _constant(value)
+            array = None if value is None or value is gate.x else _constant(value)
             if array is not None:
                 excerpt.constants[excerpt.name(value)] = array
             proto.input.append(excerpt.name(value))
@@ -107,17 +106,20 @@ def _excerpt(gate: FoundGate, shapes: Shapes) -> _Excerpt:
             proto.input[1] = f"target_{len(excerpt.nodes)}"
             excerpt.nodes += _known_target(node, gate.x, shapes, proto.input[1], excerpt.constants)
         excerpt.nodes.append(proto)
+    if adds:
+        excerpt.nodes += [
+            helper.make_node("Add", [GATED, R], ["sum"]),
+            helper.make_node("Relu", ["sum"], [ORIGINAL]),
+        ]
     return excerpt
 
 
-def _makers(
-    value: ir.Value, maps: Collection[ir.Value], foreign: Collection[ir.Node] = ()
-) -> list[ir.Node]:
-    """The nodes that compute `value` from `maps` and constants, first to last.
+def _makers(value: ir.Value, x: ir.Value, foreign: Collection[ir.Node] = ()) -> list[ir.Node]:
+    """The nodes that compute `value` from `x` and constants, first to last.
 
     Args:
         value: what is computed.
-        maps: where to stop.
+        x: where to stop.
         foreign: nodes of which only the first input is followed.
 
     Raises:
@@ -132,7 +134,7 @@ def _makers(
             order[top] = None
             continue
         node = top.producer()
-        if top in maps or _constant(top) is not None or node in seen:
+        if top is x or _constant(top) is not None or node in seen:
             continue
         if node is None or len(seen) > _MOST_NODES:
             raise Refused(f"{value.name} also depends on {top.name}, which is not what it gates")
@@ -142,12 +144,12 @@ def _makers(
     return list(order)
 
 
-def _has_foreign_target(node: ir.Node, maps: Collection[ir.Value]) -> bool:
-    """Whether `node` reshapes or expands to a target that depends on more than `maps`."""
+def _has_foreign_target(node: ir.Node, x: ir.Value) -> bool:
+    """Whether `node` reshapes or expands to a target that depends on more than `x`."""
     if node.domain or node.op_type not in ("Reshape", "Expand"):
         return False
     try:
-        _makers(input_of(node, 1), maps)
+        _makers(input_of(node, 1), x)
     except Refused:
         return True
     return False

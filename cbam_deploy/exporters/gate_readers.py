@@ -23,6 +23,7 @@ from cbam_deploy.exporters.gate_spatial import read_spatial
 from cbam_deploy.exporters.gate_trail import (
     Trail,
     Weights,
+    behind_copies,
     find_constant,
     is_op,
     view_of,
@@ -67,11 +68,11 @@ def find_scaling(node: ir.Node, shapes: Shapes) -> Scaling | None:
     """`node` as a scaling, None if it is anything else."""
     if node.op_type != "Mul" or node.domain or len(node.inputs) != 2:
         return None
-    likely = [
-        (x, attention, _detour(attention, x))
-        for x, attention in (node.inputs, node.inputs[::-1])
-        if x is not None and attention is not None and find_constant(x) is None
-    ]
+    likely = []
+    for factor, attention in (node.inputs, node.inputs[::-1]):
+        if factor is not None and attention is not None and find_constant(factor) is None:
+            x = behind_copies(factor)
+            likely.append((x, attention, _detour(attention, x)))
     # Where the sizes are unknown, the map is the operand that the other one pools.
     likely.sort(key=lambda entry: entry[0] not in entry[2].pooled)
     for x, attention, detour in likely:

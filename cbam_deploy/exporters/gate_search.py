@@ -54,7 +54,8 @@ class FoundGate:
     Attributes:
         op: the operator that computes it.
         x: the map it gates.
-        output: what it makes.
+        gated: the map times its attentions.
+        output: what it makes: `gated`, or the rectified sum of it and the residual.
         residual: the map added to the gated one, for the operators that add.
         weights: arrays in the order of the operator's inputs.
         dtype: type of the maps, FP32 or FP16.
@@ -64,6 +65,7 @@ class FoundGate:
 
     op: str
     x: ir.Value
+    gated: ir.Value
     output: ir.Value
     residual: ir.Value | None
     weights: dict[str, NDArray[np.float32]]
@@ -158,7 +160,8 @@ def _gate(
     region = whole_region(region, {x})
     check_closed(region, last)
     gate_weights = dict(zip(names, weights, strict=True))
-    return FoundGate(op, x, last.outputs[0], None, gate_weights, dtype, tuple(region), ())
+    gated = last.outputs[0]
+    return FoundGate(op, x, gated, gated, None, gate_weights, dtype, tuple(region), ())
 
 
 def _map_type(x: ir.Value, trail: Trail) -> ir.DataType:
@@ -193,9 +196,10 @@ def _with_add_relu(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> Foun
 def _only_user(value: ir.Value, op: str) -> ir.Node | None:
     """The node of operator `op` that is the only use of `value`, if it is so."""
     uses = list(value.uses())
-    if value.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != op:
+    if value.is_graph_output() or len(uses) != 1:
         return None
-    return uses[0].node
+    node = uses[0].node
+    return node if not node.domain and node.op_type == op else None
 
 
 def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:

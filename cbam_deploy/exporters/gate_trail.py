@@ -68,9 +68,9 @@ def view_of(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def behind_views(value: ir.Value) -> ir.Value:
-    """What `value` is a view of."""
-    while (node := view_of(value)) is not None:
+def behind_copies(value: ir.Value) -> ir.Value:
+    """The value that `value` is under another name."""
+    while is_op(value, "Identity", "Dropout") and (node := view_of(value)) is not None:
         value = input_of(node, 0)
     return value
 

@@ -30,6 +30,8 @@ CHOICES = {
     "spread": ("unsqueeze", "reshape", "expand", "expand_shape", "expand_known"),
     "swapped": (False, True),
     "behind": ("nothing", "add", "add_relu"),
+    "residual": ("input", "map", "copy"),  # `map` is what is gated.
+    "copied": ("nothing", "pooled", "scaled", "both"),  # What is read through an Identity.
     "view": ("none", "identity", "dropout"),
 }
 # Changes that make it another function, of which no gate node may be made, and the reason.
@@ -85,6 +87,8 @@ class Spelling:
     spread: str = "unsqueeze"
     swapped: bool = False
     behind: str = "nothing"
+    residual: str = "input"
+    copied: str = "nothing"
     view: str = "none"
     mistake: str | None = None
 
@@ -162,18 +166,31 @@ def write(spelling, seed=0):
     w = Writer(spelling)
     random = np.random.default_rng(seed)
     x = w.add("Neg", "input")
-    other = w.add("Abs", "input") if spelling.mistake == "pooled_elsewhere" else x
+    scaled, pooled = _reads(w, x)
+    other = w.add("Abs", "input") if spelling.mistake == "pooled_elsewhere" else pooled
     attention = _channel_attention(w, x, other, random)
-    y = _scale(w, x, attention)
+    y = _scale(w, scaled, attention)
     if spelling.mistake == "gated_twice":
         y = w.add("Mul", y, x)
     if spelling.gate == "cbam":
-        y = _scale(w, y, _spatial_attention(w, y, random))
+        scaled, pooled = _reads(w, y)
+        y = _scale(w, scaled, _spatial_attention(w, pooled, random))
     if spelling.behind != "nothing":
-        y = w.add("Add", *(("input", y) if spelling.swapped else (y, "input")))
+        residual = "input" if spelling.residual == "input" else x
+        residual = w.add("Identity", x) if spelling.residual == "copy" else residual
+        y = w.add("Add", *((residual, y) if spelling.swapped else (y, residual)))
         y = w.add("Relu", y) if spelling.behind == "add_relu" else y
     w.nodes.append(helper.make_node("Identity", [y], ["output"], name="last"))
     return _model(w)
+
+
+def _reads(w, x):
+    """What is scaled and what is pooled: the map, or a copy of it."""
+    copied = w.spelling.copied
+    if copied == "nothing":
+        return x, x
+    copy = w.add("Identity", x)
+    return (x if copied == "pooled" else copy), (x if copied == "scaled" else copy)
 
 
 def _model(w):

@@ -30,6 +30,8 @@ ONE_CHANGE = [
 ONE_CHANGE += [
     dataclasses.replace(PLAIN, channel_peak="reshape", fixed="map"),
     dataclasses.replace(PLAIN, behind="add_relu", half=True),
+    *(dataclasses.replace(PLAIN, behind="add_relu", residual=r) for r in ("map", "copy")),
+    dataclasses.replace(PLAIN, behind="add_relu", residual="map", copied="both"),
 ]
 
 
@@ -68,8 +70,15 @@ def assert_fused(spelling):
     assert report.refused == ()
     assert [op for _, op in report.fused] == [spelling.op()]
     ops = [node.op_type for node in fused.graph.node]
-    expected = ["Neg", spelling.op(), *(["Add"] if spelling.behind == "add" else []), "Identity"]
-    assert ops == expected
+    added = spelling.behind != "nothing"
+    expected = [
+        "Neg",
+        spelling.op(),
+        *(["Identity"] if added and spelling.residual == "copy" else []),
+        *(["Add"] if spelling.behind == "add" else []),
+        "Identity",
+    ]
+    assert sorted(ops) == sorted(expected)
     assert_same(model, fused, spelling)
 
 
