@@ -40,7 +40,8 @@ class Gate:
         reduction: r.
         kernel_size: k of the spatial convolution; None also for a gate without one.
         lowering: what runs in its place: its ``function`` body in an ONNX file (``none`` without
-            one), ``native`` layers, the ``plugin`` or the ``staged plugin`` in an engine.
+            one, ``other function`` for a body that is not this version's), ``native`` layers, the
+            ``plugin`` or the ``staged plugin`` in an engine.
     """
 
     node: str
@@ -257,22 +258,30 @@ def _source_gates(path: Path) -> tuple[Gate, ...]:
 
 
 def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
-    return tuple(_gate(node, model) for node in model.graph if node.domain == GATE_DOMAIN)
+    from cbam_deploy.exporters.gate_function import foreign_operators
+
+    foreign = foreign_operators(model)
+    bodies = {
+        key: "other function" if key[1] in foreign else "function"
+        for key in model.functions
+        if key[0] == GATE_DOMAIN
+    }
+    nodes = (node for node in model.graph if node.domain == GATE_DOMAIN)
+    return tuple(_gate(node, bodies.get(node.op_identifier(), "none")) for node in nodes)
 
 
-def _gate(node: ir.Node, model: ir.Model) -> Gate:
+def _gate(node: ir.Node, lowering: str) -> Gate:
     """Sizes follow from the shapes of W0 [C/r, C] and WS [1, 2, k, k]."""
     first = 2 if "AddRelu" in node.op_type else 1
     down = _shape(node, first)
     spatial = _shape(node, first + 4) if "Cbam" in node.op_type else None
-    has_body = any(name == node.op_type for domain, name, _ in model.functions)
     return Gate(
         node=node.name or node.outputs[0].name or "",
         op=node.op_type,
         channels=down[1] if down else None,
         reduction=down[1] // down[0] if down else None,
         kernel_size=spatial[-1] if spatial else None,
-        lowering="function" if has_body else "none",
+        lowering=lowering,
     )
 
 

@@ -15,7 +15,8 @@ with the scales as attributes, if all three are int8 with one scale per tensor a
 gate's result but Q. A Q or DQ that has other readers stays for them.
 
 Gates lowered to the plugin lose their function body, so that a missing plugin is an error. A gate
-that stays native keeps its body, under a name of its own that no plugin has. The result is for
+that stays native keeps its body, under a name of its own that no plugin has; so does one whose
+body is not ours, which the plugin does not compute. The result is for
 TensorRT's parser alone: it runs nowhere else, and is no file to pass on.
 """
 
@@ -29,7 +30,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.gate_function import DOMAIN, VERSION, WEIGHTS, gate_nodes
+from cbam_deploy.exporters.gate_function import (
+    DOMAIN,
+    VERSION,
+    WEIGHTS,
+    foreign_operators,
+    gate_nodes,
+)
 from cbam_deploy.plugins.gate import Dtype, Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
 from cbam_deploy.plugins.plugin_nodes import (
@@ -87,10 +94,12 @@ def lower_gates(
     nodes = gate_nodes(model)
     if any(value.shape is None for node in nodes for value in node.inputs[:1] if value):
         common.ShapeInferencePass()(model)
-    lowered = {}
+    lowered, foreign = {}, foreign_operators(model)
     for node in nodes:
         name = node.name or node.outputs[0].name or ""
         try:
+            if node.op_type in foreign:
+                raise BadInput(foreign[node.op_type], "")
             lowered[name] = Lowered(_to_plugin(node, _required(limits), batch))
         except BadInput as error:
             lowered[name] = Lowered(NATIVE, error.message)

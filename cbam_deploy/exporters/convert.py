@@ -26,7 +26,7 @@ from cbam_deploy.exporters.calibration import (
 )
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
-from cbam_deploy.exporters.gate_function import gate_counts
+from cbam_deploy.exporters.gate_function import foreign_operators, gate_counts, gate_nodes
 from cbam_deploy.exporters.half import HalfReport, IoDtype, settle_types, to_half
 from cbam_deploy.exporters.half_rules import is_float, is_standard, is_weight
 from cbam_deploy.exporters.onnx_file import (
@@ -305,6 +305,14 @@ def _check_convertible(path: Path, model: ir.Model, history: Provenance) -> None
         raise BadInput(f"{path}: has 16-bit weights already", hint)
     if history.precision != "fp32":
         raise BadInput(f"{path}: is recorded as {history.precision} already", hint)
+    foreign = foreign_operators(model)
+    gate = next((node for node in gate_nodes(model) if node.op_type in foreign), None)
+    if gate is not None:
+        raise BadInput(
+            f"{path}: gate {gate.name or gate.outputs[0].name} is not ours to convert: "
+            f"{foreign[gate.op_type]}",
+            "convert it with the version that made it, or export the network again with this one",
+        )
     if not any(is_standard(node, *_MULTIPLIES) and _reads_weight(node) for node in graph):
         raise BadInput(
             f"{path}: has no convolution or matrix product with FP32 weights to convert",

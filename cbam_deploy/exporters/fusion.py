@@ -26,6 +26,7 @@ from cbam_deploy.exporters.gate_function import (
     FIRST_OPSET,
     VERSION,
     WEIGHTS,
+    foreign_operators,
     gate_counts,
     gate_nodes,
     set_functions,
@@ -50,7 +51,7 @@ class FusionReport:
     """What fusion did to a graph.
 
     Attributes:
-        found: number of gates made of standard ops, fused or not.
+        found: number of gates that were no nodes of ours, fused or not.
         fused: name and operator of each new gate node.
         refused: for each gate left as it was, where it is and a sentence that says why.
         present: number of gates that were nodes before.
@@ -118,19 +119,28 @@ def fuse_model(
         on_progress: called with the number of gates done and in all.
 
     Raises:
-        BadInput: a node bears the name of our operators but has not their inputs, or a weight is
-            damaged.
+        BadInput: a node is of one of our operators but has not its inputs, or a weight is damaged.
     """
-    present = gate_nodes(model)
+    foreign = foreign_operators(model)
+    present = [node for node in gate_nodes(model) if node.op_type not in foreign]
     for node in present:
         _check_inputs(node)
     opset = model.opset_imports.get("", 0)
     shapes = Shapes(model)
     gates, refused = find_gates(model.graph, shapes)
+    refused += [
+        RefusedGate(node.name or node.outputs[0].name or "", foreign[node.op_type])
+        for node in gate_nodes(model)
+        if node.op_type in foreign
+    ]
     dtype = _map_type(present, gates, shapes)
     sound = []
     for done, gate in enumerate(gates, start=1):
-        reason = _cannot_take(gate, opset, dtype) or find_difference(gate, opset, shapes)
+        reason = (
+            foreign.get(gate.op)
+            or _cannot_take(gate, opset, dtype)
+            or find_difference(gate, opset, shapes)
+        )
         if reason is None:
             sound.append(gate)
         else:

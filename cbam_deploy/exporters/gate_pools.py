@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gate_trail import Refused, Trail, constant, input_of, is_op
+from cbam_deploy.exporters.gate_trail import Refused, Trail, constant, input_of, is_op, named
 
 Pool = Literal["mean", "maximum"]
 
@@ -55,8 +55,8 @@ def _one_step(value: ir.Value, trail: Trail) -> tuple[ir.Value, ir.Node]:
     """What `value` is pooled from, and the node that does it."""
     node = value.producer()
     if node is None or not is_pool(value):
-        made = "an input or a constant" if node is None else f"made by {node.op_type}"
-        raise Refused(f"{value.name} is {made}, and no mean or maximum")
+        made = "an input or a constant, not" if node is None else f"made by {named(node)}, not by"
+        raise Refused(f"{value.name} is {made} a mean or a maximum")
     trail.nodes.append(node)
     source = input_of(node, 0)
     if value is not node.outputs[0]:

@@ -41,7 +41,7 @@ from cbam_deploy.exporters.gate_readers import (
 )
 from cbam_deploy.exporters.gate_region import add_dead_users, check_closed, whole_region
 from cbam_deploy.exporters.gate_shapes import Shapes
-from cbam_deploy.exporters.gate_trail import Refused, Trail
+from cbam_deploy.exporters.gate_trail import Refused, Trail, find_constant
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # Path of modules, as torch.onnx records it on nodes.
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -150,7 +150,7 @@ def _gate(
     trail: Trail,
 ) -> FoundGate:
     x, last = chain[0].x, chain[-1].node
-    dtype, dims = _map_type(x, trail), trail.shapes.dims(x)
+    dtype, dims = _map_type(chain, trail), trail.shapes.dims(x)
     if dtype not in _MAP_TYPES:
         raise Refused(f"{x.name} is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
     if dims is not None and len(dims) != 4:
@@ -159,14 +159,34 @@ def _gate(
     add_dead_users(region, last)
     region = whole_region(region, {x})
     check_closed(region, last)
+    _check_precision(region, dtype, x)
     gate_weights = dict(zip(names, weights, strict=True))
     gated = last.outputs[0]
     return FoundGate(op, x, gated, gated, None, gate_weights, dtype, tuple(region), ())
 
 
-def _map_type(x: ir.Value, trail: Trail) -> ir.DataType:
-    """The type of `x`, or of the weights where that is all that is known."""
-    dtype = trail.shapes.dtype(x)
+def _check_precision(region: Collection[ir.Node], dtype: ir.DataType, x: ir.Value) -> None:
+    """Refuse a gate of FP32 maps that rounds to FP16 inside, as autocast does.
+
+    The node computes in FP32 and rounds once, to the type of its maps. Where that is FP16, what
+    rounding inside does is of the size of that; where it is FP32, thousands of times as much.
+    """
+    for node in region:
+        if node.op_type != "Cast" or find_constant(node.inputs[0]) is not None:
+            continue
+        to = ir.DataType(node.attributes.get_int("to"))
+        if to == ir.DataType.FLOAT16 and dtype != to:
+            raise Refused(
+                f"{node.outputs[0].name} is rounded to {to.name}, and the map {x.name} is "
+                f"{dtype.name}; a fused gate of {dtype.name} maps does not round inside"
+            )
+
+
+def _map_type(chain: Sequence[Scaling], trail: Trail) -> ir.DataType:
+    """The type of the maps, or of the weights where that is all that is known."""
+    maps = [value for one in chain for value in (one.x, one.attention, *one.node.outputs)]
+    known = (trail.shapes.dtype(value) for value in maps)
+    dtype = next((one for one in known if one != ir.DataType.UNDEFINED), ir.DataType.UNDEFINED)
     values = [value for node in trail.nodes for value in node.inputs if value is not None]
     tensors = [ir.convenience.get_const_tensor(value) for value in values]
     types = [tensor.dtype for tensor in tensors if tensor is not None]

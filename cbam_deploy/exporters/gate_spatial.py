@@ -40,12 +40,12 @@ def read_spatial(logits: ir.Value, x: ir.Value, trail: Trail) -> tuple[Weights, 
     normalization = None
     if is_op(value, "BatchNormalization"):
         normalization = trail.maker(value, "BatchNormalization")
-        value = input_of(normalization, 0)
+        value = trail.behind_views(input_of(normalization, 0))
     added, value = _scalar_bias(value, trail)
-    convolution = trail.maker(value, "Conv")
+    convolution = trail.maker(trail.behind_views(value), "Conv")
     ws, bs = _weights(convolution)
     bs = bs + added
-    concat = trail.maker(input_of(convolution, 0), "Concat")
+    concat = trail.maker(trail.behind_views(input_of(convolution, 0)), "Concat")
     pools = [
         read_pool(input_of(concat, index), x, CHANNEL_AXES, trail)
         for index in range(len(concat.inputs))

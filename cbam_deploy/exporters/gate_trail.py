@@ -45,7 +45,7 @@ class Trail:
         """The node that makes `value`, which must be one of `ops`."""
         node = value.producer()
         if node is None or node.domain or node.op_type not in ops:
-            made = "is an input or a constant" if node is None else f"is made by {node.op_type}"
+            made = "is an input or a constant" if node is None else f"is made by {named(node)}"
             raise Refused(f"{value.name} {made}, not by {' or '.join(ops)}")
         self.nodes.append(node)
         return node
@@ -56,6 +56,13 @@ class Trail:
             self.nodes.append(node)
             value = input_of(node, 0)
         return value
+
+
+def named(node: ir.Node) -> str:
+    """The operator of a node; of a Cast, also to what."""
+    if node.op_type != "Cast" or node.domain:
+        return node.op_type
+    return f"Cast to {ir.DataType(node.attributes.get_int('to')).name}"
 
 
 def view_of(value: ir.Value) -> ir.Node | None:

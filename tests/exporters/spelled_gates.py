@@ -42,7 +42,7 @@ MISTAKES = {
     "clipped_sigmoid": "is made by Div, not by Sigmoid",
     "warmer_sigmoid": "is made by Mul, not by Gemm or MatMul or Conv",
     "no_activation": "is made by Gemm, not by Relu",
-    "minimum": "is made by ReduceMin, and no mean or maximum",
+    "minimum": "is made by ReduceMin, not by a mean or a maximum",
     "same_pool_twice": "pool the mean",
     "half_the_map": "but v0_0 is scaled",
     "pooled_elsewhere": "but v0_0 is scaled",

@@ -17,6 +17,8 @@ from cbam_deploy.exporters.half import to_half
 
 OLD = Spelling(opset=11, behind="add_relu", spread="expand_shape", weights="transposed")
 
+ROUNDED_BY_AUTOCAST = ("ReduceMean", "ReduceMax", "Conv", "Relu", "Sigmoid", "Concat")
+
 
 def fuse_proto(model):
     fused = ir.from_proto(model)
@@ -247,6 +249,27 @@ def test_network_converted_before_it_was_fused_is_fused_too():
     report, fused = fuse_proto(ir.to_proto(model))
     assert [op for _, op in report.fused] == ["CbamGateAddRelu"]
     onnx.checker.check_model(fused, full_check=True)
+
+
+@pytest.mark.parametrize("gate", ["cbam", "se"])
+def test_fp32_gate_that_rounds_to_fp16_anywhere_inside_is_left(gate):
+    """As autocast writes it; the node would not round there."""
+    plain = write(Spelling(gate=gate, layer="conv", behind="add_relu"))
+    *inside, _, _, _ = plain.graph.node
+    gate_parts = [node for node in inside if node.op_type in ROUNDED_BY_AUTOCAST]
+    assert len(gate_parts) > 4
+    for name in (node.output[0] for node in gate_parts):
+        model = write(Spelling(gate=gate, layer="conv", behind="add_relu"))
+        for node in model.graph.node:
+            node.input[:] = ["wide" if value == name else value for value in node.input]
+        index = next(i for i, node in enumerate(model.graph.node) if name in node.output)
+        for source, result, to in (("half", "wide", 1), (name, "half", 10)):
+            cast = helper.make_node("Cast", [source], [result], name=result, to=to)
+            model.graph.node.insert(index + 1, cast)
+        report, fused = fuse_proto(model)
+        assert report.fused == ()
+        assert "half is rounded to FLOAT16, and the map v0_0 is FLOAT" in report.refused[0][1]
+        assert fused == ir.to_proto(ir.from_proto(model))
 
 
 def test_fused_gates_of_an_old_opset_are_not_converted():
