@@ -50,6 +50,7 @@ from cbam_deploy.exporters.half_rules import (
     operator,
     scale_fault,
 )
+from cbam_deploy.exporters.names import Names
 from cbam_deploy.exporters.opset import raise_opset
 from cbam_deploy.exporters.sandwiches import int8_nodes
 
@@ -229,9 +230,7 @@ class _Conversion:
         self._originals: dict[ir.Value, ir.TensorProtocol] = {}
         self._scales: dict[ir.Node, ir.Value] = {}
         self._typed: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self._names = {
-            value.name for value in ir.convenience.create_value_mapping(self._graph).values()
-        }
+        self._names = Names(self._graph)
 
     def run(self) -> None:
         """Convert inputs, nodes and outputs."""
@@ -323,19 +322,15 @@ class _Conversion:
             return value
         inputs = (node.inputs[0], scale, *node.inputs[2:])
         output = self._like(value, dtype)
-        second = ir.node(
-            node.op_type,
-            inputs,
-            node.attributes,
-            outputs=[output],
-            name=f"{node_name(node)}{SUFFIX[dtype]}",
-        )
+        name = self._names.node(f"{node_name(node)}{SUFFIX[dtype]}")
+        second = ir.node(node.op_type, inputs, node.attributes, outputs=[output], name=name)
         self._graph.insert_after(node, second)
         return output
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         output = self._like(value, dtype)
-        cast = ir.node("Cast", [value], {"to": dtype}, outputs=[output], name=output.name)
+        name = self._names.node(output.name or "Cast")
+        cast = ir.node("Cast", [value], {"to": dtype}, outputs=[output], name=name)
         producer = value.producer()
         if producer is None:
             self._graph.insert_before(self._graph[0], cast)
@@ -360,11 +355,7 @@ class _Conversion:
         )
 
     def _fresh(self, value: ir.Value, dtype: ir.DataType) -> str:
-        name = f"{value.name}{SUFFIX[dtype]}"
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
+        return self._names.value(f"{value.name}{SUFFIX[dtype]}")
 
 
 def _chooses_type(node: ir.Node) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from cbam_deploy.exporters.half_rules import is_standard
+from cbam_deploy.exporters.names import Names
 
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -23,41 +24,51 @@ def round_in_fp32(model: ir.Model) -> None:
             widened = value.const_value.numpy().astype(FP32.numpy())
             value.const_value = ir.Tensor(widened, name=value.name)
             value.type = ir.TensorType(FP32)
+    names = Names(graph)
     for node in list(graph):
         for value in node.outputs:
             if value.dtype == FP16:
-                _round(graph, node, value)
+                _round(graph, node, value, names)
     for value in graph.inputs:
         if value.dtype == FP16:
-            _widen(graph, value)
+            _widen(graph, value, names)
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, names: Names) -> None:
     """Let all who read `value`, an FP16 output of `node`, read it rounded; it keeps its name."""
     readers = list(value.uses())
-    name, value.name = value.name, f"{value.name}_unrounded"
+    name = value.name or ""
+    value.name = names.value(f"{name}_unrounded")
     value.type = ir.TensorType(FP32)
     if is_standard(node, "Cast"):
         node.attributes["to"] = ir.AttrInt64("to", int(FP32))
-    is_output = any(output is value for output in graph.outputs)
-    half, full = (name, f"{name}_wide") if is_output else (f"{name}_narrow", name)
-    rounded = ir.Value(name=half, shape=value.shape, type=ir.TensorType(FP16))
-    narrow = ir.node("Cast", [value], {"to": FP16}, outputs=[rounded], name=f"{name}_narrow")
-    widened = ir.Value(name=full, shape=value.shape, type=ir.TensorType(FP32))
-    widen = ir.node("Cast", [rounded], {"to": FP32}, outputs=[widened], name=f"{name}_widen")
+    is_output = value.is_graph_output()
+    half, full = name, name
+    if is_output:
+        full = names.value(f"{name}_wide")
+    else:
+        half = names.value(f"{name}_narrow")
+    narrow = _cast(value, half, FP16, names)
+    widen = _cast(narrow.outputs[0], full, FP32, names)
     graph.insert_after(node, [narrow, widen])
     for reader, index in readers:
-        reader.replace_input_with(index, widened)
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = rounded
+        reader.replace_input_with(index, widen.outputs[0])
+    if is_output:
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = narrow.outputs[0]
 
 
-def _widen(graph: ir.Graph, value: ir.Value) -> None:
+def _widen(graph: ir.Graph, value: ir.Value, names: Names) -> None:
     """Let all who read `value`, an FP16 input, read it in FP32."""
     readers = list(value.uses())
-    widened = ir.Value(name=f"{value.name}_wide", shape=value.shape, type=ir.TensorType(FP32))
-    widen = ir.node("Cast", [value], {"to": FP32}, outputs=[widened], name=f"{value.name}_widen")
+    widen = _cast(value, names.value(f"{value.name}_wide"), FP32, names)
     for reader, index in readers:
-        reader.replace_input_with(index, widened)
+        reader.replace_input_with(index, widen.outputs[0])
     graph.insert_before(graph[0], [widen])
+
+
+def _cast(value: ir.Value, name: str, dtype: ir.DataType, names: Names) -> ir.Node:
+    output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
+    node_name = names.node(f"{name}_cast")
+    return ir.node("Cast", [value], {"to": dtype}, outputs=[output], name=node_name)

@@ -79,7 +79,7 @@ def places(model: ir.Model, keep_float: Collection[str] = ()) -> tuple[Place, ..
         keep_float: names of nodes to leave out.
     """
     attention = _attention_nodes(model)
-    found = (_place(node) for node in model.graph if node not in attention)
+    found = (_place(node) for node in model.graph if node not in attention and _is_float32(node))
     return tuple(place for place in found if place and place.node not in keep_float)
 
 
@@ -107,6 +107,12 @@ def is_feature_map(value: ir.Value | None) -> bool:
         return False
     _, channels, *sides = value.shape
     return not (isinstance(channels, int) and channels <= 2) and any(side != 1 for side in sides)
+
+
+def _is_float32(node: ir.Node) -> bool:
+    """Whether a node's first input and output are; a type that nothing says counts as that."""
+    values = (value for value in (*node.inputs[:1], *node.outputs[:1]) if value is not None)
+    return all(value.dtype in (None, ir.DataType.FLOAT) for value in values)
 
 
 def _place(node: ir.Node) -> Place | None:

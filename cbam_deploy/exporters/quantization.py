@@ -1,15 +1,12 @@
 """INT8 by post-training quantization: symmetric Q/DQ in the ONNX file, placed for TensorRT.
 
-A value x becomes clip(round(x / scale), -128, 127), halves to even, and comes back as that integer
-times scale; zero points are 0. A weight's scale is max|w| / 127 for each output channel, an
-activation's is t / 127 with t by calibration (`calibration`). `placement` tells what is quantized;
-``onnxruntime.quantization`` quantizes the weights and puts Q and DQ into the graph.
+A weight's scale is max|w| / 127 for each output channel, an activation's is t / 127 with t by
+calibration (`calibration`). `placement` tells what is quantized, `qdq` puts Q and DQ there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +20,13 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.calibration import Calibration, Images, Method, calibrate
 from cbam_deploy.exporters.feature_maps import float_feature_maps
 from cbam_deploy.exporters.placement import Place, calibrated_tensors, places
+from cbam_deploy.exporters.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
 OLDEST_OPSET = 13
-# FP16 must hold every scale to within half an INT8 step of the largest value, because what is not
-# quantized becomes FP16 next. This concerns weights of channels, and activations, below 0.002.
-SMALLEST_SCALE = 2.0**-17
 
 
 @dataclass(frozen=True)
@@ -152,9 +147,9 @@ def insert(
             )
     chosen = tuple(place for place in possible if place.node not in keep_float)
     scales = activation_scales(calibration, chosen)
-    quantized = _quantized(model, chosen, scales) if chosen else model.clone()
+    quantized = model.clone()
     kept = tuple(place.node for place in possible if place.node in keep_float)
-    _read_unrounded(quantized, kept, {place.writes for place in chosen if place.writes})
+    insert_pairs(quantized.graph, chosen, scales, frozenset(kept))
     report = QuantizationReport(
         method=calibration.method,
         images=calibration.images,
@@ -171,7 +166,7 @@ def activation_scales(calibration: Calibration, chosen: Iterable[Place]) -> dict
     chosen = tuple(chosen)
     scales = {}
     for name in calibrated_tensors(chosen):
-        scale = max(calibration.magnitude(name) / 127, SMALLEST_SCALE)
+        scale = max(calibration.magnitude(name) / LARGEST, SMALLEST_SCALE)
         scales[name] = float(np.float32(scale))
     for place in chosen:
         if place.same_scale and place.writes is not None:
@@ -206,111 +201,3 @@ def _check(model: ir.Model) -> None:
         raise BadInput(
             "the network has no convolution to quantize", "INT8 is for convolutional networks"
         )
-
-
-def _quantized(model: ir.Model, chosen: tuple[Place, ...], scales: Mapping[str, float]) -> ir.Model:
-    """The graph with Q and DQ, by ONNX Runtime's quantizer at our places."""
-    import onnx
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import QuantType
-
-    ranges = {
-        name: (np.float32(-127 * scale), np.float32(127 * scale)) for name, scale in scales.items()
-    }
-    proto = ir.to_proto(model)
-    _declare_float(proto, ranges)
-    # It would write the model to a file and read it back, for shapes that are there already.
-    proto.metadata_props.append(
-        onnx.StringStringEntryProto(key="onnx.infer", value="onnxruntime.quant")
-    )
-    operators = {place.operator for place in chosen}
-    with _our_operators(operators, {place.node: place for place in chosen}):
-        quantizer = QDQQuantizer(
-            proto,
-            per_channel=True,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-            nodes_to_quantize=[place.node for place in chosen],
-            nodes_to_exclude=[],
-            op_types_to_quantize=list(operators),
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "MinimumRealRange": 254 * SMALLEST_SCALE,
-            },
-        )
-        quantizer.quantize_model()
-    result = ir.from_proto(quantizer.model.model)
-    result.graph.sort()
-    result.producer_name, result.producer_version = model.producer_name, model.producer_version
-    result.metadata_props.pop("onnx.infer", None)
-    return common.ShapeInferencePass()(result).model
-
-
-@contextmanager
-def _our_operators(operators: Iterable[str], by_node: dict[str, Place]) -> Iterator[None]:
-    """Let ONNX Runtime's quantizer ask `by_node` what to quantize at a node."""
-    from onnxruntime.quantization.operators.qdq_base_operator import QDQOperatorBase
-    from onnxruntime.quantization.registry import QDQRegistry
-
-    class Placed(QDQOperatorBase):  # type: ignore[misc]
-        def quantize(self) -> None:
-            place = by_node[self.node.name]
-            for name in place.reads:
-                self.quantizer.quantize_activation_tensor(name)
-            if place.weight is not None:
-                self.quantizer.quantize_weight_tensor_per_channel(place.weight, place.axis)
-            if place.same_scale:
-                self.quantizer.quantize_output_same_as_input(
-                    place.writes, place.reads[0], place.node
-                )
-            elif place.writes is not None:
-                self.quantizer.quantize_activation_tensor(place.writes)
-
-    before = dict(QDQRegistry)
-    QDQRegistry.update(dict.fromkeys(operators, Placed))
-    try:
-        yield
-    finally:
-        QDQRegistry.clear()
-        QDQRegistry.update(before)
-
-
-def _declare_float(proto: Any, names: Iterable[str]) -> None:
-    """Say that tensors are float32 where shape inference could not."""
-    import onnx
-
-    graph = proto.graph
-    known = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
-    graph.value_info.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
-        if name not in known
-    )
-
-
-def _read_unrounded(model: ir.Model, kept: Collection[str], int8_results: set[str]) -> None:
-    """Let the nodes named `kept` read activations from before Q and DQ.
-
-    What a quantized operation writes as INT8 (`int8_results`) has no other form.
-    """
-    for node in model.graph:
-        if node.name in kept:
-            for index, value in enumerate(node.inputs):
-                original = _before_rounding(value)
-                if original is not None and original.name not in int8_results:
-                    node.replace_input_with(index, original)
-
-
-def _before_rounding(value: ir.Value | None) -> ir.Value | None:
-    """The tensor whose rounded copy `value` is; None where it is no such copy."""
-    dequantize = value.producer() if value is not None else None
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return None
-    integers = dequantize.inputs[0]
-    quantize_node = integers.producer() if integers is not None else None
-    return quantize_node.inputs[0] if quantize_node is not None else None

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.calibration import Calibration, Images, watch
 from cbam_deploy.exporters.placement import Place, places
+from cbam_deploy.exporters.qdq import weight_scales
 from cbam_deploy.exporters.quantization import (
-    SMALLEST_SCALE,
     QuantizationReport,
     activation_scales,
     fake_quantize,
@@ -241,9 +241,8 @@ class _Layer:
 
 
 def _rounded_weight(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    return fake_quantize(weight, np.maximum(largest / np.float32(127), SMALLEST_SCALE))
+    shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
+    return fake_quantize(weight, weight_scales(weight, axis).reshape(shape))
 
 
 def _array(value: ir.Value) -> NDArray[Any]:
