@@ -1,14 +1,15 @@
-"""Does a freshly converted file still compute what it was converted from?"""
+"""Does a freshly converted file run, and still compute what it was converted from?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from cbam_deploy.errors import CheckFailed
+from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.half_rounding import round_in_fp32
 from cbam_deploy.exporters.onnx_file import read_model, read_provenance
 
@@ -26,6 +27,10 @@ _HINT = {
     "fp16": "give --calibration, so that tensors beyond FP16's range are found and kept in FP32",
     "int8": "calibrate on more pictures, or give --max-accuracy-drop and --data",
 }
+_ELSE = {
+    "fp16": "use the FP32 file: ONNX Runtime does not take this network in FP16",
+    "int8": "give --precision int8+fp32, or use the FP32 file",
+}
 
 
 def check_conversion(
@@ -33,7 +38,7 @@ def check_conversion(
 ) -> float:
     """Compare two files in ONNX Runtime on a few pictures, or on seeded noise without any.
 
-    FP16 values are rounded as a GPU would (`half_rounding`).
+    FP16 values are rounded as a GPU would (`half_rounding`); the file itself is run once as it is.
 
     Args:
         source: the FP32 file.
@@ -46,43 +51,52 @@ def check_conversion(
         The smallest cosine over the outputs.
 
     Raises:
-        CheckFailed: an output is NaN or infinite where the source's is not, or further from it
-            than `SMALLEST_COSINE` allows.
+        CheckFailed: ONNX Runtime cannot load or run the converted file, or an output is NaN or
+            infinite where the source's is not, or further from it than `SMALLEST_COSINE` allows.
     """
     from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
     from cbam_deploy.validation.metrics import tensor_error
 
-    smallest = 1.0
     model = read_model(converted)
     provenance = read_provenance(model)
     sizes = provenance.sizes if provenance else {}
     round_in_fp32(model)
     rounding = ir.to_proto(model).SerializeToString()
-    with (
-        OnnxRuntimeRunner(source) as before,
-        OnnxRuntimeRunner(rounding, folder=converted.parent) as after,
-    ):
+    with OnnxRuntimeRunner(source) as before:
         feeds = _feeds(before, pictures, seed, sizes)
         expected = before.infer(feeds)
-        actual = after.infer(
-            {spec.name: feeds[spec.name].astype(spec.dtype) for spec in after.inputs}
-        )
-        for name, reference in expected.items():
-            error = tensor_error(name, reference, actual[name])
-            if error.nonfinite > error.reference_nonfinite:
-                raise CheckFailed(
-                    f"{source}: in {precision}, output {name} has {error.nonfinite} NaN or infinite"
-                    f" of {error.elements} elements; nothing was written",
-                    _HINT[precision],
-                )
-            smallest = min(smallest, error.cosine)
-            if not error.cosine >= SMALLEST_COSINE[precision]:
-                raise CheckFailed(
-                    f"{source}: in {precision}, output {name} has a cosine of {error.cosine:.4f} to"
-                    f" that in fp32, below {SMALLEST_COSINE[precision]}; nothing was written",
-                    _HINT[precision],
-                )
+    try:
+        _run(OnnxRuntimeRunner(converted), feeds)
+        actual = _run(OnnxRuntimeRunner(rounding, folder=converted.parent), feeds)
+    except BadInput as error:
+        reason = error.message.partition(": ")[2]
+        raise CheckFailed(
+            f"{source}: in {precision}, {reason}; nothing was written", _ELSE[precision]
+        ) from error
+    smallest = 1.0
+    for name, reference in expected.items():
+        found = tensor_error(name, reference, actual[name])
+        if found.nonfinite > found.reference_nonfinite:
+            raise CheckFailed(
+                f"{source}: in {precision}, output {name} has {found.nonfinite} NaN or infinite"
+                f" of {found.elements} elements; nothing was written",
+                _HINT[precision],
+            )
+        smallest = min(smallest, found.cosine)
+        if not found.cosine >= SMALLEST_COSINE[precision]:
+            raise CheckFailed(
+                f"{source}: in {precision}, output {name} has a cosine of {found.cosine:.4f} to"
+                f" that in fp32, below {SMALLEST_COSINE[precision]}; nothing was written",
+                _HINT[precision],
+            )
     return smallest
+
+
+def _run(network: Runner, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    with network as runner:
+        return runner.infer(
+            {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.inputs}
+        )
 
 
 def _feeds(

@@ -12,7 +12,7 @@ A weight is stored in the type its reader needs. So is a DequantizeLinear's scal
 type of its output; a QuantizeLinear takes what comes. Hence no Cast stands between them and an
 operation. Values keep their names.
 
-Operations that run in INT8 (`sandwiches`) stay as they are, with FP32 scales and biases: no float
+Operations that run in INT8 (`int8_regions`) stay as they are, with FP32 scales and biases: no float
 of theirs leaves the kernel, so FP16 would make nothing smaller. It would break ONNX Runtime's INT8
 convolutions: it quantizes their biases by the product of two scales, which underflows in FP16.
 
@@ -38,11 +38,11 @@ from cbam_deploy.exporters.gate_opset import CAST_LIKE_SINCE, needs_dtype
 from cbam_deploy.exporters.half_rules import (
     REDUCTIONS,
     TYPE_FOLLOWING,
+    Halves,
     KeptNode,
     fault,
     fits_half,
-    half_inputs,
-    half_outputs,
+    halves,
     is_float,
     is_standard,
     is_weight,
@@ -50,9 +50,9 @@ from cbam_deploy.exporters.half_rules import (
     operator,
     scale_fault,
 )
+from cbam_deploy.exporters.int8_regions import int8_nodes
 from cbam_deploy.exporters.names import Names
 from cbam_deploy.exporters.opset import raise_opset
-from cbam_deploy.exporters.sandwiches import int8_nodes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -177,7 +177,7 @@ def _set_gate_bodies(model: ir.Model) -> None:
     Pooling over channels in one step is slower on CPUs, but takes 5 MB of kernels less in the
     engine of a CBAM-ResNet-50, a tenth of its FP16 weights.
     """
-    opset = model.opset_imports[""]
+    opset = model.opset_imports.get("", 1)
     for op in gate_counts(model):
         if needs_dtype(opset):
             raise BadInput(
@@ -240,18 +240,20 @@ class _Conversion:
         for node in list(ir.traversal.RecursiveGraphIterator(self._graph)):
             if not _chooses_type(node):
                 self._convert(node)
+            elif not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                self._as(node.outputs[0], FP32)  # nobody asks for it, but its scale may be shared
         for index, value in enumerate(self._graph.outputs):
             if is_float(value):
                 self._give_output(index, value)
 
     def _convert(self, node: ir.Node) -> None:
-        halves = half_inputs(node, self._opset), half_outputs(node, self._opset)
+        may_be = halves(node, self._opset)
         typed = node.graph is self._graph and node not in self.int8_nodes
-        half = typed and any(map(any, halves)) and self._may_be_half(node)
-        for index, (value, may) in enumerate(zip(node.inputs, halves[0], strict=True)):
+        half = typed and any(map(any, may_be)) and self._may_be_half(node, may_be)
+        for index, (value, may) in enumerate(zip(node.inputs, may_be.inputs, strict=True)):
             if value is not None and is_float(value):
                 node.replace_input_with(index, self._as(value, FP16 if half and may else FP32))
-        for value, may in zip(node.outputs, halves[1], strict=True):
+        for value, may in zip(node.outputs, may_be.outputs, strict=True):
             if may:
                 dtype = FP16 if half else FP32
                 value.type = ir.TensorType(dtype)
@@ -260,7 +262,7 @@ class _Conversion:
         if half:
             self.half_nodes[operator(node)] += 1
 
-    def _may_be_half(self, node: ir.Node) -> bool:
+    def _may_be_half(self, node: ir.Node, may_be: Halves) -> bool:
         """Decide on a node that could be FP16, and note why one is not."""
         source = node.inputs[0] if node.inputs else None
         if self._asked & {node.name, *(value.name for value in node.outputs)}:
@@ -271,7 +273,7 @@ class _Conversion:
             return False
         if is_standard(node, *TYPE_FOLLOWING) and source is not None and not self._flexible(source):
             return source.dtype == FP16 and source not in self._beyond_half
-        found = fault(node, self._opset, self._ranges, self._beyond_half)
+        found = fault(node, may_be, self._ranges, self._beyond_half)
         if found is not None:
             self.kept.append(found)
         return found is None
@@ -331,12 +333,12 @@ class _Conversion:
         output = self._like(value, dtype)
         name = self._names.node(output.name or "Cast")
         cast = ir.node("Cast", [value], {"to": dtype}, outputs=[output], name=name)
-        producer = value.producer()
+        graph, producer = value.graph, value.producer()
+        assert isinstance(graph, ir.Graph)
         if producer is None:
-            self._graph.insert_before(self._graph[0], cast)
+            graph.insert_before(graph[0], cast)
         else:
-            assert producer.graph is not None
-            producer.graph.insert_after(producer, cast)
+            graph.insert_after(producer, cast)
         self.casts += 1
         return output
 

@@ -11,14 +11,15 @@ FP16 is the rule. FP32 stay:
 - nodes that read or write INT8 values whose scale FP16 cannot hold;
 - operators for which ONNX defines no FP16, and all of a subgraph (If, Loop, Scan).
 
-Where a type may be chosen follows from ONNX's own schemas: a parameter may be FP16 if its type
-constraint allows it, and an output if the same constraint also types an input.
+Where a type may be chosen follows from ONNX's own schemas: an input may be FP16 if its type
+constraint allows it, and an output is what ONNX's type inference makes of the inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -99,36 +100,72 @@ def is_weight(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and not value.is_graph_input()
 
 
-def half_inputs(node: ir.Node, opset: int) -> list[bool]:
-    """For each input, whether FP16 may stand there."""
+class Halves(NamedTuple):
+    """For each input of a node, whether FP16 may stand there; for each output, whether it follows.
+
+    An output that follows is FP16 when those inputs are, and FP32 when they are.
+    """
+
+    inputs: list[bool]
+    outputs: list[bool]
+
+
+def halves(node: ir.Node, opset: int) -> Halves:
+    """Where a node may take and give FP16.
+
+    Args:
+        node: with the types of what it reads and writes.
+        opset: version of ONNX's own operators.
+    """
     if is_gate(node):
-        weights = len(WEIGHTS[node.op_type])
-        return [index < len(node.inputs) - weights for index in range(len(node.inputs))]
+        maps = len(node.inputs) - len(WEIGHTS[node.op_type])
+        return Halves([index < maps for index in range(len(node.inputs))], [True])
+    if is_standard(node, "Cast"):
+        floats = is_float(node.inputs[0])
+        return Halves([floats], [floats and is_float(node.outputs[0])])
+    neither = Halves([False] * len(node.inputs), [False] * len(node.outputs))
     schema = _schema(node, opset)
     if schema is None:
-        return [False] * len(node.inputs)
+        return neither
     may = _may_be_half(schema)
-    return [
+    inputs = [
         is_float(value) and _constraint(schema.inputs, index) in may
         for index, value in enumerate(node.inputs)
     ]
+    kinds = _output_types(node, schema, inputs) if any(inputs) else None
+    if kinds is None:
+        return neither
+    return Halves(
+        inputs,
+        [
+            is_float(value) and kind == ir.DataType.FLOAT16
+            for value, kind in zip(node.outputs, kinds, strict=True)
+        ],
+    )
 
 
-def half_outputs(node: ir.Node, opset: int) -> list[bool]:
-    """For each output, whether it is FP16 when the inputs that may be are."""
-    if is_gate(node):
-        return [True]
-    if is_standard(node, "Cast"):
-        return [is_float(node.inputs[0]) and is_float(node.outputs[0])]
-    schema = _schema(node, opset)
-    if schema is None:
-        return [False] * len(node.outputs)
-    halves = enumerate(half_inputs(node, opset))
-    bound = {_constraint(schema.inputs, index) for index, may in halves if may}
-    return [
-        is_float(value) and _constraint(schema.outputs, index) in bound
-        for index, value in enumerate(node.outputs)
-    ]
+def _output_types(node: ir.Node, schema: OpSchema, inputs: Sequence[bool]) -> list[int] | None:
+    """What ONNX infers when `inputs` are FP16; None where that is not allowed.
+
+    The type constraints alone do not say it: an output may have one of its own, and yet take the
+    type of an input when no attribute gives another.
+    """
+    proto = onnx.NodeProto(op_type=node.op_type)
+    proto.input.extend("" if value is None else f"i{i}" for i, value in enumerate(node.inputs))
+    proto.output.extend(f"o{i}" if value.name else "" for i, value in enumerate(node.outputs))
+    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+    types = {}
+    for index, (value, may) in enumerate(zip(node.inputs, inputs, strict=True)):
+        kind = ir.DataType.FLOAT16 if may else value.dtype if value is not None else None
+        types[f"i{index}"] = onnx.TypeProto()
+        if kind is not None:
+            types[f"i{index}"].tensor_type.elem_type = int(kind)
+    try:
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        return None
+    undefined = onnx.TypeProto()
+    return [found.get(name, undefined).tensor_type.elem_type for name in proto.output]
 
 
 def _schema(node: ir.Node, opset: int) -> OpSchema | None:
@@ -160,7 +197,7 @@ def _constraint(parameters: Sequence[OpSchema.FormalParameter], index: int) -> s
 
 def fault(
     node: ir.Node,
-    opset: int,
+    may_be: Halves,
     ranges: Mapping[str, tuple[float, float]],
     beyond_half: Mapping[ir.Value, str],
 ) -> KeptNode | None:
@@ -168,15 +205,15 @@ def fault(
 
     Args:
         node: one that may be FP16.
-        opset: version of ONNX's own operators.
+        may_be: where.
         ranges: smallest and largest value by name of a tensor.
         beyond_half: values that cannot be FP16 for another reason, with a sentence each.
     """
-    for verb, values, halves in (
-        ("writes", node.outputs, half_outputs(node, opset)),
-        ("reads", node.inputs, half_inputs(node, opset)),
+    for verb, values, mays in (
+        ("writes", node.outputs, may_be.outputs),
+        ("reads", node.inputs, may_be.inputs),
     ):
-        for value, may in zip(values, halves, strict=True):
+        for value, may in zip(values, mays, strict=True):
             if not may or value is None:
                 continue
             reached, reason = _value_fault(value, ranges, beyond_half)

@@ -73,10 +73,13 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
     def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run once; raises `BadInput` when `feeds` do not fit the inputs."""
+        """Run once; raises `BadInput` when `feeds` do not fit the inputs, or a node cannot run."""
         check_feeds(feeds, self.inputs, self.batch_range)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # like those of `_session`
+            raise _refusal(self.title, "run", error) from error
 
     def prepare(self, feeds: Arrays) -> Execution:
         """Put `feeds` and room for the outputs on the device; raises like `infer`."""
@@ -152,18 +155,17 @@ def _session(
     try:
         session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:  # ONNX Runtime's kinds share no base class but this
-        reason = " ".join(str(error).split())[:300]
-        raise BadInput(
-            f"{title}: ONNX Runtime cannot load it ({reason})", "check the file, or export again"
-        ) from error
+        raise _refusal(title, "load", error) from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)
     return session
 
 
-INSTALL_CUDA = (
-    "pip install 'cbam-deploy[cuda]' on a machine with an NVIDIA GPU, or use --device cpu"
-)
+def _refusal(title: str, verb: str, error: Exception) -> BadInput:
+    reason = " ".join(str(error).split())[:300]
+    return BadInput(
+        f"{title}: ONNX Runtime cannot {verb} it ({reason})", "check the file, or export again"
+    )
 
 
 def _providers(ort: Any, device: str) -> list[Any]:

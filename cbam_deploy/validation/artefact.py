@@ -1,7 +1,8 @@
 """Open an artefact to judge its numbers, where they are those a GPU would compute.
 
 ONNX Runtime computes FP16 in FP32 on CPUs: it hides what FP16 overflows or rounds away. So there a
-file is run with every FP16 value rounded (`exporters.half_rounding`). Speed is not judged this way.
+file is run with every FP16 value rounded (`exporters.half_rounding`), once it has loaded as it is:
+what is judged must run elsewhere too. Speed is not judged this way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from cbam_deploy.errors import BadInput
 from cbam_deploy.runtimes import open_runtime
 from cbam_deploy.runtimes.base import Runner
+from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,16 +45,25 @@ def open_artefact(
     runner = open_runtime(path, runtime=runtime, device=device)
     if path.suffix != ".onnx":
         return runner
-    from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-
     model = _rounding(path) if device in (None, "cpu") else None
     if model is None:
         return OnnxRuntimeRunner(path, device, extra_outputs=extra_outputs)
-    rounding = OnnxRuntimeRunner(
-        model, device, extra_outputs=extra_outputs, folder=path.resolve().parent
-    )
-    rounding.name, rounding.title = ROUNDING, str(path)
-    return rounding
+    return _Rounding(path, model, extra_outputs)
+
+
+class _Rounding(OnnxRuntimeRunner):
+    """The file at `path` by `model`, which computes the same with FP16 values rounded."""
+
+    def __init__(self, path: Path, model: bytes, extra_outputs: Sequence[str]) -> None:
+        super().__init__(model, extra_outputs=extra_outputs, folder=path.resolve().parent)
+        self.name, self.title = ROUNDING, str(path)
+        self._path = path
+
+    def activate(self) -> None:
+        """Load the file as it is, then what is run."""
+        with OnnxRuntimeRunner(self._path):
+            pass
+        super().activate()
 
 
 def _rounding(path: Path) -> bytes | None:

@@ -113,3 +113,32 @@ def gated() -> ir.Model:
         axes=np.array([2, 3]),
         **gate_weights(16),
     )
+
+
+CONCATENATED = """(float[batch, 2, 4, 4] input) => (float[batch, 4, 4, 4] y)
+{
+  q = QuantizeLinear (input, s, zero)
+  a = DequantizeLinear (q, s, zero)
+  p = QuantizeLinear (input, t, zero)
+  b = DequantizeLinear (p, t, zero)
+  %s
+  q1 = QuantizeLinear (c, s, zero)
+  x1 = DequantizeLinear (q1, s, zero)
+  y = Conv (x1, w)
+}"""
+
+
+def concatenated(between: str = "c = Concat <axis = 1> (a, b)") -> ir.Model:
+    """Quantized maps a and b are joined to c, which is quantized again.
+
+    ONNX Runtime makes that one operation of integers, which takes no FP16 scales.
+    """
+    return network(
+        CONCATENATED % between,
+        s=np.float32(0.02),
+        t=np.float32(0.01),
+        zero=np.int8(0),
+        w=normal(4, 4, 1, 1),
+        shape=np.array([0, 2, 4, 4]),
+        split=np.array([0, 1, 2, 4, 4]),
+    )

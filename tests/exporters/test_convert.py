@@ -36,6 +36,16 @@ OVERFLOWING = """(float[batch, 3, 16, 16] input) => (float[batch, 4] logits)
   logits = Gemm (mean, fc)
 }"""
 
+JOINED = """(float[batch, 3, 16, 16] input) => (float[batch, 4, 16, 16] y)
+{
+  a = Conv (input, w)
+  b = MaxPool <kernel_shape = [1, 1]> (a)
+  e = Conv (input, u)
+  c = MaxPool <kernel_shape = [1, 1]> (e)
+  d = Concat <axis = 1> (b, c)
+  y = Conv (d, v)
+}"""
+
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory):
@@ -130,6 +140,19 @@ def test_a_file_that_computes_something_else_is_not_written(fp32, tmp_path, prec
     with pytest.raises(CheckFailed, match=f"in {precision}, output logits has a cosine of"):
         convert(fp32, tmp_path / "a.onnx", precision=precision, calibration="photos", images=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_onnx_runtime_does_not_load_is_not_written(tmp_path, monkeypatch):
+    from cbam_deploy.exporters import half
+
+    weights = {"w": normal(4, 3, 1, 1), "u": normal(4, 3, 1, 1, seed=1), "v": normal(4, 8, 1, 1)}
+    write_model(network(JOINED, **weights), tmp_path / "net.onnx")
+    options = {"precision": "int8", "calibration": "photos", "images": 2}
+    convert(tmp_path / "net.onnx", tmp_path / "good.onnx", **options)
+    monkeypatch.setattr(half, "int8_nodes", lambda graph: frozenset())
+    with pytest.raises(CheckFailed, match=r"in int8, ONNX Runtime cannot load it .*QLinearConcat"):
+        convert(tmp_path / "net.onnx", tmp_path / "bad.onnx", **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "good.onnx"}
 
 
 def test_calibration_finds_what_overflows_and_keeps_it_in_fp32(overflowing, tmp_path):

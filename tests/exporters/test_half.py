@@ -273,6 +273,35 @@ def test_a_parameter_that_onnx_wants_in_fp32_stays_so():
     assert relative_error(run(model, input=x)[0], expected) < FP16_TOLERANCE
 
 
+@pytest.mark.parametrize("op", ["EyeLike", "Bernoulli", "RandomNormalLike", "RandomUniformLike"])
+@pytest.mark.parametrize("attributes", ["", "<dtype = 1>", "<dtype = 10>"])
+def test_an_output_takes_the_type_that_onnx_infers(op, attributes):
+    to = "" if attributes != "<dtype = 10>" else "<to = 1>"
+    text = f"""(float[batch, 2, 1, 1] input) => (float[batch, 2] y) {{
+      a = Conv (input, w)
+      b = Flatten (a)
+      c = {op} {attributes} (b)
+      {f"d = Cast {to} (c)" if to else "d = Identity (c)"}
+      y = Add (b, d)
+    }}"""
+    model, x = network(text, w=normal(2, 2, 1, 1)), np.zeros((2, 2, 1, 1), np.float32)
+    assert to_half(model).half_nodes["Add"] == 1
+    (actual,) = run(model, input=x)
+    if op == "EyeLike":
+        np.testing.assert_array_equal(actual, np.eye(2))
+
+
+def test_a_node_that_onnx_infers_no_fp16_for_stays_fp32():
+    text = """(float[batch, 2, 1, 1] input) => (int32[batch, 1, 1, 1] y) {
+      a = Conv (input, w)
+      y = BitCast <to = 6> (a)
+    }"""
+    model = network(text, opset=26, w=np.ones((1, 2, 1, 1), np.float32))
+    assert to_half(model).half_nodes == {"Conv": 1}
+    (actual,) = run(model, input=np.float32([1.5, 2.25]).reshape(1, 2, 1, 1))
+    assert actual.view(np.float32).item() == 3.75
+
+
 def test_a_subgraph_stays_fp32_and_reads_outer_values_in_fp32():
     text = """(float[batch, 4] input, bool c) => (float[batch, 4] y) {
       a = Relu (input)

@@ -5,11 +5,13 @@ import onnx_ir as ir
 import pytest
 from half_networks import (
     FP16_TOLERANCE,
+    concatenated,
     dtypes,
     gated,
     network,
     nodes,
     normal,
+    relative_error,
     run,
 )
 
@@ -82,6 +84,31 @@ def test_a_quantized_network_computes_the_same_in_onnx_runtime(optimize):
     # A rounding of half a step may fall the other way: one step of 0.015 times the weight's 0.64.
     tolerance = FP16_TOLERANCE if not optimize else 0.015 * 127 * 0.005 / 4 + FP16_TOLERANCE
     assert np.abs(actual - expected).max() < tolerance
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "c = Concat <axis = 1> (a, b)",
+        "m = MaxPool <kernel_shape = [1, 1]> (a) c = Concat <axis = 1> (m, b)",
+        "d = Concat <axis = 1> (a, b) c = MaxPool <kernel_shape = [1, 1]> (d)",
+        "r = Reshape (a, split) v = Transpose <perm = [0, 2, 1, 3, 4]> (r) u = Reshape (v, shape)"
+        " c = Concat <axis = 1> (u, b)",
+    ],
+)
+def test_whatever_stands_between_dq_and_q_onnx_runtime_takes_it(between):
+    model, x = concatenated(between), normal(2, 2, 4, 4, scale=0.5)
+    (expected,) = run(model, input=x, optimize=False)
+    to_half(model)
+    assert dtypes(model)["w"] == "FLOAT16"
+    assert relative_error(run(model, input=x)[0], expected) < FP16_TOLERANCE
+
+
+def test_an_unread_dq_has_the_type_of_the_scale_it_shares():
+    unread = "q2 = QuantizeLinear (conv2, s_2, zero) unread = DequantizeLinear (q2, s_2, zero) y ="
+    model = quantized(text=QUANTIZED.replace("y =", unread), s_2=np.float32(0.1))
+    to_half(model)
+    run(model, input=normal(1, 2, 4, 4))
 
 
 def test_readers_in_both_types_get_a_dq_each():

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cbam_deploy.errors import BadInput
 from cbam_deploy.runtimes import open_runtime
 from cbam_deploy.validation.artefact import ROUNDING, open_artefact
 
@@ -50,3 +51,31 @@ def test_values_inside_are_rounded_too(there_and_back):
 def test_fp32_runs_as_it_is(network_onnx):
     with open_artefact(network_onnx) as judged, open_runtime(network_onnx) as plain:
         assert judged.name == plain.name == "onnxruntime-cpu"
+
+
+def test_a_file_that_loads_only_in_its_rounded_form_is_refused(tmp_path):
+    """ONNX Runtime makes integers of DQ, Concat, Q, and those want FP32 scales."""
+    dtype = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["i"]),
+            helper.make_node("DequantizeLinear", ["i", "scale", "zero"], ["a"]),
+            helper.make_node("QuantizeLinear", ["input", "other", "zero"], ["k"]),
+            helper.make_node("DequantizeLinear", ["k", "other", "zero"], ["b"]),
+            helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+            helper.make_node("QuantizeLinear", ["c", "scale", "zero"], ["j"]),
+            helper.make_node("DequantizeLinear", ["j", "scale", "zero"], ["output"]),
+        ],
+        "joined",
+        [helper.make_tensor_value_info("input", dtype, ["batch", 2])],
+        [helper.make_tensor_value_info("output", dtype, ["batch", 4])],
+        [
+            numpy_helper.from_array(np.float16(0.5), "scale"),
+            numpy_helper.from_array(np.float16(0.25), "other"),
+            numpy_helper.from_array(np.int8(0), "zero"),
+        ],
+    )
+    path = tmp_path / "joined.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), path)
+    with pytest.raises(BadInput, match=r"joined\.onnx: ONNX Runtime cannot load it"):
+        open_artefact(path).activate()
