@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput, CheckFailed, DeployError
 from cbam_deploy.exporters.network_inputs import NetworkInputs
+from cbam_deploy.runtimes.pytorch import own_array, own_tensor
 from cbam_deploy.validation.inputs import Feeds, noise
 
 Array = NDArray[Any]
@@ -87,14 +88,14 @@ def _references(module: nn.Module, feeds: Feeds, label: str, shape: str) -> list
     """The module's outputs that are tensors, in its order."""
     try:
         with torch.inference_mode():
-            leaves = tree_leaves(module(*(torch.from_numpy(array) for array in feeds.values())))
+            leaves = tree_leaves(module(*map(own_tensor, feeds.values())))
     except Exception as error:  # The user's code may fail in any way.
         reason = " ".join(str(error).split())[:200]
         raise BadInput(
             f"{label}: PyTorch cannot run it at {shape} ({reason})",
             "make the model independent of these sizes, or fix them with --input",
         ) from error
-    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [own_array(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _error(reference: Array, output: Array) -> ExportError:

@@ -88,17 +88,25 @@ class PyTorchRunner(Runner):
             outputs = self._named(self._loaded(*self._tensors(feeds)))
         if self._device_name == "cuda":
             return cuda.to_host(outputs)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return {name: own_array(tensor) for name, tensor in outputs.items()}
 
     def prepare(self, feeds: Arrays) -> Execution:
-        """Put `feeds` on the device; raises like `infer`."""
+        """Put `feeds` on the device; raises like `infer`.
+
+        A module that writes into its inputs gets a copy of them for each run: before the run's time
+        begins on the CPU, within it on CUDA, where runs are replays of one graph.
+        """
         check_feeds(feeds, self.inputs, self.batch_range)
         module, tensors = self._loaded, self._tensors(feeds)
+        with self._settings():
+            writes = _writes_into(module, tensors)
         if self._device_name == "cpu":
-            return _CpuExecution(module, tensors, self._settings)
+            return _CpuExecution(module, tensors, self._settings, fresh=writes)
         with self._settings():
             return cuda.CudaExecution(
-                lambda: module(*tensors), capture=True, held_bytes=self._held_bytes
+                lambda: module(*_copies(tensors) if writes else tensors),
+                capture=True,
+                held_bytes=self._held_bytes,
             )
 
     @property
@@ -134,12 +142,12 @@ class PyTorchRunner(Runner):
         return dict(zip(self._output_names, tensors, strict=True))
 
     def _tensors(self, feeds: Arrays) -> list[torch.Tensor]:
-        """`feeds` on the device, in the order of the inputs; pictures in the memory format."""
+        """Copies of `feeds` on the device, in the order of the inputs; pictures in the format."""
         tensors = []
         for spec in self.inputs:
-            array = np.ascontiguousarray(feeds[spec.name])
+            array = feeds[spec.name]
             on_cpu = self._device_name == "cpu"
-            tensor = torch.from_numpy(array) if on_cpu else cuda.to_device(array, self._device)
+            tensor = own_tensor(array) if on_cpu else cuda.to_device(array, self._device)
             if tensor.dim() == 4:
                 tensor = tensor.contiguous(memory_format=self._format)
             tensors.append(tensor)
@@ -170,8 +178,11 @@ class _CpuExecution(Execution):
         module: nn.Module,
         tensors: Sequence[torch.Tensor],
         settings: Callable[[], AbstractContextManager[None]],
+        *,
+        fresh: bool,
     ) -> None:
         self._module, self._tensors, self._settings = module, tensors, settings
+        self._fresh = fresh
 
     def measure(self, runs: int) -> NDArray[np.float64]:
         """Wall-clock seconds of each run."""
@@ -179,10 +190,35 @@ class _CpuExecution(Execution):
         seconds = np.empty(runs)
         with self._settings():
             for index in range(runs):
+                if self._fresh:
+                    tensors = _copies(self._tensors)
                 start = time.perf_counter_ns()
                 module(*tensors)
                 seconds[index] = (time.perf_counter_ns() - start) * 1e-9
         return seconds
+
+
+def own_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """A copy of `array`: a module may write into what it is given, keep it, or return it."""
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def own_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """A copy of a tensor on the CPU, which a module may overwrite in its next run."""
+    # NumPy has no bfloat16; float32 holds all of its values.
+    tensor = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    return np.array(tensor.numpy())
+
+
+def _copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def _writes_into(module: nn.Module, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a run of `module` changes its inputs; tried on copies."""
+    copies = _copies(tensors)
+    module(*copies)
+    return not all(map(torch.equal, copies, tensors))
 
 
 def _module(model: nn.Module | ModelIdentity) -> nn.Module:

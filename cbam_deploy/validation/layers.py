@@ -35,6 +35,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.onnx_file import read_model
 from cbam_deploy.exporters.torch_graph import export_program
 from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.runtimes.pytorch import own_array
 from cbam_deploy.validation.artefact import open_artefact
 from cbam_deploy.validation.inputs import Feeds
 from cbam_deploy.validation.layer_report import LayerError, LayerReport
@@ -154,7 +155,7 @@ class _Watcher(torch.fx.Interpreter):
     def run_node(self, node: torch.fx.Node) -> Any:
         value = super().run_node(node)
         if node.name in self._wanted and isinstance(value, torch.Tensor):
-            self._visit(node.name, value.numpy())
+            self._visit(node.name, own_array(value))
         return value
 
 

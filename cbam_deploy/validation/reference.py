@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.provenance import ModelIdentity, Provenance
+from cbam_deploy.runtimes.pytorch import own_array, own_tensor
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,13 @@ class Reference:
                 f"reference {self.label}: does not take inputs of shape {shapes} ({reason})",
                 "give the model that the artefact was made from with --reference",
             ) from error
-        return [leaf.numpy() for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+        return [own_array(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """`array` as a tensor; every floating-point type becomes float32."""
-    if np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32)
-    return torch.from_numpy(array)
+    """A copy of `array` as a tensor; every floating-point type becomes float32."""
+    tensor = own_tensor(array)
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def open_reference(

@@ -11,9 +11,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from altering_networks import ALTERING, Counting
 from gated_networks import SIZE
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from cbam_deploy import validate
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters import export_onnx, fuse, onnx_export
@@ -305,3 +308,21 @@ def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "load_model", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(BadInput, match="folder"):
         export_onnx("resnet20", tmp_path / "nowhere" / "out.onnx")
+
+
+@pytest.mark.parametrize("network", ALTERING)
+def test_a_network_that_alters_its_input_is_exported_and_in_parity(network, tmp_path):
+    path = tmp_path / "own.onnx"
+    export_onnx(network(), path, image_size=4)
+    pictures = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network()(pictures.clone())
+    for output, value in zip(run(path, pictures), tree_leaves(expected), strict=True):
+        np.testing.assert_allclose(output, value, atol=1e-6)
+    assert validate(path, reference=network(), batch_sizes=[2], layers="all").passed
+
+
+def test_integers_that_a_network_alters_are_the_same_for_both_sides(tmp_path):
+    path = tmp_path / "own.onnx"
+    export_onnx(Counting(), path, inputs=["tokens:Nx4:int64"])
+    assert validate(path, reference=Counting(), batch_sizes=[2], layers="all").passed

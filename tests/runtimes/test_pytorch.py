@@ -125,3 +125,62 @@ def test_gpu_computes_what_the_cpu_computes(module, pictures, tolerance):
 def test_use_before_activation_is_a_defect_not_an_input_error(module, pictures):
     with pytest.raises(RuntimeError, match="not active"):
         PyTorchRunner(module, [INPUT]).infer({"input": pictures})
+
+
+class Halving(nn.Module):
+    """Halves its input in place: what it gives tells how often it ran on one array."""
+
+    def forward(self, x):
+        return x.div_(2).mean((1, 2, 3))[:, None]
+
+
+class Own(nn.Module):
+    """Gives its own buffer, overwritten in each run."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("out", torch.zeros(2, 1))
+
+    def forward(self, x):
+        return self.out.copy_(x.mean((1, 2, 3))[:, None])
+
+
+def test_a_module_that_writes_into_its_input_leaves_the_callers_alone():
+    feeds = {"input": np.full((2, 3, 8, 8), 4, np.float32)}
+    with PyTorchRunner(Halving(), [INPUT]) as runner:
+        for _ in range(2):
+            np.testing.assert_array_equal(runner.infer(feeds)["logits"], [[2], [2]])
+    np.testing.assert_array_equal(feeds["input"], 4)
+
+
+def test_timed_runs_of_a_module_that_writes_into_its_input_all_get_the_same():
+    seen = []
+
+    class Telling(Halving):
+        def forward(self, x):
+            seen.append(float(x[0, 0, 0, 0]))
+            return super().forward(x)
+
+    with PyTorchRunner(Telling(), [INPUT]) as runner:
+        execution = runner.prepare({"input": np.full((2, 3, 8, 8), 4, np.float32)})
+        del seen[:]
+        execution.measure(3)
+    assert seen == [4, 4, 4]
+
+
+def test_an_output_is_kept_when_the_module_overwrites_its_buffer():
+    with PyTorchRunner(Own(), [TensorSpec("input", (2, 3, 8, 8), "float32")]) as runner:
+        first = runner.infer({"input": np.ones((2, 3, 8, 8), np.float32)})["logits"]
+        runner.infer({"input": np.zeros((2, 3, 8, 8), np.float32)})
+    np.testing.assert_array_equal(first, 1)
+
+
+def test_bfloat16_outputs_come_as_float32():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).bfloat16()
+
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return network(x.bfloat16())
+
+    with PyTorchRunner(Rounded(), [INPUT]) as runner:
+        assert runner.infer({"input": np.ones((1, 3, 8, 8), np.float32)})["logits"].dtype == "f4"
