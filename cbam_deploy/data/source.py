@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.pictures import UnreadablePicture, normalize, resize_and_crop
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
@@ -66,6 +67,17 @@ class ImageSource:
         self.class_names = class_names
         self.skipped: list[tuple[str, str]] = []
         self._read = read
+
+    def use_classes(self, names: tuple[str, ...], of: str) -> None:
+        """Count classes as in `names`, which are those of the set `of`; labels then mean these.
+
+        Raises:
+            BadInput: a class of this set is not among them (`class_names.class_indices`).
+        """
+        indices = class_indices(self.class_names, names, where=self.name, of=of)
+        if self.labels is not None:
+            self.labels = np.array(indices, np.int64)[self.labels]
+        self.class_names = names
 
     def __len__(self) -> int:
         return len(self.names)

@@ -18,6 +18,15 @@ def accuracy_section(accuracy: Mapping[str, Any]) -> Section:
     networks = accuracy["networks"]
     skipped = len(accuracy["skipped"])
     allowed = accuracy["max_drop"]
+    ordered = [network["name"] for network in networks if network["classes"] == "by order"]
+    notes = []
+    if skipped:
+        notes.append(f"{skipped} pictures could not be read and were skipped.")
+    if ordered:
+        notes.append(
+            f"Classes are matched to the folders by their order, not by name, for"
+            f" {', '.join(ordered)}: no names are recorded there."
+        )
     return Section(
         title="Accuracy",
         intro=f"{accuracy['images']:,} pictures of {accuracy['data']}.",
@@ -27,7 +36,7 @@ def accuracy_section(accuracy: Mapping[str, Any]) -> Section:
             for network in networks[:3]
         ),
         tables=(_table(networks, allowed),),
-        notes=(f"{skipped} pictures could not be read and were skipped.",) if skipped else (),
+        notes=tuple(notes),
     )
 
 

@@ -53,7 +53,7 @@ def open_sets(
     """The pictures to learn from, and those to be tested on where there are such.
 
     Raises:
-        BadInput: there are no labels, or other classes in one part than in the other.
+        BadInput: there are no labels, or classes to be tested on that are not learnt.
     """
     train_set = open_source(data, preprocessing, split="train")
     if train_set.labels is None:
@@ -66,11 +66,12 @@ def open_sets(
         val_set = open_source(data, preprocessing, split="test")
     else:
         return train_set, None
-    if val_set.class_names != train_set.class_names:
+    if val_set.labels is None:
         raise BadInput(
-            f"{val_set.name}: the classes are not those of {train_set.name}",
-            "use the same class folders for validation",
+            f"{val_set.name}: the pictures have no labels to validate with",
+            "put those of each class into a folder",
         )
+    val_set.use_classes(train_set.class_names, of=train_set.name)
     return train_set, val_set
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import environment
@@ -143,6 +144,7 @@ class _Tally:
             drop=(baseline._top1 - self._top1) / self._images,
             disagreements=self._disagreements,
             images_per_second=self._images / self._seconds,
+            classes="by name" if self._known_classes else "by order",
         )
 
     def _logits(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -190,8 +192,8 @@ def ranks(logits: NDArray[np.floating[Any]], classes: Labels) -> Labels:
 def match_classes(network: str, known: Sequence[str], classes: int, source: ImageSource) -> Labels:
     """The network's class for each label of `source`.
 
-    By name where the network knows the names of its classes and they contain the source's; else
-    one to one, where both have equally many.
+    By name where the network knows the names of its classes, of which the source may have fewer
+    (`data.class_names`); else one to one, where both have equally many.
 
     Args:
         network: name for the message.
@@ -206,8 +208,13 @@ def match_classes(network: str, known: Sequence[str], classes: int, source: Imag
         BadInput: the classes correspond in neither way.
     """
     names = source.class_names
-    if len(known) == classes and names and set(names) <= set(known):
-        return np.array([known.index(name) for name in names], np.int64)
+    if known and len(known) != classes:
+        raise BadInput(
+            f"{network}: records the names of {len(known)} classes and gives {classes} logits",
+            "export the network again from its checkpoint",
+        )
+    if known:
+        return np.array(class_indices(names, known, where=source.name, of=network), np.int64)
     if len(names) != classes:
         raise BadInput(
             f"{source.name}: has {len(names)} classes, {network} tells {classes} apart",

@@ -24,6 +24,8 @@ class NetworkAccuracy:
         disagreements: pictures for which the baseline predicts another class.
         images_per_second: pictures over the time in the network, transfers of inputs and outputs
             included, reading and preprocessing not.
+        classes: how they were found among the folders: ``by name``, or ``by order`` for a network
+            that does not know the names of its classes.
     """
 
     name: str
@@ -33,6 +35,7 @@ class NetworkAccuracy:
     drop: float
     disagreements: int
     images_per_second: float
+    classes: str
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,20 @@ class AccuracyReport:
                 f"{network.images_per_second:.1f}",
                 style="red" if network in too_low else None,
             )
-        heading = f"{self.images} pictures of {escape(self.data)}"
+        heading = f"{self.images} pictures of {self.data}"
         if self.skipped:
             heading += f", {len(self.skipped)} unreadable ones skipped"
-        return Group(heading, table)
+        return Group(escape(f"{heading}; classes matched {self._matching()}"), table)
+
+    def _matching(self) -> str:
+        ordered = [network.name for network in self.networks if network.classes == "by order"]
+        if not ordered:
+            return "by name"
+        return (
+            "by order"
+            if len(ordered) == len(self.networks)
+            else (f"by name, for {', '.join(ordered)} by order")
+        )
 
     def _too_low(self) -> list[NetworkAccuracy]:
         if self.max_drop is None:

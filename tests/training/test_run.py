@@ -205,7 +205,8 @@ def test_a_loss_that_is_no_number_stops_the_run(quick: Quick) -> None:
     [
         ({"data": "photos"}, "photos: the pictures have no labels"),
         ({"data": "digits"}, "gives [1, 2] for one picture, where 10 classes need [1, 10]"),
-        ({"val_data": "digits"}, "the classes are not those of"),
+        ({"val_data": "digits"}, "has no class '0', '1', '2'"),
+        ({"val_data": "photos"}, "photos: the pictures have no labels to validate with"),
         ({"model": "resnet21"}, "model 'resnet21' is unknown"),
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": -1}, "--batch-size -1"),

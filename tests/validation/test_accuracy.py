@@ -2,16 +2,19 @@
 
 import io
 import json
+import unicodedata
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from cbam_deploy import evaluate
 from cbam_deploy.data import Preprocessing, open_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.provenance import METADATA_KEY, Provenance
 from cbam_deploy.validation.accuracy import match_classes, ranks
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
 
@@ -56,15 +59,19 @@ def test_classes_are_matched_one_to_one_where_names_are_not_known():
     assert match_classes("net", (), 3, Source("a", "b", "c")).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("known", [(), ("cat", "dog", "emu")])
-def test_other_classes_are_refused(known):
+def test_other_classes_are_refused():
     with pytest.raises(BadInput, match="2 classes, net tells 3 apart"):
-        match_classes("net", known, 3, Source("a", "b"))
+        match_classes("net", (), 3, Source("a", "b"))
+    # As many as the network has, and each of them another one.
+    with pytest.raises(BadInput, match=r"no class 'a', 'b', 'c'.*'cat', 'dog', 'emu'"):
+        match_classes("net", ("cat", "dog", "emu"), 3, Source("a", "b", "c"))
+    with pytest.raises(BadInput, match="names of 2 classes and gives 3 logits"):
+        match_classes("net", ("cat", "dog"), 3, Source("cat", "dog"))
 
 
 def report(*top1, max_drop=None):
     networks = tuple(
-        NetworkAccuracy(f"{index}.onnx", "cpu", value, None, top1[0] - value, 0, 1.0)
+        NetworkAccuracy(f"{index}.onnx", "cpu", value, None, top1[0] - value, 0, 1.0, "by name")
         for index, value in enumerate(top1)
     )
     return AccuracyReport("digits", 100, (), networks, max_drop, {})
@@ -120,6 +127,61 @@ def test_networks_are_compared_picture_by_picture(network_onnx, with_weight):
     assert changed.drop == pytest.approx(np.mean(before == labels) - changed.top1)
 
 
+@pytest.fixture
+def colours_onnx(tmp_path):
+    """Takes 8 x 8 pictures, RGB in any dtype, and says which channel is strongest on average."""
+
+    def save(dtype=onnx.TensorProto.FLOAT, class_names=("Red", "école", "blue")):
+        picture = onnx.helper.make_tensor_value_info("image", dtype, ["batch", 3, 8, 8])
+        logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 3])
+        axes = onnx.numpy_helper.from_array(np.array([2, 3]), "axes")
+        nodes = [
+            onnx.helper.make_node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("ReduceMean", ["float", "axes"], ["logits"], keepdims=0),
+        ]
+        graph = onnx.helper.make_graph(nodes, "colours", [picture], [logits], [axes])
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+        )
+        preprocessing = Preprocessing(8, 8, std=(0.2, 0.2, 0.2))
+        provenance = Provenance(preprocessing=preprocessing, class_names=class_names)
+        onnx.helper.set_model_props(model, {METADATA_KEY: provenance.dumps()})
+        onnx.save(model, tmp_path / "colours.onnx")
+        return tmp_path / "colours.onnx"
+
+    return save
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A folder of pictures whose strongest channel is the class, under the names given."""
+
+    def save(red="Red", green="école", blue="blue"):
+        root = tmp_path / "colours"
+        for channel, name in enumerate((red, green, blue)):
+            pixels = np.full((8, 8, 3), 40, np.uint8)
+            pixels[..., channel] = 220
+            (root / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(root / name / "1.png")
+        return str(root)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "names", [{}, {"red": "red", "blue": "Blue"}, {"green": unicodedata.normalize("NFD", "école")}]
+)
+def test_accuracy_does_not_depend_on_how_folders_are_sorted(colours_onnx, colours, names):
+    report = evaluate(colours_onnx(), data=colours(**names))
+    assert report.networks[0].top1 == 1.0
+    assert report.networks[0].classes == "by name"
+
+
+def test_a_translated_folder_is_refused(colours_onnx, colours):
+    with pytest.raises(BadInput, match=r"has no class 'school'; .* 'école'"):
+        evaluate(colours_onnx(), data=colours(green="school"))
+
+
 def test_a_fixed_batch_scores_every_picture_once(network_onnx, altered):
     def fix(model):
         for value in (*model.graph.input, *model.graph.output):
@@ -143,8 +205,6 @@ def test_pictures_without_labels_are_refused(network_onnx):
 
 
 def test_a_network_of_other_classes_is_refused(network_onnx, tmp_path):
-    from PIL import Image
-
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / name / "1.png")
@@ -174,7 +234,7 @@ def test_the_report_is_json_and_a_table(network_onnx):
     assert [network["name"] for network in data["networks"]] == [str(network_onnx)] * 2
     text = io.StringIO()
     Console(width=200, file=text).print(report)
-    assert "10 pictures of digits" in text.getvalue()
+    assert "10 pictures of digits; classes matched by order" in text.getvalue()
     assert "+0.00" in text.getvalue()
 
 

@@ -1,0 +1,79 @@
+"""Classes are matched by name: a folder means the class that is called like it.
+
+Names are the same when they are equal, else when they are so in another Unicode form, letter case
+or with blanks around, else with blanks, underscores and hyphens taken for one another: by the first
+of these under which the name means one class.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from cbam_deploy.errors import BadInput
+
+_SHOWN = 6
+
+
+def normalized(name: str) -> str:
+    """`name` composed (NFC), in one letter case, without blanks around it."""
+    folded = unicodedata.normalize("NFC", name).casefold()  # Which may decompose it again.
+    return unicodedata.normalize("NFC", folded).strip()
+
+
+def _without_separators(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", normalized(name))).strip()
+
+
+_FORMS: tuple[Callable[[str], str], ...] = (str, normalized, _without_separators)
+
+
+def class_indices(
+    names: Sequence[str], known: Sequence[str], *, where: str, of: str
+) -> tuple[int, ...]:
+    """The index in `known` of each of `names`, which may be fewer and in another order.
+
+    Args:
+        names: of class folders.
+        known: the names that count, in the order of their labels.
+        where: what has `names`, for the message.
+        of: what has `known`, for the message.
+
+    Raises:
+        BadInput: a name means no class or more than one, or two names mean the same.
+    """
+    places = []
+    for form in _FORMS:
+        found = defaultdict(list)
+        for index, name in enumerate(known):
+            found[form(name)].append(index)
+        places.append(found)
+    indices = []
+    for name in names:
+        meant = [place.get(form(name), []) for form, place in zip(_FORMS, places, strict=True)]
+        indices.append(next((found[0] for found in meant if len(found) == 1), -1))
+    unknown = [name for name, index in zip(names, indices, strict=True) if index < 0]
+    if unknown:
+        unused = [name for index, name in enumerate(known) if index not in indices]
+        rest = (
+            f"its classes without a folder are {_listed(unused)}" if unused else "all have folders"
+        )
+        raise BadInput(
+            f"{where}: {of} has no class {_listed(unknown)}; {rest}",
+            "name the folders like the classes; the order does not matter, and some may be absent",
+        )
+    for index in indices:
+        same = [name for name, other in zip(names, indices, strict=True) if other == index]
+        if len(same) > 1:
+            raise BadInput(
+                f"{where}: {_listed(same)} are one class of {of}, {known[index]!r}",
+                "put their pictures into one folder",
+            )
+    return tuple(indices)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
