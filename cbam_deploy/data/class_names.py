@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from cbam_deploy.errors import BadInput
@@ -64,13 +64,13 @@ def class_indices(
             f"{where}: {of} has no class {_listed(unknown)}; {rest}",
             "name the folders like the classes; the order does not matter, and some may be absent",
         )
-    for index in indices:
+    index, most = Counter(indices).most_common(1)[0] if indices else (0, 0)
+    if most > 1:
         same = [name for name, other in zip(names, indices, strict=True) if other == index]
-        if len(same) > 1:
-            raise BadInput(
-                f"{where}: {_listed(same)} are one class of {of}, {known[index]!r}",
-                "put their pictures into one folder",
-            )
+        raise BadInput(
+            f"{where}: {_listed(same)} are one class of {of}, {known[index]!r}",
+            "put their pictures into one folder",
+        )
     return tuple(indices)
 
 

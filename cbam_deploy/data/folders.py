@@ -1,22 +1,21 @@
 """Pictures in folders: labelled by class folder (ImageFolder layout), or flat and unlabelled.
 
-A folder with ``train`` and ``val`` (or ``test``) inside is a data set with its split.
+A folder with ``train`` and ``val`` (or ``test``) inside is a data set with its split (`splits`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from cbam_deploy.data.class_names import class_indices
+from cbam_deploy.data.listing import class_folders, listing, pictures_below
 from cbam_deploy.data.pictures import EXTENSIONS, decode, require_pillow
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
+from cbam_deploy.data.splits import Parts, find_parts
 from cbam_deploy.errors import BadInput
-
-_TEST_FOLDERS = ("val", "test")
 
 
 def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSource:
@@ -26,37 +25,35 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
     (so that labels keep meaning the network's outputs); pictures may lie deeper. Without class
     folders, the pictures directly in `root` are unlabelled. Names beginning with a dot are left
     out. A `split` other than ``all`` chooses between ``train`` and ``val`` (or ``test``) where
-    `root` has these; elsewhere everything belongs to every split.
+    `root` has such parts (`splits.find_parts`); elsewhere everything belongs to every split.
+    Classes of the held-out part are those of the training part, by name.
 
     Raises:
-        BadInput: there are no pictures, or both labelled and unlabelled ones.
+        BadInput: there are no pictures, or both labelled and unlabelled ones, a folder cannot be
+            read, or what look like parts of a data set cannot be told from classes.
         MissingCapability: Pillow is not installed.
     """
     require_pillow()
-    roots = _split_roots(root, split)
+    parts = find_parts(root)
     # Labels mean the same in every part: those of the training part.
-    class_names = _class_names(root / "train" if has_split(root) else root)
+    training = parts.train if parts else root
+    class_names = class_folders(training)
     files: list[Path] = []
     labels: list[int] = []
-    for part in roots:
-        flat = sorted(_pictures_in(part))
-        below = _class_names(part)
-        unknown = sorted(set(below) - set(class_names))
-        if unknown:
-            raise BadInput(
-                f"{part}: the training part has no class folder {unknown[0]!r}",
-                "use the same class folders in every part",
-            )
+    for part in _roots(root, parts, split):
+        flat = listing(part).pictures
+        below = class_folders(part)
+        indices = class_indices(below, class_names, where=str(part), of=str(training))
         if flat and class_names:
             raise BadInput(
                 f"{part}: has pictures both beside class folders and inside them ({flat[0].name})",
                 "move them into class folders, or take the class folders away",
             )
         files += flat
-        for name in below:
-            found = sorted(_pictures_below(part / name))
+        for name, index in zip(below, indices, strict=True):
+            found = sorted(pictures_below(part / name))
             files += found
-            labels += [class_names.index(name)] * len(found)
+            labels += [index] * len(found)
     if not files:
         raise BadInput(
             f"{root}: has no pictures", f"give a folder with {', '.join(sorted(EXTENSIONS))} files"
@@ -71,46 +68,9 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
     )
 
 
-def has_split(root: Path) -> bool:
-    """Whether `root` is divided into a ``train`` and a ``val`` or ``test`` folder."""
-    return (root / "train").is_dir() and any((root / name).is_dir() for name in _TEST_FOLDERS)
-
-
-def _split_roots(root: Path, split: str) -> list[Path]:
-    if not has_split(root):
+def _roots(root: Path, parts: Parts | None, split: str) -> list[Path]:
+    if parts is None:
         return [root]
-    test = next(root / name for name in _TEST_FOLDERS if (root / name).is_dir())
-    return {"train": [root / "train"], "test": [test], "all": [root / "train", test]}[split]
-
-
-def _class_names(root: Path) -> list[str]:
-    """Names of the folders in `root`, sorted; empty unless one of them holds a picture."""
-    folders = sorted(entry.name for entry in _visible(root) if entry.is_dir())
-    return folders if any(next(_pictures_below(root / name), None) for name in folders) else []
-
-
-def _pictures_in(folder: Path) -> Iterator[Path]:
-    for entry in _visible(folder):
-        if entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS:
-            yield Path(entry.path)
-
-
-def _pictures_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Pictures at any depth; a link back to a folder above is not followed."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    yield from _pictures_in(folder)
-    for entry in _visible(folder):
-        if entry.is_dir():
-            yield from _pictures_below(Path(entry.path), above | {real})
-
-
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot be read ({error.strerror})", "check the folder's permissions"
-        ) from error
+    if parts.test is None:
+        return [parts.train]
+    return {"train": [parts.train], "test": [parts.test], "all": [parts.train, parts.test]}[split]

@@ -32,7 +32,13 @@ def open_source(source: str, preprocessing: Preprocessing, *, split: Split = "al
     if source == "photos":
         return open_photos(preprocessing)
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise BadInput(
+            f"{source}: cannot be read ({error.strerror})", "check the path and its permissions"
+        ) from error
+    if is_folder:
         return open_folder(path, preprocessing, split)
-    what = "is a file, not a folder of pictures" if path.exists() else "no such folder"
+    what = "is a file, not a folder of pictures" if exists else "no such folder"
     raise BadInput(f"{source}: {what}", f"give a folder of pictures, or {' or '.join(BUILTIN)}")

@@ -18,7 +18,7 @@ def accuracy_section(accuracy: Mapping[str, Any]) -> Section:
     networks = accuracy["networks"]
     skipped = len(accuracy["skipped"])
     allowed = accuracy["max_drop"]
-    ordered = [network["name"] for network in networks if network["classes"] == "by order"]
+    ordered = [network["name"] for network in networks if network.get("classes") == "by order"]
     notes = []
     if skipped:
         notes.append(f"{skipped} pictures could not be read and were skipped.")

@@ -10,6 +10,8 @@ from cbam_deploy.provenance import Provenance
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SHOWN = 10  # classes
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -94,6 +96,7 @@ class TrainResult:
         model = self.provenance.model
         if model is not None:
             table.add_row("model", f"{model.name}, attention {model.attention or 'its own'}")
+        table.add_row("classes", escape(_listed(self.provenance.class_names)))
         table.add_row("started from", escape(self.started_from))
         table.add_row("epochs", f"{len(self.epochs)} in {self.seconds:.0f} s")
         table.add_row("best epoch", str(best.number))
@@ -102,3 +105,8 @@ class TrainResult:
         table.add_row("training accuracy", f"{best.train_accuracy:.2%}")
         table.add_row("weights", self.weights)
         return table
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)}: {', '.join(names[:_SHOWN])}{rest}"

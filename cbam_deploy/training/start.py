@@ -6,13 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cbam_deploy.data.folders import has_split
 from cbam_deploy.data.opening import open_source
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
+from cbam_deploy.data.splits import has_split
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.models.factory import is_factory
 from cbam_deploy.provenance import ModelIdentity
@@ -59,6 +60,12 @@ def open_sets(
     if train_set.labels is None:
         raise BadInput(
             f"{data}: the pictures have no labels", "put those of each class into a folder"
+        )
+    if len(np.unique(train_set.labels)) < 2:
+        only = train_set.class_names[train_set.labels[0]]
+        raise BadInput(
+            f"{data}: all pictures are of one class, {only!r}",
+            "give the folder whose subfolders are the classes",
         )
     if val_data is not None:
         val_set = open_source(val_data, preprocessing, split="test")

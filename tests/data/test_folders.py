@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,61 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert len(opened(root)) < 10
 
 
+def test_a_link_to_the_set_itself_gives_no_class_the_others_pictures(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "cat/all").symlink_to(tmp_path)
+    assert labelled(opened(tmp_path), tmp_path) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+
+
+def test_folders_that_link_to_one_another_are_gone_through_once(tmp_path: Path) -> None:
+    names = [f"birds/{number}" for number in range(12)]
+    put(tmp_path, *(f"{name}/1.png" for name in names))
+    for name in names:
+        for other in names:
+            (tmp_path / name / f"to-{Path(other).name}").symlink_to(tmp_path / other)
+    # Along links without a circle there are 12! ways.
+    assert len(opened(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("link", ["cat/loop.png", "cat/loop", "loop"])
+def test_a_link_to_itself_is_named(tmp_path: Path, link: str) -> None:
+    put(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / link).symlink_to(tmp_path / link)
+    with pytest.raises(BadInput, match=r"loop.*cannot be read") as caught:
+        opened(tmp_path)
+    assert "links" in caught.value.hint
+
+
+@pytest.mark.parametrize("closed", ["", "dog", "dog/deep"])
+def test_a_folder_that_may_not_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    put(tmp_path, "cat/1.png", "dog/deep/2.png")
+    scandir = os.scandir
+
+    def refused(folder: Path) -> object:
+        if Path(folder) == tmp_path / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(BadInput, match=r"cannot be read \(Permission denied\)") as caught:
+        opened(tmp_path)
+    assert str(tmp_path / closed) in caught.value.message
+    assert "permissions" in caught.value.hint
+
+
+def test_a_set_in_a_folder_that_may_not_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    with pytest.raises(BadInput, match=r"closed/set: cannot be read \(Permission denied\)"):
+        opened(Path("closed/set"))
+
+
 def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "train/b/2.png", "train/b/3.png", "val/b/4.png")
     counts = {split: len(opened(tmp_path, split)) for split in ("train", "test", "all")}
@@ -83,8 +140,15 @@ def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
 
 def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "val/z/2.png")
-    with pytest.raises(BadInput, match="no class folder 'z'"):
+    with pytest.raises(BadInput, match=r"val: .*train has no class 'z'.* 'a'"):
         opened(tmp_path, "test")
+
+
+def test_classes_of_the_held_out_part_are_matched_by_name(tmp_path: Path) -> None:
+    put(tmp_path, "train/Zebra/1.png", "train/ant/2.png", "val/zebra/3.png", "val/ANT/4.png")
+    test = opened(tmp_path, "test")
+    assert labelled(test, tmp_path) == {"val/zebra/3.png": "Zebra", "val/ANT/4.png": "ant"}
+    assert test.class_names == opened(tmp_path, "train").class_names
 
 
 def test_a_folder_without_parts_belongs_to_every_split(tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def test_the_printed_result_has_accuracy_and_weights(quick: Quick) -> None:
     console.print(result)
     text = console.export_text()
     assert result.weights in text
+    assert "2: blue, red" in text
     assert f"{result.best.val_accuracy:.2%}" in text
 
 
@@ -241,6 +242,14 @@ def test_output_that_is_a_file_is_refused(quick: Quick, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a file, not a folder"):
         quick("run")
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_pictures_of_one_class_teach_nothing(quick: Quick, pictures: Path) -> None:
+    (pictures / "one/a").mkdir(parents=True)
+    (pictures / "train/blue").rename(pictures / "one/b")
+    with pytest.raises(BadInput, match="all pictures are of one class, 'b'") as caught:
+        quick("run", data=str(pictures / "one"))
+    assert "subfolders" in caught.value.hint
 
 
 def test_digits_are_tested_on_their_own_test_part() -> None:
