@@ -163,7 +163,7 @@ def _attended(path: Path, batch: Batch, preprocessing: Preprocessing) -> Spatial
             f"{path}: wants pictures prepared differently from the networks",
             "give a file of one of these networks",
         )
-    return spatial_maps(path, batch.images)
+    return spatial_maps(path, batch.images, preprocessing)
 
 
 def _known(path: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.data.network_input import levels
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import MissingCapability
 
@@ -14,8 +15,7 @@ _SIDE = 112  # Smallest side shown, in pixels.
 
 def picture(image: NDArray[np.float32], preprocessing: Preprocessing) -> Picture:
     """A network input [3, S, S] as it was before normalization, small ones in larger pixels."""
-    mean, std = (np.array(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-    rgb = np.rint(255 * np.clip(image * std + mean, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    rgb = levels(image, preprocessing).transpose(1, 2, 0)
     times = -(-_SIDE // rgb.shape[0])
     return np.asarray(rgb.repeat(times, axis=0).repeat(times, axis=1), np.uint8)
 

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from cbam_deploy.data.network_input import network_input
+from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_function import DOMAIN
 from cbam_deploy.exporters.onnx_file import read_model
@@ -35,8 +37,12 @@ class SpatialMaps:
     logits: NDArray[np.float64]
 
 
-def spatial_maps(path: Path, images: NDArray[np.float32]) -> SpatialMaps:
+def spatial_maps(
+    path: Path, images: NDArray[np.float32], preprocessing: Preprocessing
+) -> SpatialMaps:
     """Run the ONNX file on `images` [N, 3, H, W] and keep what its gates attend to.
+
+    `images` are normalized as `preprocessing` says; a file of integer inputs gets their levels.
 
     Raises:
         BadInput: the file cannot be read or run, or has no fused gate with spatial attention.
@@ -51,7 +57,9 @@ def spatial_maps(path: Path, images: NDArray[np.float32]) -> SpatialMaps:
         )
     with OnnxRuntimeRunner(proto.SerializeToString()) as runner:
         (spec,) = runner.inputs
-        outputs = runner.infer({spec.name: images.astype(spec.dtype)})
+        outputs = runner.infer(
+            {spec.name: network_input(images, preprocessing, spec.dtype, spec.name)}
+        )
         logits = outputs[runner.outputs[0].name].astype(np.float64)
     maps = {gate: _map(outputs[value]) for gate, value in watched.items()}
     return SpatialMaps(maps, logits)

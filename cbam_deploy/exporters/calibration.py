@@ -26,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.progress import progress
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from cbam_deploy.data.source import ImageSource
 
 Method = Literal["minmax", "entropy", "percentile"]
-Images = NDArray[np.float32]
+Images = NDArray[Any]  # As the network takes them: float32, or levels of 0 to 255 in integers
 
 # Pictures that go through the network together: they bound the memory, and change no result.
 CHUNK = 4
@@ -184,14 +185,18 @@ def _divergence(counts: NDArray[np.int64], bins: int) -> float:
     return float(np.sum(p * np.log(p / q)))
 
 
-def calibration_batches(source: ImageSource, *, images: int, seed: int) -> Iterator[Images]:
+def calibration_batches(
+    source: ImageSource, *, images: int, seed: int, dtype: str = "float32"
+) -> Iterator[Images]:
     """Pictures to calibrate on: drawn from all of `source`, in an order that `seed` fixes.
+
+    They are as a network input of `dtype` takes them (`data.network_input`).
 
     Raises:
         BadInput: `images` is not positive, or no picture can be read.
     """
     for batch in source.batches(CHUNK, limit=images, shuffle_seed=seed):
-        yield batch.images
+        yield network_input(batch.images, source.preprocessing, dtype, "of the network")
 
 
 def calibrate(
@@ -205,9 +210,9 @@ def calibrate(
     """Find the range of each of `tensors` over `batches`, which are gone through once.
 
     Args:
-        model: a float32 network with one input.
+        model: a float32 network with one input, of float32 or of integers that hold 0 to 255.
         tensors: names of float32 tensors of the graph.
-        batches: network inputs, float32 [N, C, H, W] each.
+        batches: network inputs [N, C, H, W], in its type.
         method: see the module's docstring.
         images: how many pictures there will be, for the progress bar.
 
@@ -277,16 +282,30 @@ def _chunks(batches: Iterable[Images], source: ir.Value, size: int) -> Iterator[
             yield np.ascontiguousarray(images[start : start + size])
 
 
+def picture_dtype(model: ir.Model) -> str:
+    """Numpy's name of the type in which the network takes its pictures.
+
+    Raises:
+        BadInput: it has not one input of pictures.
+    """
+    dtype = _image_input(model).dtype
+    return "float32" if dtype is None else str(dtype.numpy())
+
+
 def _image_input(model: ir.Model) -> ir.Value:
     weights = model.graph.initializers
     inputs = [value for value in model.graph.inputs if value.name not in weights]
-    if len(inputs) != 1 or inputs[0].dtype != ir.DataType.FLOAT:
+    if len(inputs) != 1 or not _takes_pictures(inputs[0].dtype):
         names = ", ".join(f"{value.name} {value.dtype}" for value in inputs) or "none"
         raise BadInput(
-            f"the network's inputs are {names}; calibration needs one, of float32",
+            f"the network's inputs are {names}; calibration needs one, of float32 or uint8",
             "quantize a network that takes one batch of pictures, before any other conversion",
         )
     return inputs[0]
+
+
+def _takes_pictures(dtype: ir.DataType | None) -> bool:
+    return dtype == ir.DataType.FLOAT or (dtype is not None and is_levels(str(dtype.numpy())))
 
 
 def _check_shape(images: Images, source: ir.Value) -> None:
@@ -297,10 +316,11 @@ def _check_shape(images: Images, source: ir.Value) -> None:
         not isinstance(wanted, int) or wanted == size
         for wanted, size in zip(expected, actual, strict=True)
     )
-    if not same or images.dtype != np.float32:
+    dtype = "float32" if source.dtype is None else str(source.dtype.numpy())
+    if not same or images.dtype != dtype:
         raise BadInput(
             f"calibration pictures are {images.dtype} {actual}, the network's input"
-            f" {source.name!r} takes float32 {[str(size) for size in expected]}".replace("'", ""),
+            f" {source.name!r} takes {dtype} {[str(size) for size in expected]}".replace("'", ""),
             "preprocess them to the network's size",
         )
 

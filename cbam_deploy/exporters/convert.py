@@ -23,6 +23,7 @@ from cbam_deploy.exporters.calibration import (
     Method,
     calibrate,
     calibration_batches,
+    picture_dtype,
 )
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
@@ -94,7 +95,8 @@ def convert(
     history = read_provenance(model) or Provenance()
     _check_convertible(source, model, history)
     pictures = _open_pictures(calibration, model, history)
-    request = _Request(source, history, precision, method, io_dtype, pictures, images, seed)
+    dtype = picture_dtype(model) if pictures is not None else "float32"
+    request = _Request(source, history, precision, method, io_dtype, pictures, dtype, images, seed)
     if precision == "fp16":
         step = _Step(model, _activation_ranges(request, model))
     elif max_accuracy_drop is None or data is None:
@@ -136,13 +138,16 @@ class _Request:
     method: Method
     io_dtype: IoDtype
     pictures: ImageSource | None
+    dtype: str  # in which the network takes them
     images: int
     seed: int
 
     def batches(self) -> Iterator[Images]:
         """Pictures to calibrate on."""
         assert self.pictures is not None
-        return calibration_batches(self.pictures, images=self.images, seed=self.seed)
+        return calibration_batches(
+            self.pictures, images=self.images, seed=self.seed, dtype=self.dtype
+        )
 
     @property
     def total(self) -> int:

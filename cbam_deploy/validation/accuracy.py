@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.class_names import class_indices
+from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import environment
@@ -83,7 +84,8 @@ def evaluate(
         ]
         preprocessing = _preprocessing(paths, recorded, tallies[0].runner)
         if reference_pytorch:
-            runner = _pytorch(paths[0], recorded[0], preprocessing.image_size, device)
+            takes = tallies[0].runner.inputs[0].dtype
+            runner = _pytorch(paths[0], recorded[0], preprocessing.image_size, takes, device)
             tallies.insert(0, _Tally(PYTORCH, stack.enter_context(runner), recorded[0]))
         for tally in tallies:
             _check_classifier(tally.name, tally.runner)
@@ -118,7 +120,8 @@ class _Tally:
 
     def add(self, images: NDArray[np.float32], labels: Labels, source: ImageSource) -> None:
         """Score one batch; `predicted` then holds the classes of its pictures."""
-        logits = self._logits(images)
+        (spec,) = self.runner.inputs
+        logits = self._logits(network_input(images, source.preprocessing, spec.dtype, spec.name))
         if self._class_of_label is None:
             self._classes = logits.shape[1]
             self._class_of_label = match_classes(
@@ -147,7 +150,7 @@ class _Tally:
             classes="by name" if self._known_classes else "by order",
         )
 
-    def _logits(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _logits(self, images: NDArray[Any]) -> NDArray[np.float64]:
         """Logits [N, classes], in as many runs as the network's batch range needs."""
         smallest, largest = self.runner.batch_range
         step = len(images) if largest is None else min(largest, len(images))
@@ -157,10 +160,10 @@ class _Tally:
         ]
         return np.concatenate(pieces)
 
-    def _run(self, images: NDArray[np.float32], smallest: int) -> NDArray[np.float64]:
+    def _run(self, images: NDArray[Any], smallest: int) -> NDArray[np.float64]:
         (spec,) = self.runner.inputs
         padded = np.take(images, range(max(smallest, len(images))), axis=0, mode="wrap")
-        feeds = {spec.name: padded.astype(spec.dtype)}
+        feeds = {spec.name: padded}
         if not self._seconds:
             self.runner.infer(feeds)  # The first run sets up memory; it is not part of the speed.
         begin = time.perf_counter()
@@ -283,7 +286,7 @@ def _preprocessing(
 
 
 def _pytorch(
-    path: Path, provenance: Provenance | None, image_size: int, device: str | None
+    path: Path, provenance: Provenance | None, image_size: int, takes: str, device: str | None
 ) -> Runner:
     if provenance is None or provenance.model is None:
         raise BadInput(
@@ -292,5 +295,6 @@ def _pytorch(
         )
     from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
-    image = TensorSpec("input", ("batch", 3, image_size, image_size), "float32")
+    dtype = takes if is_levels(takes) else "float32"  # Of FP16 inputs it is the reference.
+    image = TensorSpec("input", ("batch", 3, image_size, image_size), dtype)
     return PyTorchRunner(provenance.model, [image], device or "cpu")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.runtimes.base import TensorSpec
 
@@ -43,7 +44,8 @@ class InputStream:
         """What the inputs are, for a report."""
         if self.source is None:
             return f"noise, seed {self.seed}"
-        return f"pictures of {self.source.name}"
+        levels = ", as levels of 0 to 255" if any(is_levels(s.dtype) for s in self.specs) else ""
+        return f"pictures of {self.source.name}{levels}"
 
     def batches(self, size: int) -> Iterator[Feeds]:
         """Batches of `size`; raises `BadInput` like `noise` and `pictures`."""
@@ -76,7 +78,10 @@ def noise(
     image_size: int | None,
     sizes: Mapping[str, int] | None = None,
 ) -> Feeds:
-    """One batch of standard normal noise (0 or 1 for integer inputs), the same for the same seed.
+    """One batch of standard normal noise, the same for the same seed.
+
+    Pictures in integers (four axes) get the same noise as levels around 128, up to 0 and 255; other
+    integer inputs get 0 or 1.
 
     Every channel of a picture (four axes) is shifted by a standard normal number of its own. White
     noise alone, pooled over its area, is the same for all pictures: it would show a channel gate
@@ -108,10 +113,13 @@ def _noise(
         for axis in range(len(spec.shape))
     )
     dtype = np.dtype(spec.dtype)
-    if np.issubdtype(dtype, np.floating):
+    levels = len(shape) == 4 and is_levels(spec.dtype)
+    if levels or np.issubdtype(dtype, np.floating):
         values = generator.standard_normal(shape)
         if len(shape) == 4:
             values += generator.standard_normal((*shape[:2], 1, 1))
+        if levels:
+            values = np.clip(np.rint(128 + 48 * values), 0, 255)
         return values.astype(dtype)
     return generator.integers(0, 2, shape).astype(dtype)
 
@@ -137,7 +145,9 @@ def _size(
 def pictures(
     source: ImageSource, specs: Sequence[TensorSpec], batch: int, *, limit: int
 ) -> Iterator[Feeds]:
-    """The first pictures of `source` in batches of `batch`, in the dtype of the network input.
+    """The first pictures of `source` in batches of `batch`, as the network takes them.
+
+    A network of integer inputs gets levels of 0 to 255 (`data.network_input`).
 
     Args:
         source: yields preprocessed float32 [N, 3, S, S].
@@ -146,7 +156,8 @@ def pictures(
         limit: number of pictures, or one batch if that is more.
 
     Raises:
-        BadInput: the network does not take one image tensor, or no picture can be read.
+        BadInput: the network does not take one image tensor, or in a type that cannot hold
+            pictures, or no picture can be read.
     """
     if len(specs) != 1 or len(specs[0].shape) != 4:
         names = ", ".join(spec.name for spec in specs)
@@ -157,4 +168,4 @@ def pictures(
     spec = specs[0]
     for read in source.batches(batch, limit=max(limit, batch)):
         filled = np.take(read.images, range(batch), axis=0, mode="wrap")
-        yield {spec.name: filled.astype(spec.dtype)}
+        yield {spec.name: network_input(filled, source.preprocessing, spec.dtype, spec.name)}

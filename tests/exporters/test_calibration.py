@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from int8_network import QUANTIZED, forward, images, network
 from PIL import Image
@@ -20,6 +21,7 @@ from cbam_deploy.exporters.calibration import (
     Magnitudes,
     calibrate,
     calibration_batches,
+    picture_dtype,
 )
 
 TENSORS = [name for name in QUANTIZED if name != "pooled"]
@@ -193,3 +195,24 @@ def test_the_seed_draws_the_pictures(tmp_path):
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
+
+
+def test_a_network_of_uint8_pictures_is_calibrated_on_their_levels(tmp_path):
+    levels = np.random.default_rng(0).integers(3, 250, (2, 16, 16, 3), np.uint8)
+    for index, picture in enumerate(levels):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    source = open_source(str(tmp_path), Preprocessing(image_size=16, resize=16))
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        net (uint8[batch, 3, 16, 16] image) => (float[batch, 3, 16, 16] out) {
+            float = Cast<to = 1>(image)
+            out = Sqrt(float)
+        }"""
+    )
+    assert picture_dtype(model) == "uint8"
+    pictures = calibration_batches(source, images=2, seed=0, dtype="uint8")
+    found = calibrate(model, ["float", "out"], pictures, method="minmax")
+    assert found.ranges["float"] == (levels.min(), levels.max())
+    assert found.ranges["out"] == pytest.approx(np.sqrt([levels.min(), levels.max()]))
+    with pytest.raises(BadInput, match=r"are float32 .* takes uint8"):
+        calibrate(model, ["out"], calibration_batches(source, images=2, seed=0))

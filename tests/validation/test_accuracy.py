@@ -177,6 +177,20 @@ def test_accuracy_does_not_depend_on_how_folders_are_sorted(colours_onnx, colour
     assert report.networks[0].classes == "by name"
 
 
+@pytest.mark.parametrize("dtype", ["UINT8", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"])
+def test_integer_inputs_get_levels_of_0_to_255_and_floats_normalized_values(
+    colours_onnx, colours, dtype
+):
+    # Cast to integers, normalized values would be 0, or wrap to 255 below it.
+    path = colours_onnx(getattr(onnx.TensorProto, dtype))
+    assert evaluate(path, data=colours()).networks[0].top1 == 1.0
+
+
+def test_a_type_that_cannot_hold_a_picture_is_refused(colours_onnx, colours):
+    with pytest.raises(BadInput, match="input image takes int8, which cannot hold"):
+        evaluate(colours_onnx(onnx.TensorProto.INT8), data=colours())
+
+
 def test_a_translated_folder_is_refused(colours_onnx, colours):
     with pytest.raises(BadInput, match=r"has no class 'school'; .* 'école'"):
         evaluate(colours_onnx(), data=colours(green="school"))

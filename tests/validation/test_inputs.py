@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cbam_deploy.data import Preprocessing, open_source
 from cbam_deploy.errors import BadInput
@@ -86,3 +87,39 @@ def test_a_stream_says_what_it_feeds():
     source = open_source("digits", Preprocessing.for_size(8))
     assert "seed 7" in InputStream([IMAGE], None, 7, 16, None).label
     assert InputStream([IMAGE], source, 7, 16, None).label == "pictures of digits"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+def test_integer_pictures_are_the_files_own_levels(tmp_path, dtype):
+    levels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    for index, picture in enumerate(levels):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    source = open_source(str(tmp_path), Preprocessing.for_size(8))
+    spec = TensorSpec("input", ("batch", 3, 8, 8), dtype)
+    (feeds,) = pictures(source, [spec], 3, limit=3)
+    assert feeds["input"].dtype == dtype
+    np.testing.assert_array_equal(feeds["input"], levels.transpose(0, 3, 1, 2))
+    assert "levels of 0 to 255" in InputStream([spec], source, 0, 3, None).label
+
+
+def test_half_precision_pictures_are_normalized_and_rounded_once():
+    source = open_source("digits", Preprocessing.for_size(8))
+    half = TensorSpec("input", ("batch", 3, 8, 8), "float16")
+    (single,), (rounded,) = (list(pictures(source, [s], 4, limit=4)) for s in (IMAGE, half))
+    np.testing.assert_array_equal(rounded["input"], single["input"].astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "bfloat16", "complex64"])
+def test_pictures_are_never_cast_into_a_type_that_cannot_hold_them(dtype):
+    source = open_source("digits", Preprocessing.for_size(8))
+    spec = TensorSpec("input", ("batch", 3, 8, 8), dtype)
+    with pytest.raises(BadInput, match=f"input input takes {dtype}"):
+        next(pictures(source, [spec], 2, limit=2))
+
+
+def test_noise_for_integer_pictures_covers_their_levels():
+    spec = TensorSpec("input", ("batch", 3, 8, 8), "uint8")
+    levels = noise([spec], 64, seed=0, image_size=None)["input"]
+    assert levels.dtype == np.uint8
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert 118 < levels.mean() < 138  # Within five deviations of the mean of 192 casts.
