@@ -6,6 +6,8 @@ they are stored (an EXIF orientation is not applied).
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+# Longer side over shorter, above which a picture's far ends are cut off before it is resized.
+LONGEST = 16
 
 
 class UnreadablePicture(Exception):
@@ -28,37 +32,69 @@ class UnreadablePicture(Exception):
 
 
 def require_pillow() -> None:
-    """Raise `MissingCapability` where Pillow is not installed."""
+    """Raise `MissingCapability` where Pillow is not installed; keep its remarks off the terminal.
+
+    Pillow warns of palettes, EXIF data and large pictures, by warnings and by logging. What is
+    wrong with a picture is said by `decode`.
+    """
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:
         raise MissingCapability(
             "reading pictures needs Pillow", "pip install 'cbam-deploy[demo]'"
         ) from error
+    # For good: filters are the process's, and threads that decode would undo each other's.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def decode(path: Path) -> Image:
-    """The picture in RGB, 8 bits a channel.
+    """The picture in RGB, 8 bits a channel; grey levels of 9 to 16 bits are scaled to 8.
+
+    Transparency is left out: colours are those stored.
 
     Raises:
         UnreadablePicture: the file is damaged, no picture, larger than Pillow's limit against
-            decompression bombs, or of more than 8 bits a channel, which RGB would clip.
+            decompression bombs (about 179 million pixels), or has levels of 32 bits or floats,
+            whose range nothing says.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
+            picture.load()
+            if 0 in picture.size:
+                raise UnreadablePicture("has no pixels")
+            if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
+                return _grey(picture).convert("RGB")
             if picture.mode.startswith(("I", "F")):
-                raise UnreadablePicture(f"mode {picture.mode} is not 8 bits a channel")
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(" ".join(str(error).split())) from error
+                raise UnreadablePicture(f"mode {picture.mode} has levels of an unknown range")
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except UnreadablePicture:
+        raise
+    except MemoryError as error:
+        raise UnreadablePicture("does not fit into memory") from error
+    except Exception as error:  # Decoders answer damaged bytes with errors of any kind.
+        raise UnreadablePicture(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _grey(picture: Image) -> Image:
+    """Levels of 9 to 16 bits, as TIFF's tags say them (BitsPerSample 258, WhiteIsZero 262)."""
+    from PIL import Image
+
+    tags = getattr(picture, "tag_v2", {})
+    (bits, *_) = tags.get(258, (16,))
+    levels = np.asarray(picture, np.float64) * (255 / (2**bits - 1))
+    if tags.get(262) == 0:
+        levels = 255 - levels
+    return Image.fromarray(np.rint(np.clip(levels, 0, 255)).astype(np.uint8))
 
 
 def resize_and_crop(picture: Image, preprocessing: Preprocessing) -> Image:
     """Resize the shorter side to `preprocessing.resize`, then cut out the central square."""
     from PIL.Image import Resampling
 
+    picture = _without_far_ends(picture)
     width, height = picture.size
     scale = preprocessing.resize / min(width, height)
     width, height = (max(int(side * scale), preprocessing.resize) for side in (width, height))
@@ -66,6 +102,16 @@ def resize_and_crop(picture: Image, preprocessing: Preprocessing) -> Image:
     size = preprocessing.image_size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return picture.crop((left, top, left + size, top + size))
+
+
+def _without_far_ends(picture: Image) -> Image:
+    """The middle of a picture so long that resizing it whole would take memory without bound."""
+    width, height = picture.size
+    cut = (max(width, height) - LONGEST * min(width, height)) // 2
+    if cut <= 0:
+        return picture
+    left, top = (cut, 0) if width > height else (0, cut)
+    return picture.crop((left, top, width - left, height - top))
 
 
 def normalize(picture: Image, preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cbam_deploy.data.pictures import UnreadablePicture, decode, normalize, resize_and_crop
+from cbam_deploy.data.pictures import (
+    UnreadablePicture,
+    decode,
+    normalize,
+    require_pillow,
+    resize_and_crop,
+)
 from cbam_deploy.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
@@ -59,10 +67,154 @@ def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (picture.mode, picture.size) == ("RGB", (20, 10))
 
 
-def test_16_bit_pictures_are_unreadable_not_clipped_to_white(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UnreadablePicture, match="not 8 bits"):
-        decode(tmp_path / "deep.png")
+def stored(path: Path) -> np.ndarray:
+    require_pillow()
+    return np.asarray(decode(path), np.float64)
+
+
+def test_transparent_pixels_keep_the_colour_stored(tmp_path: Path) -> None:
+    grey = np.arange(0, 256, 8, dtype=np.uint8).reshape(4, 8)
+    Image.fromarray(np.stack([grey, 255 - grey], -1), "LA").save(tmp_path / "la.png")
+    np.testing.assert_array_equal(stored(tmp_path / "la.png"), np.stack([grey] * 3, -1))
+    colours = np.random.default_rng(0).integers(0, 256, (32, 3))
+    palette = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8), "P")
+    palette.putpalette(colours.astype(np.uint8).tobytes())
+    palette.save(tmp_path / "p.png", transparency=bytes(range(0, 256, 8)))
+    np.testing.assert_array_equal(stored(tmp_path / "p.png"), colours.reshape(4, 8, 3))
+
+
+def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (5, 9)).astype(bool)
+    Image.fromarray(bits).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(stored(tmp_path / "1.png"), np.stack([bits * 255] * 3, -1))
+
+
+def test_cmyk_is_what_each_ink_and_black_leave(tmp_path: Path) -> None:
+    inks = np.random.default_rng(0).integers(0, 256, (6, 6, 4), dtype=np.uint8)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "cmyk.tif")
+    left = 1 - inks.astype(np.float64) / 255
+    expected = 255 * left[..., :3] * left[..., 3:]
+    np.testing.assert_allclose(stored(tmp_path / "cmyk.tif"), expected, atol=1)
+
+
+LEVELS = np.array([[0, 1, 128, 257, 30000, 32768, 65407, 65535]], np.uint16)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm", "big-endian.tif"])
+def test_16_bit_grey_is_scaled_to_8(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "big-endian.tif":
+        path.write_bytes(tiff(LEVELS, bits=16, order=">"))
+    else:
+        Image.fromarray(LEVELS).save(path)
+    grey = np.rint(LEVELS.astype(np.float64) * 255 / 65535)
+    np.testing.assert_array_equal(stored(path), np.stack([grey] * 3, -1))
+
+
+def tiff(levels: np.ndarray, bits: int, order: str = "<", white_is_zero: bool = False) -> bytes:
+    """An uncompressed grey TIFF file, by the letter of the format."""
+    height, width = levels.shape
+    if bits == 12:
+        stream = "".join(f"{level:012b}" for level in levels.ravel())
+        data = int(stream, 2).to_bytes(len(stream) // 8, "big")
+    else:
+        data = levels.astype(f"{order}u2").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero)}
+    tags |= {273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())
+    )
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+def test_12_bit_and_inverted_grey_are_scaled_by_what_the_file_says(tmp_path: Path) -> None:
+    twelve = np.array([[0, 1000, 2048, 4095]], np.uint16)
+    (tmp_path / "12.tif").write_bytes(tiff(twelve, 12))
+    expected = np.rint(twelve * (255 / 4095))
+    np.testing.assert_array_equal(stored(tmp_path / "12.tif")[..., 0], expected)
+    (tmp_path / "inverted.tif").write_bytes(tiff(LEVELS, 16, white_is_zero=True))
+    expected = np.rint(255 - LEVELS * (255 / 65535))
+    np.testing.assert_array_equal(stored(tmp_path / "inverted.tif")[..., 0], expected)
+
+
+@pytest.mark.parametrize("levels", [np.int32([[0, 70000]]), np.float32([[0, 0.5]])], ids=str)
+def test_levels_of_an_unknown_range_are_unreadable(tmp_path: Path, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(tmp_path / "deep.tif")
+    with pytest.raises(UnreadablePicture, match="unknown range"):
+        decode(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("size", [(2, 401), (401, 2), (3, 100), (100, 3)])
+def test_long_pictures_are_resized_as_if_whole(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    width, height = (side * 8 // min(size) for side in size)
+    whole = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - 6) / 2), round((height - 6) / 2)
+    expected = np.asarray(whole.crop((left, top, left + 6, top + 6)), np.float64)
+    actual = resize_and_crop(picture, Preprocessing(image_size=6, resize=8))
+    # The middle is resized by a ratio that differs in its last whole pixel.
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=3)
+
+
+def test_a_line_of_pixels_takes_no_memory_to_speak_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    areas = []
+    resize = Image.Image.resize
+
+    def counted(self: Image.Image, size: tuple[int, int], *rest: object) -> Image.Image:
+        areas.append(size[0] * size[1])
+        assert areas[-1] < 10_000_000
+        return resize(self, size, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    for size in ((1, 65_000), (65_000, 1)):
+        assert resize_and_crop(Image.new("RGB", size), Preprocessing()).size == (224, 224)
+    assert len(areas) == 2
+
+
+def test_a_bomb_is_unreadable_and_a_large_picture_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    require_pillow()
+    gradient(20, 10).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    assert decode(tmp_path / "large.png").size == (20, 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(UnreadablePicture, match="decompression bomb"):
+        decode(tmp_path / "large.png")
+    assert not recwarn.list
+
+
+def test_what_a_decoder_answers_to_damaged_bytes_is_one_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient(8, 8).save(tmp_path / "picture.png")
+    for error in (KeyError("x"), IndexError(), struct.error("short"), MemoryError()):
+        monkeypatch.setattr(Image.Image, "convert", lambda *_, e=error: raised(e))
+        monkeypatch.setattr(Image, "open", lambda *_, e=error: raised(e))
+        with pytest.raises(UnreadablePicture, match=r"\w"):
+            decode(tmp_path / "picture.png")
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+def test_pillows_remarks_do_not_reach_the_terminal(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    require_pillow()
+    picture = gradient(4, 4)
+    exif = picture.getexif()
+    exif[270] = "x" * 40
+    picture.save(tmp_path / "exif.jpg", exif=exif.tobytes()[:-20])
+    palette = picture.convert("P")
+    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
+    for name in ("exif.jpg", "palette.png"):
+        decode(tmp_path / name)
+    assert not recwarn.list
+    assert logging.getLogger("PIL").handlers
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "absent"])
