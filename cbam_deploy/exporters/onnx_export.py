@@ -29,12 +29,15 @@ from cbam_deploy.exporters.network_inputs import NetworkInputs, parse_inputs, pi
 from cbam_deploy.exporters.onnx_file import set_provenance, write_model
 from cbam_deploy.exporters.torch_graph import trace
 from cbam_deploy.models import (
-    load_model,
+    load_identified,
     resolve_identity,
     resolve_preprocessing,
     state_dict_sha256,
 )
+from cbam_deploy.models.factory import unwrapped
+from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.outputs import check_place
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
@@ -208,9 +211,10 @@ def _named_subject(
         image_size = inputs.picture_size
     if preprocessing is None and (inputs is None or image_size is not None):
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
-    module = load_model(identity).float().eval()
+    module, identity = load_identified(identity)
     if identity.weights is None:
-        identity = replace(identity, weights_sha256=state_dict_sha256(module.state_dict()))
+        identity = replace(identity, weights_sha256=state_dict_sha256(tensors_of(module)))
+    module = module.float().eval()
     provenance = Provenance(
         model=identity,
         preprocessing=preprocessing,
@@ -233,7 +237,9 @@ def _module_subject(
         image_size = inputs.picture_size
     if preprocessing is None and (inputs is None or image_size is not None):
         preprocessing = Preprocessing.for_size(image_size or 224)
-    own = copy.deepcopy(module).float().cpu().eval()
+    with foreign_code(f"{type(module).__name__}: copying it"):
+        own = copy.deepcopy(unwrapped(module)).float().cpu().eval()
+    check_values(own, None, type(module).__name__)
     provenance = Provenance(
         preprocessing=preprocessing,
         sizes=inputs.sizes if inputs else {},

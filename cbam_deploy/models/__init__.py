@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cbam_deploy.models.gate import AttentionGate
     from cbam_deploy.models.identity import (
         build_model,
+        load_identified,
         load_model,
         resolve_identity,
         resolve_preprocessing,
@@ -35,6 +36,7 @@ __all__ = [
     "default_image_size",
     "insert_gates",
     "list_models",
+    "load_identified",
     "load_model",
     "load_state",
     "resolve_identity",
@@ -52,6 +54,7 @@ _MODULES = {
     "default_image_size": "zoo",
     "insert_gates": "insertion",
     "list_models": "zoo",
+    "load_identified": "identity",
     "load_model": "identity",
     "load_state": "checkpoints",
     "resolve_identity": "identity",

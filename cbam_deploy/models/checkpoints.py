@@ -1,7 +1,8 @@
 """Read weights without running anybody's code, and refuse those of another model.
 
-Both safetensors files and PyTorch files (``torch.load(weights_only=True)``) are read. A file that
-`train` wrote carries its provenance in the metadata, under `provenance.METADATA_KEY`.
+Both safetensors files and PyTorch files (``torch.load(weights_only=True)``) are read. Where in the
+file the state dict is, and by which names, `checkpoint_entries` finds. A file that `train` wrote
+carries its provenance in the metadata, under `provenance.METADATA_KEY`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.checkpoint_entries import (
+    account,
+    contents,
+    entries,
+    fitting,
+    preferred,
+    without_wrappers,
+)
+from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.models.weight_check import (
+    COUNTER,
+    check_kinds,
+    check_stored,
+    check_values,
+    tensors_of,
+)
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 
-# Where training scripts put the state dict inside their checkpoint.
-_NESTED_UNDER = ("state_dict", "model", "model_state_dict")
-# What DataParallel and torch.compile put before every name.
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _LISTED_KEYS = 8
 
 
@@ -35,10 +48,14 @@ class Checkpoint:
     Attributes:
         state_dict: tensors on the CPU, by parameter or buffer name.
         metadata: texts by name.
+        place: the file, and where in it, for messages.
+        account: which weights of the file these are, where that was a choice.
     """
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    place: str = ""
+    account: str | None = None
 
     @property
     def provenance(self) -> Provenance | None:
@@ -47,13 +64,19 @@ class Checkpoint:
         return Provenance.loads(text) if text else None
 
 
-def load_state(path: str | Path) -> Checkpoint:
-    """Read a checkpoint: a state dict, or a dict with one under ``state_dict`` or ``model``.
+def load_state(path: str | Path, own: Mapping[str, Tensor] | None = None) -> Checkpoint:
+    """Read a checkpoint: a state dict, or dicts with one somewhere inside.
 
-    Prefixes that wrappers put before every name (``module.``) are taken away.
+    Args:
+        path: the file.
+        own: tensors of the network that the weights are for. What fits them is taken, by their
+            names. None takes the entry of the best known key, and what wrappers (``module.``) put
+            before every name away.
 
     Raises:
-        BadInput: the file is missing, a folder, damaged, holds more than data, or no state dict.
+        BadInput: the file is missing, a folder, damaged, holds more than data, or no state dict;
+            its tensors are sparse, quantized or without values, or not those that `train` recorded;
+            several entries fit as well, and differ.
     """
     path = Path(path)
     if not path.exists():
@@ -61,10 +84,25 @@ def load_state(path: str | Path) -> Checkpoint:
     if path.is_dir():
         raise BadInput(f"{path}: is a folder, not a checkpoint", "give a file with --weights")
     if path.suffix == ".safetensors":
-        checkpoint = _load_safetensors(path)
+        payload, metadata = _load_safetensors(path)
     else:
-        checkpoint = _from_torch_payload(load_torch_file(path), path)
-    return Checkpoint(_without_wrapper_prefix(checkpoint.state_dict), checkpoint.metadata)
+        payload = load_torch_file(path)
+        metadata = _metadata(payload)
+    found = entries(payload)
+    if not found:
+        raise BadInput(
+            f"{path}: holds no state dict; it has {contents(payload) or 'nothing in it'}",
+            "save one: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    fit = None if own is None else fitting(found, own, path)
+    entry = preferred(found) if fit is None else fit.entry
+    place = f"{path}, {entry.place}" if entry.keys else str(path)
+    check_stored(entry.state_dict, place)
+    recorded = _check_recorded(entry.state_dict, metadata, path)
+    if fit is None:
+        state = entry.state_dict if recorded else without_wrappers(entry.state_dict)
+        return Checkpoint(dict(state), metadata, place)
+    return Checkpoint(fit.state_dict, metadata, place, account(payload, fit))
 
 
 def load_torch_file(path: Path) -> Any:
@@ -80,7 +118,7 @@ def load_torch_file(path: Path) -> Any:
 
 
 def apply_state(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    """Put `state_dict` into `model`, in place, if every name and shape fits.
+    """Put `state_dict` into `model`, in place, if every name, shape, type and value fits.
 
     BatchNorm's ``num_batches_tracked``, which old checkpoints lack and inference never uses, may
     be missing.
@@ -91,12 +129,14 @@ def apply_state(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | 
         path: the file they come from, for the message.
 
     Raises:
-        BadInput: names are missing or unexpected, or shapes differ; the message lists them.
+        BadInput: names are missing or unexpected, or shapes differ (the message lists them), or a
+            tensor is not what a network computes with (`weight_check`).
     """
-    own = model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    own = tensors_of(model)
+    counters = {name for name in own if name.endswith(COUNTER)}
     missing = sorted(own.keys() - state_dict.keys() - counters)
     unexpected = sorted(state_dict.keys() - own.keys())
+    check_stored(state_dict, str(path))
     misshapen = [
         f"{name} {list(state_dict[name].shape)} instead of {list(own[name].shape)}"
         for name in sorted(own.keys() & state_dict.keys())
@@ -109,62 +149,63 @@ def apply_state(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | 
             f"{path}: the weights are of another model: {'; '.join(faults)}",
             "give the model, --attention, --gate, --num-classes and --stem it was trained with",
         )
-    model.load_state_dict(dict(state_dict), strict=False)
+    check_kinds(own, state_dict, str(path))
+    check_values(model, state_dict, str(path))
+    with foreign_code(f"{path}: loading it into {type(model).__name__}"):
+        model.load_state_dict(dict(state_dict), strict=False)
 
 
 def state_dict_sha256(state_dict: Mapping[str, Tensor]) -> str:
     """Hash of the content: each tensor's name, dtype, shape and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
+        tensor = state_dict[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _load_safetensors(path: Path) -> Checkpoint:
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(state_dict, dict(file.metadata() or {}))
-    except (SafetensorError, OSError) as error:
+            return state_dict, dict(file.metadata() or {})
+    except Exception as error:  # Types that this torch lacks are errors of any kind.
+        reason = " ".join(str(error).split())
+        if isinstance(error, SafetensorError | OSError):
+            reason = f"is not a safetensors file, or is damaged ({reason})"
+        else:
+            reason = f"cannot be read ({reason})"
+        raise BadInput(f"{path}: {reason}", "get the file again") from error
+
+
+def _metadata(payload: Any) -> dict[str, str]:
+    recorded = payload.get("metadata") if isinstance(payload, Mapping) else None
+    if not isinstance(recorded, Mapping):
+        return {}
+    return {str(key): text for key, text in recorded.items() if isinstance(text, str)}
+
+
+def _check_recorded(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> bool:
+    """Whether `train` recorded these weights; raises `BadInput` where they are others."""
+    text = metadata.get(METADATA_KEY)
+    if not text:
+        return False
+    try:
+        model = Provenance.loads(text).model
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}", error.hint) from error
+    if model is None or model.weights_sha256 is None:
+        return False
+    if state_dict_sha256(state) != model.weights_sha256:
         raise BadInput(
-            f"{path}: is not a safetensors file, or is damaged ({error})", "get the file again"
-        ) from error
-
-
-def _from_torch_payload(payload: Any, path: Path) -> Checkpoint:
-    metadata: dict[str, str] = {}
-    state = payload
-    if isinstance(payload, Mapping):
-        state = next(
-            (payload[key] for key in _NESTED_UNDER if isinstance(payload.get(key), Mapping)),
-            payload,
+            f"{path}: the weights are not those that training recorded "
+            f"(sha256 {model.weights_sha256[:12]}…)",
+            "get the file again, or save changed weights without its metadata",
         )
-        recorded = payload.get("metadata")
-        if isinstance(recorded, Mapping):
-            metadata = {str(key): text for key, text in recorded.items() if isinstance(text, str)}
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-        )
-    ):
-        raise BadInput(
-            f"{path}: holds no state dict",
-            "save one: torch.save(model.state_dict(), 'weights.pt')",
-        )
-    return Checkpoint(dict(state), metadata)
-
-
-def _without_wrapper_prefix(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPER_PREFIXES:
-        if state_dict and all(name.startswith(prefix) for name in state_dict):
-            state_dict = {name[len(prefix) :]: state_dict[name] for name in state_dict}
-    return state_dict
+    return True
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

@@ -6,15 +6,16 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from cbam_deploy.errors import BadInput, DeployError
+from cbam_deploy.errors import BadInput
+from cbam_deploy.models.foreign_code import foreign_code
 
 _FORM = "give package.module:factory or path/file.py:factory, a callable that returns an nn.Module"
 
@@ -39,15 +40,32 @@ def call_factory(name: str) -> nn.Module:
     folder = Path(where).resolve().parent if is_file else Path.cwd()
     with _importable(folder):
         module = _import_file(Path(where)) if is_file else _import_module(where)
-        factory = getattr(module, attribute, None)
+        with foreign_code(f"{name}: looking it up"):
+            factory = getattr(module, attribute, None)
         if factory is None:
             raise BadInput(f"{where} has no {attribute!r}", _FORM)
         if not callable(factory):
             raise BadInput(f"{name} is a {type(factory).__name__}, not a callable", _FORM)
-        model = _run(f"{name}: the factory", factory)
+        with foreign_code(f"{name}: the factory"):
+            model = factory()
     if not isinstance(model, nn.Module):
         raise BadInput(f"{name} returned a {type(model).__name__}, not an nn.Module", _FORM)
-    return model
+    if "_modules" not in vars(model):
+        raise BadInput(
+            f"{name} returned a {type(model).__name__} that was never initialized",
+            "call super().__init__() in its __init__",
+        )
+    return unwrapped(model)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network within DataParallel, an average of weights or torch.compile."""
+    while True:
+        # torch.compile's class is told by its name: importing it takes seconds.
+        compiled = type(model).__name__ == "OptimizedModule"
+        if not (compiled or isinstance(model, nn.DataParallel | AveragedModel)):
+            return model
+        model = model.get_submodule("_orig_mod" if compiled else "module")
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -61,26 +79,14 @@ def _import_file(path: Path) -> ModuleType:
         raise BadInput(f"{path}: is not a Python file", _FORM)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Dataclasses and pickle look their module up there.
-    _run(f"{path}: importing it", lambda: loader.exec_module(module))
+    with foreign_code(f"{path}: importing it"):
+        loader.exec_module(module)
     return module
 
 
 def _import_module(name: str) -> ModuleType:
-    module: ModuleType = _run(f"{name}: importing it", lambda: importlib.import_module(name))
-    return module
-
-
-def _run(what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except DeployError:
-        raise
-    except (Exception, SystemExit) as error:  # The user's code may fail in any way.
-        reason = " ".join(str(error).split())
-        raise BadInput(
-            f"{what} failed ({type(error).__name__}: {reason})",
-            "--debug shows the traceback",
-        ) from error
+    with foreign_code(f"{name}: importing it"):
+        return importlib.import_module(name)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ default. An option that contradicts the metadata is refused.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ from cbam_deploy.models.checkpoints import (
     state_dict_sha256,
 )
 from cbam_deploy.models.factory import call_factory, is_factory
+from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.models.zoo import (
     check_name,
     create_model,
@@ -31,6 +34,8 @@ from cbam_deploy.models.zoo import (
     gate_for,
 )
 from cbam_deploy.provenance import ModelIdentity, Provenance
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_identity(
@@ -57,8 +62,8 @@ def resolve_identity(
         initial_gates: let gates keep their initial weights where the checkpoint has none.
 
     Returns:
-        The identity, complete with the hash of the weights, and the checkpoint's provenance
-        where it has one.
+        The identity, and the checkpoint's provenance where it has one. The hash of the weights and
+        how they name gates are known once the network is: `load_identified`.
 
     Raises:
         BadInput: the model is unknown, the checkpoint cannot be read or contradicts an option, or
@@ -70,7 +75,6 @@ def resolve_identity(
         )
     checkpoint = load_state(weights) if weights is not None else Checkpoint({})
     provenance = checkpoint.provenance
-    sha256 = state_dict_sha256(checkpoint.state_dict) if weights is not None else None
     asked: dict[str, Any] = {
         "attention": attention,
         "gate": gate,
@@ -80,19 +84,17 @@ def resolve_identity(
     }
     if is_factory(name):
         _refuse_zoo_options(name, asked)
-        identity = ModelIdentity(name, seed=seed, weights=weights, weights_sha256=sha256)
-        return identity, provenance
+        return ModelIdentity(name, seed=seed, weights=weights), provenance
     check_name(name)
     del asked["initial_gates"]
-    naming = own_names(checkpoint.state_dict, weights).naming if weights is not None else None
     recorded = provenance.model if provenance else None
     if recorded is not None and not is_factory(recorded.name):
         _refuse_contradictions(weights, {"name": name, **asked}, recorded)
         identity = replace(
             recorded,
             weights=weights,
-            weights_sha256=sha256,
-            naming=naming,
+            weights_sha256=None,
+            naming=None,
             initial_gates=initial_gates,
         )
     else:
@@ -105,8 +107,6 @@ def resolve_identity(
             stem=stem or default_stem(name),
             seed=seed,
             weights=weights,
-            weights_sha256=sha256,
-            naming=naming,
             initial_gates=initial_gates,
         )
     return identity, provenance
@@ -158,19 +158,34 @@ def load_model(identity: ModelIdentity) -> nn.Module:
 
     Raises:
         BadInput: the model cannot be built, or its weights are missing, unreadable, of another
-            model, or not those of `weights_sha256`.
+            model, not those of `weights_sha256`, or no weights (`weight_check`).
+    """
+    return load_identified(identity)[0]
+
+
+def load_identified(identity: ModelIdentity) -> tuple[nn.Module, ModelIdentity]:
+    """As `load_model`, with the identity, complete with what the checkpoint turned out to be.
+
+    Which weights of the file were taken is logged, where that was a choice.
     """
     model = build_model(identity)
     if identity.weights is not None:
-        checkpoint = load_state(identity.weights)
+        checkpoint = load_state(identity.weights, tensors_of(model))
         _check_hash(checkpoint.state_dict, identity, f"{identity.weights}: the weights")
         state_dict = checkpoint.state_dict
+        identity = replace(identity, weights_sha256=state_dict_sha256(state_dict))
         if not is_factory(identity.name):
-            state_dict = _zoo_state(model, own_names(state_dict, identity.weights), identity)
-        apply_state(model, state_dict, identity.weights)
-    else:
-        _check_hash(model.state_dict(), identity, f"{identity.name}: the initial weights")
-    return model.eval()
+            named = own_names(state_dict, checkpoint.place)
+            identity = replace(identity, naming=named.naming)
+            state_dict = _zoo_state(model, named, identity)
+        apply_state(model, state_dict, checkpoint.place)
+        if checkpoint.account is not None:
+            _log.warning("note: %s: %s", identity.weights, checkpoint.account)
+    check_values(model, None, identity.name)
+    if identity.weights is None:
+        _check_hash(tensors_of(model), identity, f"{identity.name}: the initial weights")
+    with foreign_code(f"{identity.name}: its eval()"):
+        return model.eval(), identity
 
 
 def _zoo_state(

@@ -10,7 +10,8 @@ from cbam_deploy.errors import BadInput, CheckFailed, MissingCapability
 from cbam_deploy.exporters import export_onnx
 from cbam_deploy.exporters.onnx_file import read_provenance
 from cbam_deploy.machine import gpus
-from cbam_deploy.models import resolve_identity
+from cbam_deploy.models import load_state
+from cbam_deploy.provenance import Provenance
 from cbam_deploy.studies.result import Cell
 from cbam_deploy.studies.variants import Variant
 from cbam_deploy.training import train
@@ -54,15 +55,19 @@ def artefact(folder: Path, variant: Variant, seed: int, model: str) -> Path | No
     if not weights.is_file():
         return None
     path = folder / f"{variant.name}.onnx"
-    identity, _ = resolve_identity(model, weights=str(weights))
-    if not (path.is_file() and _hash(path) == identity.weights_sha256):
+    trained = load_state(weights).provenance
+    if not (path.is_file() and trained and _hash(path) == _weights(trained)):
         export_onnx(model, path, weights=weights)
     return path
 
 
 def _hash(path: Path) -> str | None:
     provenance = read_provenance(path)
-    return provenance.model.weights_sha256 if provenance and provenance.model else None
+    return _weights(provenance) if provenance else None
+
+
+def _weights(provenance: Provenance) -> str | None:
+    return provenance.model.weights_sha256 if provenance.model else None
 
 
 def engine(onnx: Path) -> Path | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.models.checkpoints import load_state
-from cbam_deploy.models.identity import load_model, resolve_identity, resolve_preprocessing
+from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.spec import GateSpec
 from cbam_deploy.progress import progress as progress_bar
 from cbam_deploy.provenance import Provenance, package_versions
@@ -123,8 +123,8 @@ def train(
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
         train_set, val_set = open_sets(data, val_data, preprocessing)
         identity = with_classes(identity, len(train_set.class_names))
+        network, identity = load_identified(identity)
         fixed = configuration(identity, preprocessing, settings, train_set)
-        network = load_model(identity)
         check_outputs(network, identity.name, preprocessing, len(train_set.class_names))
         if where.type == "cuda" and processes.count > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.export_result import ExportResult
-from cbam_deploy.models import create_model, load_model, resolve_identity
+from cbam_deploy.models import create_model, load_identified, load_model, resolve_identity
 from cbam_deploy.models.checkpoint_names import NAMINGS, OWN, PLAIN, own_names
 from cbam_deploy.provenance import Provenance
 
@@ -43,8 +43,8 @@ def test_published_networks_compute_the_same_here(tmp_path: Path, gate: str) -> 
     identity, _ = resolve_identity(
         "resnet20", attention=attention, num_classes=10, weights=str(tmp_path / "net.pth")
     )
+    ours, identity = load_identified(identity)
     assert identity.naming == NAMES[gate]
-    ours = load_model(identity)
     with torch.inference_mode():
         same(ours(pictures()), theirs(pictures()))
 
@@ -175,15 +175,17 @@ def test_a_factory_keeps_its_own_names(tmp_path: Path) -> None:
     identity, _ = resolve_identity(
         f"{tmp_path / 'own.py'}:network", weights=str(tmp_path / "net.pth")
     )
+    network, identity = load_identified(identity)
     assert identity.naming is None
     with torch.inference_mode():
-        assert torch.equal(load_model(identity)(pictures()), theirs(pictures()))
+        assert torch.equal(network(pictures()), theirs(pictures()))
 
 
 def test_the_report_of_an_export_says_which_naming_was_recognised(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(lively("timm").state_dict(), path)
-    identity, _ = resolve_identity("resnet20", num_classes=10, weights=str(path))
+    asked, _ = resolve_identity("resnet20", num_classes=10, weights=str(path))
+    _, identity = load_identified(asked)
     provenance = Provenance(model=identity)
     result = ExportResult(Path("net.onnx"), "", 0, {}, (), 0.0, 0.0, 0.0, provenance)
     console = Console(width=400, record=True, file=io.StringIO())

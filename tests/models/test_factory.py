@@ -26,6 +26,28 @@ def number():
 def broken():
     raise RuntimeError("no\\nluck")
 
+def leaves():
+    raise SystemExit(3)
+
+def gives_up():
+    class Own(BaseException):
+        def __str__(self):
+            raise ValueError
+    raise Own
+
+def interrupted():
+    raise KeyboardInterrupt
+
+def needs(width):
+    return nn.Identity()
+
+class Raw(nn.Module):
+    def __init__(self):
+        pass
+
+def parallel():
+    return nn.DataParallel(build())
+
 constant = 5
 """
 
@@ -83,6 +105,10 @@ def test_seed_makes_a_factorys_weights(folder: Path) -> None:
         ("own_model.py:constant", "own_model.py:constant is a int, not a callable"),
         ("own_model.py:number", "own_model.py:number returned a int, not an nn.Module"),
         ("own_model.py:broken", "the factory failed (RuntimeError: no luck)"),
+        ("own_model.py:leaves", "own_model.py:leaves: the factory failed (SystemExit: 3)"),
+        ("own_model.py:gives_up", "own_model.py:gives_up: the factory failed (Own)"),
+        ("own_model.py:needs", "TypeError: needs() missing 1 required positional argument"),
+        ("own_model.py:Raw", "own_model.py:Raw returned a Raw that was never initialized"),
         ("own_model.py:", "'own_model.py:' lacks a part"),
         (":build", "':build' lacks a part"),
         ("syntax.py:build", "syntax.py: importing it failed (SyntaxError"),
@@ -99,3 +125,12 @@ def test_each_failure_is_named_in_one_line(folder: Path, name: str, message: str
     assert "\n" not in caught.value.message
     assert caught.value.hint
     assert sys.path == before
+
+
+def test_an_interrupt_stays_one(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        call_factory("own_model.py:interrupted")
+
+
+def test_the_network_is_taken_out_of_its_wrapper(folder: Path) -> None:
+    assert isinstance(call_factory("own_model.py:parallel"), torch.nn.Sequential)

@@ -12,6 +12,7 @@ from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import (
     create_model,
+    load_identified,
     load_model,
     resolve_identity,
     resolve_preprocessing,
@@ -53,7 +54,6 @@ def test_metadata_fills_what_is_left_out(weights: str) -> None:
     identity, provenance = resolve_identity("resnet20", weights=weights)
     assert (identity.attention, identity.gate, identity.num_classes) == ("se", SE, 3)
     assert (identity.stem, identity.seed, identity.weights) == ("cifar", 4, weights)
-    assert identity.weights_sha256 is not None
     assert provenance == RECORDED
     assert resolve_preprocessing(identity, provenance) == RECORDED.preprocessing
     scaled = resolve_preprocessing(identity, provenance, image_size=32)
@@ -86,7 +86,8 @@ def test_an_option_as_the_metadata_have_it_is_fine(weights: str) -> None:
 
 def test_load_model_gives_the_checkpoints_weights_in_evaluation_mode(weights: str) -> None:
     identity, _ = resolve_identity("resnet20", weights=weights)
-    model = load_model(identity)
+    model, identity = load_identified(identity)
+    assert identity.weights_sha256 == state_dict_sha256(model.state_dict())
     assert not model.training
     expected = create_model("resnet20", attention="se", num_classes=3, seed=4).eval()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -94,7 +95,7 @@ def test_load_model_gives_the_checkpoints_weights_in_evaluation_mode(weights: st
 
 
 def test_other_weights_under_the_same_name_are_refused(weights: str) -> None:
-    identity, _ = resolve_identity("resnet20", weights=weights)
+    _, identity = load_identified(resolve_identity("resnet20", weights=weights)[0])
     other = create_model("resnet20", attention="se", num_classes=3, seed=5)
     save_file(other.state_dict(), weights)
     with pytest.raises(BadInput, match="not those recorded"):

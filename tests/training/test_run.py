@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.models import load_model, load_state, resolve_identity, state_dict_sha256
+from cbam_deploy.models import (
+    load_identified,
+    load_state,
+    resolve_identity,
+    state_dict_sha256,
+)
 from cbam_deploy.training import epoch as epoch_module
 from cbam_deploy.training import start
 from cbam_deploy.training.result import Epoch, TrainResult
@@ -159,8 +164,9 @@ def test_best_weights_carry_the_provenance_that_rebuilds_them(quick: Quick, tmp_
     assert provenance.preprocessing is not None
     assert provenance.preprocessing.image_size == 16
     assert provenance.model is not None
+    network, identity = load_identified(identity)
     assert provenance.model.weights_sha256 == identity.weights_sha256
-    assert not load_model(identity).training
+    assert not network.training
     last = load_state(tmp_path / "run/last.pt").provenance
     assert last is not None
     assert last.class_names == provenance.class_names
