@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The package switches ONNX Runtime's telemetry off; scripts here may import that first.
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: demo test lint bench kernel-report paper-tables gpu-check clean
 

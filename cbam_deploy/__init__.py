@@ -7,6 +7,7 @@ package costs nothing.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from cbam_deploy.walkthrough import demo
 
 __version__ = "0.1.0"
+
+# ONNX Runtime leaves a device id and a database of events in HOME when it is imported, and sends
+# them. Its switch is read at that moment: here nothing of ours, nor a process of ours, precedes it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "ablation": "studies",

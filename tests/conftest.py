@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Tests run side by side: more threads than one each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Some tests import ONNX Runtime before the package, which sets this too.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True)
