@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from cbam_deploy import __version__, cli_studies
+from cbam_deploy.cli_files import read, read_as_model, updated, written, written_in
 from cbam_deploy.cli_options import (
     Artefact,
     Artefacts,
@@ -22,6 +24,7 @@ from cbam_deploy.cli_options import (
     ClassesOption,
     DataOption,
     DeviceOption,
+    EngineOutput,
     GateOption,
     InitialGatesOption,
     InputsOption,
@@ -30,6 +33,7 @@ from cbam_deploy.cli_options import (
     MethodOption,
     Model,
     OnnxIn,
+    OnnxInPlace,
     Output,
     ReportOption,
     RuntimeOption,
@@ -39,11 +43,25 @@ from cbam_deploy.cli_options import (
     WeightsOption,
     gate_spec,
     percentage,
-    writable,
 )
+from cbam_deploy.command_files import declarations
 from cbam_deploy.exits import DEBUG, deliver, run
 
+# What `train` writes: the names of training/run_folder.py, which this module must not load.
+RUN_FILES = ("best.safetensors", "last.pt", "history.json")
+
+
+class Commands(TyperGroup):
+    """The commands; each declares the files it reads and writes while its line is parsed."""
+
+    def invoke(self, context: Any) -> Any:
+        """Run one command."""
+        with declarations():
+            return super().invoke(context)
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -104,7 +122,7 @@ def export_command(
 
 
 @app.command("fuse")
-def fuse_command(source: OnnxIn, output: Output, as_json: JsonOption = False) -> None:
+def fuse_command(source: OnnxInPlace, output: Output, as_json: JsonOption = False) -> None:
     """Make each attention gate of an ONNX file one node."""
     from cbam_deploy import fuse
 
@@ -160,7 +178,7 @@ def convert_command(
 @app.command("build-engine")
 def build_engine_command(
     source: OnnxIn,
-    output: Output,
+    output: EngineOutput,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
     ] = "auto",
@@ -187,7 +205,9 @@ def build_engine_command(
     gate: Annotated[
         Literal["auto", "plugin", "native"], typer.Option(help="How gates are lowered.")
     ] = "auto",
-    timing_cache: Annotated[Path | None, typer.Option(help="Tactic timings to reuse.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(callback=updated, help="Tactic timings to reuse.")
+    ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="Builder effort, 0 to 5.")
     ] = None,
@@ -228,7 +248,10 @@ def build_engine_command(
 def validate_command(
     artefact: Artefact,
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="PyTorch reference, if not the recorded.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", callback=read_as_model, help="PyTorch reference, if not the recorded."
+        ),
     ] = None,
     weights: WeightsOption = None,
     data: DataOption = None,
@@ -257,7 +280,7 @@ def validate_command(
     device: DeviceOption = None,
     report: ReportOption = None,
     junit: Annotated[
-        Path | None, typer.Option(callback=writable, help="Also write a JUnit file.")
+        Path | None, typer.Option(callback=written, help="Also write a JUnit file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -291,7 +314,7 @@ def validate_command(
 @app.command("evaluate")
 def evaluate_command(
     artefacts: Artefacts,
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images.")],
+    data: Annotated[str, typer.Option(metavar="SOURCE", callback=read, help="Labelled images.")],
     pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many images only.")] = None,
@@ -335,9 +358,12 @@ def bench_command(
     seconds: Annotated[float, typer.Option(min=0.1, help="Time per artefact and batch.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     relative_to: Annotated[
-        Path | None, typer.Option(help="Baseline artefact, measured in the same run.")
+        Path | None,
+        typer.Option(callback=read, help="Baseline artefact, measured in the same run."),
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="Earlier --report to compare with.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(callback=read, help="Earlier --report to compare with.")
+    ] = None,
     max_slowdown: Annotated[
         float | None,
         typer.Option(parser=percentage, metavar="PERCENT", help="Exit 1 when slower by more (5%)."),
@@ -347,7 +373,7 @@ def bench_command(
     device: DeviceOption = None,
     report: ReportOption = None,
     html: Annotated[
-        Path | None, typer.Option(callback=writable, help="Also write a page with plots.")
+        Path | None, typer.Option(callback=written, help="Also write a page with plots.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -377,9 +403,16 @@ def bench_command(
 @app.command("train")
 def train_command(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run.")],
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images to train on.")],
-    val_data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Held-out images.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", callback=written_in(*RUN_FILES), help="Folder for the run."),
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", callback=read, help="Labelled images to train on.")
+    ],
+    val_data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", callback=read, help="Held-out images.")
+    ] = None,
     attention: AttentionOption = None,
     gate: GateOption = None,
     stem: StemOption = None,
@@ -456,7 +489,9 @@ def doctor_command(as_json: JsonOption = False) -> None:
 
 @app.command("demo")
 def demo_command(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", callback=written_in(), help="Folder to write.")
+    ] = Path("demo"),
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cbam_deploy.cli_files import (
+    read,
+    read_and_replaced,
+    read_as_model,
+    written,
+    written_artefact,
+    written_engine,
+)
 from cbam_deploy.errors import BadInput
-from cbam_deploy.outputs import check_place
 
 if TYPE_CHECKING:
     from cbam_deploy.models.spec import GateSpec
-
-
-def writable(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written before the work for it begins."""
-    if path is not None:
-        check_place(path)
-    return path
 
 
 Attention = Literal["cbam", "se", "none"]
@@ -29,13 +29,29 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        callback=read_as_model,
         help="Zoo name such as resnet50, package.module:factory, or path/file.py:factory.",
     ),
 ]
-Artefact = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An .onnx or .engine file.")]
-Artefacts = Annotated[list[Path], typer.Argument(metavar="ARTEFACT...", help=".onnx or .engine.")]
-OnnxIn = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The ONNX file to read.")]
-Output = Annotated[Path, typer.Option("-o", "--output", callback=writable, help="File to write.")]
+Artefact = Annotated[
+    Path, typer.Argument(metavar="ARTEFACT", callback=read, help="An .onnx or .engine file.")
+]
+Artefacts = Annotated[
+    list[Path], typer.Argument(metavar="ARTEFACT...", callback=read, help=".onnx or .engine.")
+]
+OnnxIn = Annotated[
+    Path, typer.Argument(metavar="IN.onnx", callback=read, help="The ONNX file to read.")
+]
+OnnxInPlace = Annotated[
+    Path,
+    typer.Argument(metavar="IN.onnx", callback=read_and_replaced, help="The ONNX file to read."),
+]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", callback=written_artefact, help="File to write.")
+]
+EngineOutput = Annotated[
+    Path, typer.Option("-o", "--output", callback=written_engine, help="File to write.")
+]
 AttentionOption = Annotated[
     Attention | None, typer.Option("--attention", help="Gate after each block [default: cbam].")
 ]
@@ -57,7 +73,10 @@ SizeOption = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Side of the input in pixels.")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a torch state dict.")
+    Path | None,
+    typer.Option(
+        "--weights", callback=read, help="Checkpoint: .safetensors, or a torch state dict."
+    ),
 ]
 InitialGatesOption = Annotated[
     bool,
@@ -73,7 +92,10 @@ GateOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    str | None, typer.Option("--calibration", metavar="SOURCE", help="Typical images, for INT8.")
+    str | None,
+    typer.Option(
+        "--calibration", metavar="SOURCE", callback=read, help="Typical images, for INT8."
+    ),
 ]
 MethodOption = Annotated[
     Literal["minmax", "entropy", "percentile"],
@@ -91,14 +113,16 @@ AugmentationOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="SOURCE", help="Image directory, 'digits' or 'photos'."),
+    typer.Option(
+        "--data", metavar="SOURCE", callback=read, help="Image directory, 'digits' or 'photos'."
+    ),
 ]
 RuntimeOption = Annotated[
     str | None, typer.Option("--runtime", help="Runtime instead of the one the file implies.")
 ]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="cpu or cuda.")]
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", callback=writable, help="Also write JSON.")
+    Path | None, typer.Option("--report", callback=written, help="Also write JSON.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cbam_deploy.cli_files import read, written_in
 from cbam_deploy.cli_options import (
     AttentionOption,
     ClassesOption,
@@ -26,6 +27,7 @@ ModelOrFile = Annotated[
     str,
     typer.Argument(
         metavar="MODEL|FILE.onnx",
+        callback=read,
         help="Zoo name, package.module:factory, path/file.py:factory, or an ONNX file.",
     ),
 ]
@@ -70,16 +72,25 @@ def gradcam_command(
     networks: Annotated[
         list[str],
         typer.Argument(
-            metavar="NETWORK...", help="Checkpoint of train, MODEL=CHECKPOINT, or MODEL."
+            metavar="NETWORK...",
+            callback=read,
+            help="Checkpoint of train, MODEL=CHECKPOINT, or MODEL.",
         ),
     ],
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Pictures to explain.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path(
-        "gradcam"
-    ),
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", callback=read, help="Pictures to explain.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", callback=written_in("gradcam.html"), help="Folder to write."
+        ),
+    ] = Path("gradcam"),
     artefact: Annotated[
         list[Path] | None,
-        typer.Option(help="ONNX file whose attention to show; repeat, the most exact first."),
+        typer.Option(
+            callback=read, help="ONNX file whose attention to show; repeat, the most exact first."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=12, help="How many pictures.")] = 6,
     image_size: SizeOption = None,
@@ -108,10 +119,14 @@ def gradcam_command(
 
 def ablation_command(
     data: Annotated[
-        str, typer.Option(metavar="SOURCE", help="Pictures with a held-out part.")
+        str,
+        typer.Option(metavar="SOURCE", callback=read, help="Pictures with a held-out part."),
     ] = "digits",
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the study; goes on in it.")
+        Path,
+        typer.Option(
+            "-o", "--output", callback=written_in(), help="Folder of the study; goes on in it."
+        ),
     ] = Path("ablation"),
     model: Annotated[str, typer.Option(help="Network of the zoo.")] = "resnet20",
     variant: Annotated[

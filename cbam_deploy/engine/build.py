@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbam_deploy.command_files import check_apart
 from cbam_deploy.engine import monitor
 from cbam_deploy.engine.backend import (
     TENSORRT,
@@ -36,7 +37,7 @@ from cbam_deploy.engine.parser_input import ParserInput, parser_input
 from cbam_deploy.engine.source import OnnxSource, batch_profile, mapped, read_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
-from cbam_deploy.outputs import atomic_output
+from cbam_deploy.outputs import atomic_output, check_place, write_errors
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import file_sha256, package_versions
 
@@ -147,8 +148,10 @@ def build_engine(
     """
     started = time.perf_counter()
     output = Path(output)
-    if output.resolve() == Path(onnx_path).resolve():
-        raise BadInput(f"{output}: is the ONNX file to build from", "give another name after -o")
+    beside = manifest_path(output)
+    for file in (output, beside):
+        check_place(file, artefact=True)
+        check_apart(file, onnx_path=onnx_path)
     options = BuildOptions(
         min_batch=min_batch,
         opt_batch=opt_batch,
@@ -164,7 +167,6 @@ def build_engine(
     )
     chosen = choose_runtime(runtime)
     check_options(options, chosen)
-    beside = manifest_path(output)
     with atomic_output(output) as engine_file, atomic_output(beside) as manifest_file:
         with ThreadPoolExecutor(max_workers=1) as pool:
             # Loading TensorRT takes longer than checking the file, so both go on at once.
@@ -179,7 +181,8 @@ def build_engine(
                 plan = _serialized_engine(source, given, backend, options, profile)
                 build_seconds = time.perf_counter() - build_started
             engine_sha256 = pool.submit(hashlib.sha256, plan)
-            engine_file.write_bytes(plan)
+            with write_errors(output):
+                engine_file.write_bytes(plan)
         manifest = Manifest(
             engine_sha256=engine_sha256.result().hexdigest(),
             engine_bytes=len(plan),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx_ir as ir
 
+from cbam_deploy.command_files import check_apart
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.calibration import (
@@ -90,7 +91,8 @@ def convert(
     source, output = Path(source), Path(output)
     check_options(precision, calibration, io_dtype)
     _check_budget(precision, max_accuracy_drop, data)
-    check_place(output)
+    check_place(output, artefact=True)
+    check_apart(output, source=source)
     model = read_model(source)
     history = read_provenance(model) or Provenance()
     _check_convertible(source, model, history)

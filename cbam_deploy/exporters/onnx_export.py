@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from cbam_deploy.command_files import check_apart
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.calibration import Method
@@ -116,7 +117,8 @@ def export_onnx(
     """
     begin = time.perf_counter()
     output = Path(output)
-    check_place(output)
+    check_place(output, artefact=True)
+    check_apart(output, weights=weights)
     given = parse_inputs(inputs) if inputs else None
     if given is not None and image_size is not None:
         raise BadInput(

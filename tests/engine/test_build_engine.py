@@ -289,7 +289,7 @@ def test_failure_leaves_the_earlier_engine_and_nothing_else(convolution, output)
 
 def test_onnx_file_is_not_overwritten_by_its_engine(convolution):
     path = convolution()
-    with pytest.raises(BadInput, match="is the ONNX file to build from"):
+    with pytest.raises(BadInput, match="is read as onnx_path"):
         build_engine(path, path)
     onnx.checker.check_model(path)
 
