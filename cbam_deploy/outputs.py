@@ -36,7 +36,7 @@ def check_place(path: Path, *, artefact: bool = False) -> None:
     with write_errors(path):
         mode = _mode(path)
         if mode is None or stat.S_ISREG(mode):
-            _check_folder(path, _behind_links(path).parent)
+            _check_folder(path, behind_links(path).parent)
         elif stat.S_ISDIR(mode):
             raise BadInput(f"{path}: is a directory, not a file to write", "give a file name")
         elif artefact or not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
@@ -55,6 +55,11 @@ def kind_of(mode: int) -> str:
         stat.S_ISCHR: "device",
     }
     return next((name for test, name in kinds.items() if test(mode)), "regular file")
+
+
+def behind_links(path: Path) -> Path:
+    """The file that an output to `path` replaces; `path` as it was given unless it is a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager
@@ -78,17 +83,45 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
     check_not_read(path)
     with write_errors(path):
         if _is_replaced(path):
-            target = _behind_links(path)
-            _remove_abandoned(target)
-            with _temporary_beside(target) as temporary:
+            target = behind_links(path)
+            with temporary_beside(target) as temporary:
                 yield temporary
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(target)
+                put_in_place(temporary, target)
         else:
             with tempfile.TemporaryDirectory(prefix="cbam-deploy-") as folder:
                 temporary = Path(folder, f"output{path.suffix}")
                 yield temporary
                 _pour(temporary, path)
+
+
+@contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """A new file in the folder of `target`, locked while its writer lives, gone in the end.
+
+    What killed processes left of earlier ones is removed first.
+    """
+    _remove_abandoned(target)
+    beginning, ending = _temporary_name(target)
+    while True:
+        descriptor, name = tempfile.mkstemp(ending, beginning, target.parent)
+        temporary = Path(name)
+        _lock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # Another process took it for abandoned before it was locked.
+    _unfinished.add(temporary)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+        os.close(descriptor)
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Make a temporary file the file `target`, with the permissions of an ordinary new file."""
+    temporary.chmod(0o666 & ~_umask())
+    temporary.replace(target)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -139,11 +172,6 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _behind_links(path: Path) -> Path:
-    """The file that is to be replaced; `path` as it was given unless it is a link."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
 def _check_folder(path: Path, folder: Path) -> None:
     if not folder.is_dir():
         raise BadInput(f"{path}: the folder {folder} does not exist", "create the folder first")
@@ -177,26 +205,6 @@ def _pour(content: Path, path: Path) -> None:
         os.fdopen(descriptor, "wb", buffering=0) as sink,
     ):
         shutil.copyfileobj(source, sink)
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A new file in the folder of `target`, locked while its writer lives, gone in the end."""
-    beginning, ending = _temporary_name(target)
-    while True:
-        descriptor, name = tempfile.mkstemp(ending, beginning, target.parent)
-        temporary = Path(name)
-        _lock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            break
-        os.close(descriptor)  # Another process took it for abandoned before it was locked.
-    _unfinished.add(temporary)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-        _unfinished.discard(temporary)
-        os.close(descriptor)
 
 
 def _temporary_name(target: Path) -> tuple[str, str]:

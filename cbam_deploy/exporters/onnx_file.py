@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
+import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.external_data import check_external_data, external_tensors
-from cbam_deploy.outputs import atomic_output
+from cbam_deploy.outputs import atomic_output, behind_links, put_in_place, temporary_beside
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 
 # Protobuf messages end at 2 GiB; the graph around the weights is far below the rest.
@@ -48,7 +51,9 @@ def write_model(
 ) -> None:
     """Check `model` and put it in place as one file; an earlier `path` is lost only on success.
 
-    Weights are embedded, or lie in ``<path>.data`` when they are too many for one ONNX file.
+    Weights are embedded, or lie in ``<path>.data`` when they are too many for one ONNX file. Where
+    that name is taken they get one of their own, ``<path>.1a2b3c4d.data``, and the data of the file
+    that was replaced goes: whenever the process is killed, every graph has its own weights.
 
     Args:
         model: the model; its weights may still be external, also in the file at `path`.
@@ -59,7 +64,7 @@ def write_model(
     Raises:
         BadInput: `path` cannot be written.
     """
-    path = Path(path)
+    path = behind_links(Path(path))
     weights = [value.const_value for value in model.graph.initializers.values()]
     embedded = sum(tensor.nbytes for tensor in weights if tensor is not None) <= MAX_EMBEDDED_BYTES
     with atomic_output(path) as temporary:
@@ -67,10 +72,15 @@ def write_model(
             _save(ir.external_data.load_to_model(model), temporary)
             _verify(temporary, verify)
             return
-        with atomic_output(path.with_name(f"{path.name}.data")) as data:
+        with temporary_beside(path) as data:
             _save_with_data(model, temporary, data)
             _verify(temporary, verify)
-            _rename_data(temporary, f"{path.name}.data")
+            beside = _data_path(path, data)
+            _rename_data(temporary, beside.name)
+            put_in_place(data, beside)
+        earlier = _earlier_data(path, beside, model.meta.get(_PATH))
+    for unused in earlier:
+        unused.unlink(missing_ok=True)
 
 
 def read_provenance(source: str | Path | ir.Model) -> Provenance | None:
@@ -133,6 +143,38 @@ def _save_with_data(model: ir.Model, path: Path, data: Path) -> None:
     for value, tensor in zip(values, tensors, strict=True):
         value.const_value = tensor
     _save(model, path)
+
+
+def _data_path(path: Path, data: Path) -> Path:
+    """Where the weights in `data` go: to a file of that content, or one no graph refers to yet."""
+    place = path.with_name(f"{path.name}.data")
+    while place.exists() and not filecmp.cmp(place, data, shallow=False):
+        place = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
+    return place
+
+
+def _earlier_data(path: Path, beside: Path, source: Path | None) -> list[Path]:
+    """Data that nothing refers to once `path` is replaced by a graph with its weights in `beside`.
+
+    Files of a name that only `write_model` gives go whether the earlier graph names them or a
+    killed run left them; what the model's `source` still refers to stays.
+    """
+    ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}\.data")
+    found = {file for file in path.parent.iterdir() if ours.fullmatch(file.name)}
+    found |= _data_files(path) & {path.with_name(f"{path.name}.data")}
+    if source is not None and not (path.exists() and path.samefile(source)):
+        found -= _data_files(source)
+    return sorted(found - {beside})
+
+
+def _data_files(path: Path) -> set[Path]:
+    """The files that hold external weights of the graph at `path`; none where it is no graph."""
+    try:
+        tensors = external_tensors(_parse(path))
+    except BadInput:
+        return set()
+    locations = (e.value for tensor in tensors for e in tensor.external_data if e.key == "location")
+    return {path.parent / location for location in locations}
 
 
 def _rename_data(path: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """No malformed ONNX file gets past reading; what is written is whole or not there."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -197,6 +198,49 @@ def test_weights_too_large_to_embed_lie_beside_the_file(model_file, tmp_path, mo
     np.testing.assert_array_equal(
         read_model(tmp_path / "new.onnx").graph.initializers["w"].const_value.numpy(), range(4)
     )
+
+
+def add_of(value):
+    return add_model(numpy_helper.from_array(np.full(4, value, np.float32), "w"))
+
+
+def weights_at(path):
+    return read_model(path).graph.initializers["w"].const_value.numpy().tolist()
+
+
+class Killed(BaseException):
+    """Ends the writing where a killed process would have ended."""
+
+
+def test_a_kill_between_graph_and_data_leaves_the_earlier_pair(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MAX_EMBEDDED_BYTES", 8)
+    path = tmp_path / "new.onnx"
+    write_model(read_model(model_file(add_of(1))), path)
+    second = read_model(model_file(add_of(2)))
+    replace = Path.replace
+
+    def die_before_the_graph(self, target):
+        if Path(target) == path:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die_before_the_graph)
+        with pytest.raises(Killed):
+            write_model(second, path)
+    assert len(list(tmp_path.glob("new.onnx.*data"))) == 2
+    assert weights_at(path) == [1] * 4
+    write_model(read_model(model_file(add_of(3))), path)
+    assert weights_at(path) == [3] * 4
+    assert len(list(tmp_path.glob("new.onnx.*data"))) == 1
+
+
+def test_data_that_the_source_refers_to_stays(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MAX_EMBEDDED_BYTES", 8)
+    write_model(read_model(model_file(add_of(1))), tmp_path / "new.onnx")
+    (tmp_path / "other.onnx").write_bytes((tmp_path / "new.onnx").read_bytes())
+    write_model(read_model(tmp_path / "other.onnx"), tmp_path / "new.onnx")
+    assert weights_at(tmp_path / "other.onnx") == weights_at(tmp_path / "new.onnx") == [1] * 4
 
 
 def test_failing_check_leaves_an_earlier_file(model_file, tmp_path):
