@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from cbam_deploy import __version__, cli_studies
-from cbam_deploy.cli_files import read, read_as_model, updated, written, written_in
+from cbam_deploy.cli_files import read, updated, written, written_in
 from cbam_deploy.cli_options import (
     Artefact,
     Artefacts,
@@ -35,6 +35,7 @@ from cbam_deploy.cli_options import (
     OnnxIn,
     OnnxInPlace,
     Output,
+    ReferenceOption,
     ReportOption,
     RuntimeOption,
     SeedOption,
@@ -247,12 +248,7 @@ def build_engine_command(
 @app.command("validate")
 def validate_command(
     artefact: Artefact,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", callback=read_as_model, help="PyTorch reference, if not the recorded."
-        ),
-    ] = None,
+    reference: ReferenceOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
     batch: Annotated[
@@ -316,6 +312,8 @@ def evaluate_command(
     artefacts: Artefacts,
     data: Annotated[str, typer.Option(metavar="SOURCE", callback=read, help="Labelled images.")],
     pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
+    reference: ReferenceOption = None,
+    weights: WeightsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many images only.")] = None,
     max_drop: Annotated[
@@ -337,6 +335,8 @@ def evaluate_command(
             artefacts,
             data=data,
             reference_pytorch=pytorch,
+            reference=reference,
+            weights=weights,
             batch_size=batch,
             limit=limit,
             max_drop=max_drop,
@@ -352,6 +352,8 @@ def evaluate_command(
 def bench_command(
     artefacts: Artefacts,
     pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
+    reference: ReferenceOption = None,
+    weights: WeightsOption = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size; repeat for several.")
     ] = None,
@@ -383,6 +385,8 @@ def bench_command(
     measured = bench(
         artefacts,
         pytorch=pytorch,
+        reference=reference,
+        weights=weights,
         batches=tuple(batch or (1, 8)),
         seconds=seconds,
         threads=threads,

@@ -121,6 +121,15 @@ RuntimeOption = Annotated[
     str | None, typer.Option("--runtime", help="Runtime instead of the one the file implies.")
 ]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="cpu or cuda.")]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="MODEL",
+        callback=read_as_model,
+        help="PyTorch model, if not one of the zoo.",
+    ),
+]
 ReportOption = Annotated[
     Path | None, typer.Option("--report", callback=written, help="Also write JSON.")
 ]

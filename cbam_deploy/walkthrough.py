@@ -120,10 +120,10 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
             model, folder / "model.engine", runtime="tensorrt-rtx", targets=("sm_89",)
         )
     with _step("compare with PyTorch, gate by gate"):
-        parity = validate(model, data="digits", layers="gates", seed=seed)
+        parity = validate(model, weights=training.weights, data="digits", layers="gates", seed=seed)
         write_json(folder / "parity.json", parity.to_json())
     with _step("measure accuracy"):
-        accuracy = evaluate([model], data="digits", reference_pytorch=True)
+        accuracy = evaluate([model], data="digits", weights=training.weights)
         write_json(folder / "accuracy.json", accuracy.to_json())
     with _step("show where it looks, in FP32 and in INT8"):
         int8 = folder / "model.int8.onnx"
@@ -132,7 +132,9 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
             training.weights, folder / "gradcam", data="digits", artefacts=[model, int8], seed=seed
         )
     with _step("measure latency, against the same network without gates"):
-        measured = bench([model], pytorch=True, relative_to=plain, batches=BATCHES, seed=seed)
+        measured = bench(
+            [model], weights=training.weights, relative_to=plain, batches=BATCHES, seed=seed
+        )
         write_json(folder / "bench.json", measured.to_json())
     result = DemoResult(
         page=str(folder / "report.html"),

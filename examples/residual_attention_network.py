@@ -6,7 +6,8 @@ units are those of He et al., "Identity Mappings in Deep Residual Networks", ECC
 
     cbam-deploy export examples/residual_attention_network.py:attention_56 -o attention.onnx
     cbam-deploy build-engine attention.onnx -o attention.engine
-    cbam-deploy validate attention.onnx --data photos
+    cbam-deploy validate attention.onnx --data photos \
+      --reference examples/residual_attention_network.py:attention_56
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ def bench(
     artefacts: Sequence[str | Path],
     *,
     pytorch: bool = False,
+    reference: str | None = None,
+    weights: str | Path | None = None,
     batches: Sequence[int] = (1, 8),
     seconds: float = 3.0,
     relative_to: str | Path | None = None,
@@ -59,6 +61,9 @@ def bench(
     Args:
         artefacts: ``.onnx`` and ``.engine`` files.
         pytorch: measure the PyTorch model behind the first artefact as well.
+        reference: that model as a MODEL string, like the next one implying `pytorch`; a factory
+            must be named here (`models.recorded`).
+        weights: its checkpoint, which must be named here if it has one.
         batches: batch sizes, in images.
         seconds: timed duration per artefact and batch size; slow ones take longer, for there are
             never fewer than ten rounds.
@@ -81,7 +86,9 @@ def bench(
     earlier = None if against is None else read_report(against)
     sources, baseline = list_sources(
         artefacts,
-        pytorch=pytorch,
+        pytorch=pytorch or (reference, weights) != (None, None),
+        reference=reference,
+        weights=weights,
         relative_to=relative_to,
         runtime=runtime,
         device=device,

@@ -83,15 +83,19 @@ class Source:
 
 @dataclass(frozen=True)
 class PyTorchSource(Source):
-    """The PyTorch model that an artefact was made from, rebuilt from the artefact's provenance.
+    """The PyTorch model that an artefact was made from, as named or rebuilt from its provenance.
 
     Attributes:
         inputs: specs of what it takes, in FP32 with a free batch.
         outputs: names of what it returns.
+        reference: MODEL that the person named; None for the artefact's own, if that is of the zoo.
+        weights: checkpoint that the person named.
     """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[str, ...] = ()
+    reference: str | None = None
+    weights: str | None = None
 
     @property
     def sha256(self) -> None:
@@ -112,16 +116,12 @@ class PyTorchSource(Source):
 
     def open(self) -> Runner:
         """A runner of the rebuilt model, not yet activated; raises as for a file."""
+        from cbam_deploy.models.recorded import reference_identity
         from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
         provenance = read_origin(Path(self.artefact)).provenance
-        if provenance is None or provenance.model is None:
-            raise BadInput(
-                f"{self.artefact}: does not say which PyTorch model it comes from",
-                "leave --pytorch out, or export the model with cbam-deploy",
-            )
         return PyTorchRunner(
-            provenance.model,
+            reference_identity(self.artefact, provenance, self.reference, self.weights),
             self.inputs,
             self.device or "cpu",
             output_names=self.outputs,
@@ -142,6 +142,8 @@ def list_sources(
     artefacts: Sequence[str | Path],
     *,
     pytorch: bool,
+    reference: str | None = None,
+    weights: str | Path | None = None,
     relative_to: str | Path | None,
     runtime: str | None,
     device: str | None,
@@ -168,7 +170,17 @@ def list_sources(
         for name, path in zip(names, paths, strict=True)
     ]
     if pytorch:
-        sources.append(PyTorchSource(PYTORCH, str(artefacts[0]), None, device, threads))
+        checkpoint = None if weights is None else str(weights)
+        sources.append(
+            PyTorchSource(
+                PYTORCH,
+                str(artefacts[0]),
+                device=device,
+                threads=threads,
+                reference=reference,
+                weights=checkpoint,
+            )
+        )
     if relative_to is None:
         return sources, None
     if baseline is None and not pytorch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_model, load_state, resolve_identity, resolve_preprocessing
+from cbam_deploy.models.factory import is_factory
 from cbam_deploy.provenance import ModelIdentity
 
 _ATTENTION = {"none": "plain", "se": "SE", "cbam": "CBAM", None: ""}
@@ -75,7 +77,13 @@ def _recorded_name(path: str) -> str:
     provenance = load_state(path).provenance
     if provenance is None or provenance.model is None:
         raise BadInput(f"{path}: does not say which model it is of", f"write MODEL={path}")
-    return provenance.model.name
+    name = provenance.model.name
+    if is_factory(name):
+        raise BadInput(
+            f"{path}: is of the factory {name}, which only you may have run",
+            f"if you trust it, name it: {shlex.quote(f'{name}={path}')}",
+        )
+    return name
 
 
 def _label(identity: ModelIdentity) -> str:

@@ -21,7 +21,7 @@ from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import environment
 from cbam_deploy.progress import progress
-from cbam_deploy.provenance import Provenance
+from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.base import Runner, TensorSpec
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
 from cbam_deploy.validation.artefact import open_artefact
@@ -39,6 +39,8 @@ def evaluate(
     *,
     data: str,
     reference_pytorch: bool = False,
+    reference: str | None = None,
+    weights: str | Path | None = None,
     batch_size: int = 64,
     limit: int | None = None,
     max_drop: float | None = None,
@@ -52,6 +54,9 @@ def evaluate(
         data: SOURCE with labels; of ``digits``, the held-out split. Pictures are prepared as the
             artefacts' provenance says, else by ImageNet's validation protocol.
         reference_pytorch: also the PyTorch model of the first artefact's provenance, as baseline.
+        reference: that model as a MODEL string, like the next one implying `reference_pytorch`; a
+            factory must be named here (`models.recorded`).
+        weights: its checkpoint, which must be named here if it has one.
         batch_size: pictures read at a time; cut to what each artefact takes.
         limit: use only so many pictures, drawn at random but always the same.
         max_drop: largest fall in top-1 below the baseline for which the report passes, such as
@@ -67,6 +72,7 @@ def evaluate(
     paths = [Path(a) for a in ([artefacts] if isinstance(artefacts, str | Path) else artefacts)]
     if not paths:
         raise BadInput("no artefact to evaluate", "name at least one .onnx or .engine file")
+    reference_pytorch = reference_pytorch or (reference, weights) != (None, None)
     if max_drop is not None and len(paths) + reference_pytorch < 2:
         raise BadInput(
             f"{paths[0]}: has nothing to drop below",
@@ -84,8 +90,11 @@ def evaluate(
         ]
         preprocessing = _preprocessing(paths, recorded, tallies[0].runner)
         if reference_pytorch:
+            from cbam_deploy.models.recorded import reference_identity
+
+            identity = reference_identity(paths[0], recorded[0], reference, weights)
             takes = tallies[0].runner.inputs[0].dtype
-            runner = _pytorch(paths[0], recorded[0], preprocessing.image_size, takes, device)
+            runner = _pytorch(identity, preprocessing.image_size, takes, device)
             tallies.insert(0, _Tally(PYTORCH, stack.enter_context(runner), recorded[0]))
         for tally in tallies:
             _check_classifier(tally.name, tally.runner)
@@ -285,16 +294,9 @@ def _preprocessing(
     return Preprocessing.for_size(size) if isinstance(size, int) else Preprocessing()
 
 
-def _pytorch(
-    path: Path, provenance: Provenance | None, image_size: int, takes: str, device: str | None
-) -> Runner:
-    if provenance is None or provenance.model is None:
-        raise BadInput(
-            f"{path}: does not say which PyTorch model it comes from",
-            "leave --pytorch out, or export the model with cbam-deploy",
-        )
+def _pytorch(identity: ModelIdentity, image_size: int, takes: str, device: str | None) -> Runner:
     from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
     dtype = takes if is_levels(takes) else "float32"  # Of FP16 inputs it is the reference.
     image = TensorSpec("input", ("batch", 3, image_size, image_size), dtype)
-    return PyTorchRunner(provenance.model, [image], device or "cpu")
+    return PyTorchRunner(identity, [image], device or "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ def open_reference(
 ) -> Reference:
     """The reference of `artefact`: as given, or rebuilt from its provenance.
 
-    A module is copied, so that the caller's stays in its mode, dtype and place. What a MODEL string
-    leaves open (attention, stem, number of classes) is as recorded where the provenance names the
-    same model, else as `models.resolve_identity` has it. `weights` alone puts other weights into
-    the recorded model.
+    A module is copied, so that the caller's stays in its mode, dtype and place. A MODEL string and
+    what the file records are understood as `models.recorded.reference_identity` has it. `weights`
+    alone puts other weights into the recorded model.
 
     Raises:
-        BadInput: nothing says what the reference is, or it cannot be built or loaded.
+        BadInput: nothing says what the reference is, only the file names its factory or checkpoint,
+            or it cannot be built or loaded.
     """
     if isinstance(given, nn.Module):
         if weights is not None:
@@ -74,34 +74,11 @@ def open_reference(
             )
         module = copy.deepcopy(given).float().cpu().eval()
         return Reference(module, type(given).__name__)
-    recorded = provenance.model if provenance else None
-    identity = _identity(artefact, recorded, given, weights)
     from cbam_deploy.models import load_model
+    from cbam_deploy.models.recorded import reference_identity
 
+    identity = reference_identity(artefact, provenance, given, weights)
     return Reference(load_model(identity).float().eval(), _label(identity))
-
-
-def _identity(
-    artefact: Path,
-    recorded: ModelIdentity | None,
-    given: str | None,
-    weights: str | Path | None,
-) -> ModelIdentity:
-    checkpoint = None if weights is None else str(weights)
-    if recorded is not None and given in (None, recorded.name):
-        if checkpoint is None:
-            return recorded
-        return replace(
-            recorded, weights=checkpoint, weights_sha256=None, naming=None, initial_gates=False
-        )
-    if given is None:
-        raise BadInput(
-            f"{artefact}: does not say which PyTorch model it comes from",
-            "name it with --reference MODEL, and its checkpoint with --weights FILE",
-        )
-    from cbam_deploy.models import resolve_identity
-
-    return resolve_identity(given, weights=checkpoint)[0]
 
 
 def _label(identity: ModelIdentity) -> str:

@@ -66,7 +66,7 @@ def test_every_step_succeeds_and_leaves_its_reports(commands, variables, kept, t
 
 
 @pytest.mark.slow
-def test_a_parity_fault_stops_the_job_with_exit_1(digits_onnx, tmp_path):
+def test_a_parity_fault_stops_the_job_with_exit_1(digits_run, digits_onnx, tmp_path):
     import onnx
     from onnx import numpy_helper
 
@@ -74,7 +74,8 @@ def test_a_parity_fault_stops_the_job_with_exit_1(digits_onnx, tmp_path):
     weight = next(w for w in model.graph.initializer if len(w.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.1, weight.name))
     onnx.save(model, tmp_path / "model.onnx")
-    step = "cbam-deploy validate model.onnx --report parity.json --junit parity.xml"
+    weights = f"--weights {digits_run / 'best.safetensors'}"
+    step = f"cbam-deploy validate model.onnx {weights} --report parity.json --junit parity.xml"
     ended = shell(step, tmp_path, {})
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")

@@ -58,7 +58,7 @@ def test_it_goes_through_export_engine_and_parity_unchanged(tmp_path: Path) -> N
     onnx, engine = tmp_path / "attention.onnx", tmp_path / "attention.engine"
     exported = export_onnx(f"{EXAMPLE}:attention_tiny", onnx, image_size=32)
     assert exported.to_json()["gates"] == {}
-    parity = validate(onnx)
+    parity = validate(onnx, reference=f"{EXAMPLE}:attention_tiny")
     assert parity.passed
     build_engine(onnx, engine, targets=("sm_89",), max_batch=8)
     assert engine.stat().st_size > 0

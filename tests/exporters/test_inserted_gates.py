@@ -58,6 +58,6 @@ def test_gated_network_is_exported_fused_built_and_validated(
     ranges = RANGES if inputs == SIZE else ()
     engine = build_engine(path, tmp_path / "net.engine", sizes=ranges, targets=("sm_89",))
     assert len(engine.gates) == sum(gates.values())
-    report = validate(path, batch_sizes=(1, 3))
+    report = validate(path, reference=f"{source}:network", batch_sizes=(1, 3))
     assert report.passed, report.failure()
     assert [len(batch.outputs) for batch in report.batches] == [outputs, outputs]

@@ -158,15 +158,16 @@ def test_one_file_takes_every_batch_height_and_width(dynamic, source, shape) -> 
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
 
 
-def test_validate_compares_all_outputs_and_gates_of_such_a_file(dynamic) -> None:
-    report = validate(dynamic, layers="all")
+def test_validate_compares_all_outputs_and_gates_of_such_a_file(dynamic, source) -> None:
+    report = validate(dynamic, reference=f"{source}:matting", layers="all")
     assert report.passed
     assert [len(batch.outputs) for batch in report.batches] == [3, 3, 3]
     assert report.layers.not_comparable == ()
 
 
-def test_bench_feeds_such_a_file_and_pytorch_beside_it(dynamic) -> None:
-    file, pytorch = Source("file", str(dynamic)), PyTorchSource("pytorch", str(dynamic))
+def test_bench_feeds_such_a_file_and_pytorch_beside_it(dynamic, source) -> None:
+    file = Source("file", str(dynamic))
+    pytorch = PyTorchSource("pytorch", str(dynamic), reference=f"{source}:matting")
     with file.open() as runner:
         feeds = file.feeds(runner, 2, 0)
         assert [array.shape for array in feeds.values()] == [(2, 3, 32, 32), (2, 1, 32, 32)]
@@ -225,7 +226,7 @@ def test_fixed_sizes_and_batch_are_kept(source, tmp_path, cli) -> None:
     )
     assert done.code == 0, done.err
     assert shapes(onnx.load(path).graph.input)["image"] == [1, 3, 16, 32]
-    done = cli("validate", path)
+    done = cli("validate", path, "--reference", f"{source}:matting")
     assert done.code == 0, done.err
     built = build_engine(path, tmp_path / "net.engine", targets=("sm_89",))
     assert built.profile["image"].max == (1, 3, 16, 32)

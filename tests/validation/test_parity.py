@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -10,8 +11,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from cbam_deploy import create_model, validate
+from cbam_deploy.engine.manifest import dumps, manifest_path, read_manifest
 from cbam_deploy.errors import BadInput
-from cbam_deploy.provenance import METADATA_KEY
+from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
 from cbam_deploy.validation.tolerances import OUTPUTS, Tolerance
 
 
@@ -98,6 +100,18 @@ def test_other_weights_for_the_recorded_model_are_another_model(network_onnx, tm
 def test_a_reference_that_takes_other_inputs_is_refused(network_onnx):
     with pytest.raises(BadInput, match="does not take inputs of shape"):
         validate(network_onnx, reference=nn.Linear(5, 5), batch_sizes=[1])
+
+
+def test_a_factory_that_only_a_manifest_names_is_not_called(engine_like, tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    named = Provenance(ModelIdentity(f"{source}:f"))
+    manifest = replace(read_manifest(engine_like), provenance=named)
+    manifest_path(engine_like).write_text(dumps(manifest))
+    with pytest.raises(BadInput, match="which only you") as refused:
+        validate(engine_like)
+    assert refused.value.hint.endswith(f"--reference {source}:f")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_samples_swapped_within_a_batch_are_noticed(altered):
