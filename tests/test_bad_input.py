@@ -184,19 +184,23 @@ WRITERS = {
     "train": ["resnet20", "--data", "digits", "--epochs", "1", "-o"],
 }
 REPORTERS = {
-    "validate": ["{onnx}", "--report"],
+    "validate": ["{onnx}", "--weights", "{run}/best.safetensors", "--report"],
     "evaluate": ["{onnx}", "--data", "digits", "--limit", "8", "--report"],
     "bench": ["{onnx}", "--seconds", "0.1", "--batch", "1", "--report"],
 }
 
 
-def arguments_of(table, command, onnx_file):
-    return [command, *(word.format(onnx=onnx_file) for word in table[command])]
+@pytest.fixture
+def arguments_of(digits_run, digits_onnx):
+    def arguments(table, command):
+        return [command, *(w.format(onnx=digits_onnx, run=digits_run) for w in table[command])]
+
+    return arguments
 
 
 @pytest.mark.parametrize("command", ["export", "fuse", "convert", "build-engine", *REPORTERS])
-def test_output_in_a_missing_folder_is_refused(cli, folder, digits_onnx, command):
-    arguments = arguments_of(WRITERS | REPORTERS, command, digits_onnx)
+def test_output_in_a_missing_folder_is_refused(cli, folder, arguments_of, command):
+    arguments = arguments_of(WRITERS | REPORTERS, command)
     ended = cli(*arguments, "missing/folder/out")
     assert ended.code == 2
     assert "missing/folder" in ended.error
@@ -217,11 +221,11 @@ def tiny_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WRITERS)
-def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, digits_onnx, command):
+def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, arguments_of, command):
     earlier = tiny_disk / "out"
     if command != "train":
         earlier.write_text("earlier")
-    ended = cli(*arguments_of(WRITERS, command, digits_onnx), earlier)
+    ended = cli(*arguments_of(WRITERS, command), earlier)
     assert ended.code == 2
     assert "no space left" in ended.error
     if command == "train":
@@ -233,12 +237,12 @@ def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, digits_onnx, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", REPORTERS)
-def test_report_on_a_full_disk_is_one_line_and_loses_nothing(cli, tiny_disk, digits_onnx, command):
+def test_report_on_a_full_disk_is_one_line_and_loses_nothing(cli, tiny_disk, arguments_of, command):
     report = tiny_disk / "report.json"
     report.write_text("earlier")
     with pytest.raises(OSError, match="No space"), (tiny_disk / "filler").open("wb") as filler:
         filler.write(bytes(1 << 20))
-    ended = cli(*arguments_of(REPORTERS, command, digits_onnx), report)
+    ended = cli(*arguments_of(REPORTERS, command), report)
     assert ended.code == 2
     assert "no space left" in ended.error
     assert {path.name for path in tiny_disk.iterdir()} == {"report.json", "filler"}
