@@ -15,10 +15,13 @@ from typing import Any
 
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.json_data import parse, read
 from cbam_deploy.models.spec import GateSpec
 
 METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+_LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
 
 
 @dataclass(frozen=True)
@@ -90,27 +93,23 @@ class Provenance:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Provenance:
-        """Read what `to_json` wrote.
+    def from_json(cls, data: Any) -> Provenance:
+        """Read what `to_json` wrote, whatever `data` is.
 
         Raises:
             BadInput: `data` is of another schema version or malformed.
         """
         hint = "make the file again with this version of cbam-deploy"
-        fields = dict(data)
-        version = fields.pop("schema_version", None)
+        version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
-            raise BadInput(f"provenance of schema {version}, expected {SCHEMA_VERSION}", hint)
+            shown = version if isinstance(version, int) else "unknown"
+            raise BadInput(f"provenance of schema {shown}, expected {SCHEMA_VERSION}", hint)
+        fields = {key: value for key, value in data.items() if key != "schema_version"}
         try:
-            if fields["model"] is not None:
-                model = dict(fields["model"])
-                gate = model.pop("gate")
-                fields["model"] = ModelIdentity(gate=GateSpec(**gate) if gate else None, **model)
-            if fields["preprocessing"] is not None:
-                fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
-            fields["class_names"] = tuple(fields["class_names"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if missing := {"model", "preprocessing", "class_names"} - fields.keys():
+                raise ValueError(f"it lacks {min(missing)!r}")
+            return _meaningful(read(cls, fields))
+        except ValueError as error:
             raise BadInput(f"provenance is malformed ({error})", hint) from error
 
     def dumps(self) -> str:
@@ -121,13 +120,38 @@ class Provenance:
     def loads(cls, text: str) -> Provenance:
         """Read what `dumps` wrote; raises `BadInput` like `from_json`."""
         try:
-            return cls.from_json(json.loads(text))
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            data = parse(text)
+        except ValueError as error:
             raise BadInput(f"provenance is not JSON ({error})", "make the file again") from error
+        return cls.from_json(data)
 
     def with_(self, **changes: Any) -> Provenance:
         """A copy with some fields replaced."""
         return replace(self, **changes)
+
+
+def _meaningful(provenance: Provenance) -> Provenance:
+    """`provenance`, if its values are among those that there are; else ValueError."""
+    model, pictures = provenance.model, provenance.preprocessing
+    choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "precision": (provenance.precision, PRECISIONS)
+    }
+    counts: dict[str, int | None] = dict(provenance.sizes)
+    if model is not None:
+        choices["attention"] = model.attention, (None, "cbam", "se", "none")
+        choices["stem"] = model.stem, (None, "imagenet", "cifar")
+        counts["num_classes"] = model.num_classes
+    if pictures is not None:
+        counts |= {"image_size": pictures.image_size, "resize": pictures.resize}
+        if min(pictures.std) <= 0:
+            raise ValueError("std is not positive")
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} is none of {', '.join(map(str, allowed))}")
+    for name, count in counts.items():
+        if count is not None and not 1 <= count <= _LARGEST:
+            raise ValueError(f"{name} is out of range")
+    return provenance
 
 
 def package_versions(*names: str) -> dict[str, str]:

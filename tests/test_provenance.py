@@ -1,5 +1,7 @@
 """Provenance survives the trip through JSON, and refuses what it did not write."""
 
+import json
+
 import pytest
 
 from cbam_deploy.data.preprocessing import Preprocessing
@@ -39,6 +41,70 @@ def test_json_round_trip_is_lossless(provenance):
 def test_foreign_text_is_refused(text):
     with pytest.raises(BadInput, match="provenance"):
         Provenance.loads(text)
+
+
+def altered(path, value):
+    """The text of `FULL` with another value at `path`, such as ``model.gate.reduction``."""
+    data = json.loads(FULL.dumps())
+    *folders, last = path.split(".")
+    place = data
+    for folder in folders:
+        place = place[folder]
+    place[last] = value
+    return json.dumps(data)
+
+
+FOREIGN = [None, True, 1.5, -1, 10**30, "text", "\ud800", [], [[]], {}, {"a": {}}, float("nan")]
+# What each field takes of these.
+TAKEN = {
+    "model": [None],
+    "model.name": ["text"],
+    "model.attention": [None],
+    "model.gate": [None, {}],
+    "model.gate.reduction": [],
+    "model.num_classes": [None],
+    "model.stem": [None],
+    "model.seed": [-1],
+    "model.weights": [None, "text"],
+    "model.weights_sha256": [None, "text"],
+    "model.naming": [None, "text"],
+    "model.initial_gates": [True],
+    "preprocessing": [None, {}],
+    "preprocessing.image_size": [],
+    "preprocessing.resize": [],
+    "preprocessing.mean": [],
+    "preprocessing.std": [],
+    "sizes": [{}],
+    "class_names": [[]],
+    "precision": [],
+    "gates": [{}],
+    "calibration": [{}, {"a": {}}],
+    "versions": [{}],
+}
+
+
+@pytest.mark.parametrize("path", TAKEN)
+def test_each_field_takes_what_it_stands_for_and_nothing_else(path):
+    for value in FOREIGN:
+        text = altered(path, value)
+        if any(value == good and type(value) is type(good) for good in TAKEN[path]):
+            assert Provenance.loads(text)
+            continue
+        with pytest.raises(BadInput, match="provenance is malformed"):
+            Provenance.loads(text)
+
+
+@pytest.mark.parametrize("deep", ["[" * 10**5, '{"a":' * 10**5, "[" * 500 + "]" * 500])
+def test_what_is_nested_without_end_is_refused(deep):
+    for text in (deep, FULL.dumps().replace('"entropy"', deep)):
+        with pytest.raises(BadInput, match="provenance"):
+            Provenance.loads(text)
+
+
+def test_fields_that_an_earlier_version_did_not_write_have_their_defaults():
+    data = json.loads(FULL.dumps())
+    del data["model"]["initial_gates"], data["sizes"]
+    assert Provenance.loads(json.dumps(data)) == FULL
 
 
 @pytest.mark.parametrize(("size", "resize"), [(224, 256), (448, 512), (65, 74), (64, 64), (32, 32)])

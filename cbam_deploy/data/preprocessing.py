@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,8 +32,3 @@ class Preprocessing:
         """
         resize = round(image_size * 256 / 224) if image_size > 64 else image_size
         return cls(image_size=image_size, resize=resize)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Preprocessing:
-        """Read what `dataclasses.asdict` wrote, with lists where JSON has no tuples."""
-        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})

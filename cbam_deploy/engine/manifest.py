@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from cbam_deploy.engine.backend import TENSORRT, TITLES, installed_version
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.provenance import Provenance, file_sha256
+from cbam_deploy.json_data import parse, read
+from cbam_deploy.provenance import PRECISIONS, Provenance, file_sha256
 from cbam_deploy.runtimes.base import TensorSpec
 
 SCHEMA_VERSION = 1
+# What networks take and give, as PyTorch and NumPy call it.
+DTYPES = (
+    *("float16", "bfloat16", "float32", "float64", "bool"),
+    *("int8", "uint8", "int16", "int32", "int64"),
+)
 REBUILD = "build the engine again with `cbam-deploy build-engine`"
 
 
@@ -88,21 +94,16 @@ class Manifest:
         """Read what `to_json` wrote, without checking the digest.
 
         Raises:
-            KeyError, TypeError: a field is missing, unknown or of another kind.
+            ValueError: a field is missing, unknown, of another type or without meaning.
+            BadInput: the provenance is malformed.
         """
-        content = {key: value for key, value in data.items() if key != "digest"}
-        del content["schema_version"]
-        for key in ("inputs", "outputs"):
-            specs = [{**spec, "shape": tuple(spec["shape"])} for spec in content[key]]
-            content[key] = tuple(TensorSpec(**spec) for spec in specs)
-        content["profile"] = {
-            name: ShapeRange(**{end: tuple(shape) for end, shape in ends.items()})
-            for name, ends in content["profile"].items()
-        }
-        content["targets"] = tuple(content["targets"])
-        if content["provenance"] is not None:
-            content["provenance"] = Provenance.from_json(content["provenance"])
-        return cls(**content)
+        content = {k: v for k, v in data.items() if k not in ("digest", "schema_version")}
+        provenance = content.pop("provenance", None)
+        manifest = read(cls, content)
+        _check_values(manifest)
+        if provenance is None:
+            return manifest
+        return replace(manifest, provenance=Provenance.from_json(provenance))
 
     @property
     def batch_range(self) -> tuple[int, int]:
@@ -147,7 +148,7 @@ def read_manifest(engine: str | Path, *, verify: bool = True) -> Manifest:
     if not engine.is_file():
         raise BadInput(f"{engine}: no such engine file", "check the path")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_bytes())
     except FileNotFoundError as error:
         raise BadInput(
             f"{engine}: its manifest {path.name} is missing", f"keep the two together, or {REBUILD}"
@@ -193,12 +194,39 @@ def _checked(data: Any, path: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(f"{path}: not a manifest of schema {SCHEMA_VERSION}", REBUILD)
     content = {key: value for key, value in data.items() if key != "digest"}
-    if data.get("digest") != _digest(content):
-        raise BadInput(f"{path}: the manifest was altered after the build", REBUILD)
+    try:
+        if data.get("digest") != _digest(content):
+            raise BadInput(f"{path}: the manifest was altered after the build", REBUILD)
+    except RecursionError as error:
+        raise BadInput(f"{path}: the manifest is nested too deeply", REBUILD) from error
     try:
         return Manifest.from_json(data)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, BadInput) as error:
         raise BadInput(f"{path}: the manifest is malformed ({error})", REBUILD) from error
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Raise ValueError unless everything that is used stands for something."""
+    if manifest.runtime not in TITLES:
+        raise ValueError(f"runtime is none of {', '.join(TITLES)}")
+    if manifest.precision not in PRECISIONS:
+        raise ValueError(f"precision is none of {', '.join(PRECISIONS)}")
+    if manifest.onnx in ("", "..") or PureWindowsPath(manifest.onnx).name != manifest.onnx:
+        raise ValueError("onnx is no name of a file beside the engine")
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.dtype not in DTYPES:
+            raise ValueError(f"dtype of {spec.name} is none of {', '.join(DTYPES)}")
+    if not manifest.inputs or manifest.profile.keys() != {spec.name for spec in manifest.inputs}:
+        raise ValueError("profile does not name the inputs")
+    if not manifest.inputs[0].shape:
+        raise ValueError(f"input {manifest.inputs[0].name} has no batch")
+    for spec in manifest.inputs:
+        ends = manifest.profile[spec.name]
+        if not len(spec.shape) == len(ends.min) == len(ends.opt) == len(ends.max):
+            raise ValueError(f"profile of {spec.name} has another number of axes")
+        axes = zip(ends.min, ends.opt, ends.max, strict=True)
+        if not all(1 <= low <= middle <= high for low, middle, high in axes):
+            raise ValueError(f"profile of {spec.name} is no range of sizes")
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -32,8 +32,9 @@ from cbam_deploy.exporters.gate_function import (
     set_functions,
 )
 from cbam_deploy.exporters.gate_opset import needs_dtype
-from cbam_deploy.exporters.gate_search import NAME_SCOPES, FoundGate, RefusedGate, find_gates
+from cbam_deploy.exporters.gate_search import FoundGate, RefusedGate, find_gates
 from cbam_deploy.exporters.gate_shapes import Shapes
+from cbam_deploy.exporters.name_scopes import NAME_SCOPES
 from cbam_deploy.exporters.onnx_file import (
     read_model,
     read_provenance,

@@ -24,7 +24,6 @@ words that help its owner, why one that looks like a gate does not.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,8 +41,8 @@ from cbam_deploy.exporters.gate_readers import (
 from cbam_deploy.exporters.gate_region import add_dead_users, check_closed, whole_region
 from cbam_deploy.exporters.gate_shapes import Shapes
 from cbam_deploy.exporters.gate_trail import Refused, Trail, find_constant
+from cbam_deploy.exporters.name_scopes import scopes_of
 
-NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # Path of modules, as torch.onnx records it on nodes.
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -231,15 +230,6 @@ def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
             break
         common.append(level[0])
     return tuple(name for name in common if name)
-
-
-def scopes_of(node: ir.Node) -> tuple[str, ...]:
-    """Names of the PyTorch modules around a node, outermost first, as torch.onnx records them."""
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(str(scope) for scope in scopes[:-1]) if isinstance(scopes, list) else ()
 
 
 def _and(pools: Collection[str]) -> str:

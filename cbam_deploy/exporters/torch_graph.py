@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.gate_search import NAME_SCOPES
+from cbam_deploy.exporters.name_scopes import NAME_SCOPES
 from cbam_deploy.exporters.network_inputs import BATCH, NetworkInputs, pictures
 from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.inputs import noise

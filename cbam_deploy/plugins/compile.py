@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam_deploy.errors import BadInput, DeployError, MissingCapability
+from cbam_deploy.json_data import parse, read
 from cbam_deploy.outputs import write_text
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -46,6 +47,17 @@ class CompiledKernels:
     log: str
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What a file of the cache holds; the image in base64."""
+
+    architecture: str
+    image: str
+    image_sha256: str
+    names: dict[str, str]
+    log: str
+
+
 def compile_kernels(kernels: Iterable[str], architecture: str) -> CompiledKernels:
     """Compile `kernels` (name expressions) for `architecture`, or take them from the cache.
 
@@ -59,7 +71,7 @@ def compile_kernels(kernels: Iterable[str], architecture: str) -> CompiledKernel
     options = _options(architecture)
     file = cache_folder() / f"{_key(nvrtc, names, options)}.json"
     compiled = _read(file)
-    if compiled is None:
+    if compiled is None or (compiled.architecture, {*compiled.names}) != (architecture, {*names}):
         compiled = _compile(nvrtc, names, architecture, options)
         # A cache that cannot be written costs time, nothing else.
         with contextlib.suppress(DeployError, OSError):
@@ -125,14 +137,16 @@ def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...]) -> str:
 
 def _read(file: Path) -> CompiledKernels | None:
     """What the cache holds; None if it holds nothing, or something damaged."""
-    try:
-        data = json.loads(file.read_text())
-        image = base64.b64decode(data.pop("image"), validate=True)
-        if hashlib.sha256(image).hexdigest() != data.pop("image_sha256"):
-            return None
-        return CompiledKernels(image=image, **data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not file.is_file():
         return None
+    try:
+        entry = read(_Entry, parse(file.read_bytes()))
+        image = base64.b64decode(entry.image, validate=True)
+    except (OSError, ValueError):
+        return None
+    if hashlib.sha256(image).hexdigest() != entry.image_sha256:
+        return None
+    return CompiledKernels(entry.architecture, image, entry.names, entry.log)
 
 
 def _to_json(compiled: CompiledKernels) -> dict[str, Any]:

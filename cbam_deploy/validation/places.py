@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.exporters.name_scopes import scopes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 GATE_DOMAIN = "cbam_deploy"
-# Written by torch.onnx into the metadata of each node.
-_NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def places(model: ir.Model) -> tuple[Place, ...]:
             value=output.name,
             node=node.name or "",
             op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
-            module=_module(node),
+            module=next(reversed(scopes_of(node)), ""),
             weights=tuple(
                 value.name
                 for value in node.inputs
@@ -86,12 +85,3 @@ def stretch(model: ir.Model, end: str, good: Collection[str]) -> frozenset[str]:
         found.add(value.name)
         open_ends.extend(source for source in producer.inputs if source is not None)
     return frozenset(found)
-
-
-def _module(node: ir.Node) -> str:
-    """Path of the innermost module in the node's name scopes, whose last entry is the node."""
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
-        return str(scopes[-2]) if len(scopes) >= 2 else ""
-    except (ValueError, SyntaxError, TypeError):
-        return ""

@@ -83,6 +83,43 @@ def test_altered_manifest_is_refused_whatever_field_it_is(engine, field):
         read_manifest(engine)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("onnx", "../model.onnx"),
+        ("onnx", "/etc/passwd"),
+        ("onnx", "..\\model.onnx"),
+        ("onnx", ""),
+        ("runtime", "other"),
+        ("precision", "fp12"),
+        ("engine_bytes", "1"),
+        ("inputs", []),
+        ("inputs", [{"name": "input", "shape": [], "dtype": "float32"}]),
+        ("outputs", [{"name": "logits", "shape": ["batch"], "dtype": "load"}]),
+        ("profile", {}),
+        ("profile", {"input": {"min": [1], "opt": [1], "max": [1]}}),
+        ("profile", {"input": {"min": [9] * 4, "opt": [8] * 4, "max": [9] * 4}}),
+        ("gates", ["native"]),
+        ("provenance", []),
+        ("build_seconds", "long"),
+    ],
+)
+def test_a_manifest_of_sound_digest_still_has_to_mean_something(engine, field, value):
+    path = manifest_path(engine)
+    data = {**json.loads(path.read_text()), field: value}
+    data["digest"] = room._digest({key: data[key] for key in data if key != "digest"})
+    path.write_text(json.dumps(data))
+    with pytest.raises(BadInput, match=r"model\.engine\.json: the manifest is malformed"):
+        read_manifest(engine)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"schema_version": 1, "options": ' + "[" * 10**5])
+def test_a_manifest_nested_without_end_is_refused(engine, text):
+    manifest_path(engine).write_text(text)
+    with pytest.raises(BadInput, match=r"model\.engine\.json: not a readable manifest"):
+        read_manifest(engine)
+
+
 def test_layout_of_the_manifest_file_does_not_matter(engine):
     path = manifest_path(engine)
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))

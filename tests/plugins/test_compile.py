@@ -65,7 +65,9 @@ def test_cache_depends_on_source_architecture_and_kernels(cache, monkeypatch, tm
     assert len(list(cache.iterdir())) == 4
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", "truncate", "flip"])
+@pytest.mark.parametrize(
+    "damage", ["", "{}", "[]", "[" * 100_000, '{"image": 1}', "truncate", "flip"]
+)
 def test_damaged_cache_entry_is_compiled_again(damage, cache):
     first = compilation.compile_kernels([SMALL], "sm_80")
     (file,) = cache.iterdir()
@@ -80,6 +82,23 @@ def test_damaged_cache_entry_is_compiled_again(damage, cache):
         file.write_text(damage)
     assert compilation.compile_kernels([SMALL], "sm_80").names == first.names
     assert json.loads(file.read_text())["names"] == first.names
+
+
+def test_a_cache_entry_of_other_kernels_is_not_taken(cache):
+    compilation.compile_kernels([SMALL], "sm_80")
+    (other,) = cache.iterdir()
+    compilation.compile_kernels([SMALL], "compute_80")
+    (file,) = set(cache.iterdir()) - {other}
+    file.write_bytes(other.read_bytes())
+    assert compilation.compile_kernels([SMALL], "compute_80").architecture == "compute_80"
+
+
+def test_a_folder_in_place_of_a_cache_entry_is_no_obstacle(cache):
+    first = compilation.compile_kernels([SMALL], "sm_80")
+    (file,) = cache.iterdir()
+    file.unlink()
+    file.mkdir()
+    assert compilation.compile_kernels([SMALL], "sm_80").names == first.names
 
 
 def test_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
