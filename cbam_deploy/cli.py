@@ -266,6 +266,9 @@ def validate_command(
     min_snr_db: Annotated[
         float | None, typer.Option(help="Smallest signal-to-noise ratio, in dB.")
     ] = None,
+    min_channel_snr_db: Annotated[
+        float | None, typer.Option(help="Smallest one of a channel by itself, in dB.")
+    ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(parser=percentage, metavar="PERCENT", help="Smallest top-1 agreement (99%)."),
@@ -295,6 +298,7 @@ def validate_command(
         min_cosine=min_cosine,
         min_snr_db=min_snr_db,
         min_top1=min_top1,
+        min_channel_snr_db=min_channel_snr_db,
         limit=limit,
         seed=seed,
         runtime=runtime,

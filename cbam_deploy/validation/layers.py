@@ -206,7 +206,7 @@ class _Search:
                 shapes = f"{list(computed.shape)}, in the reference {list(reference.shape)}"
                 reasons[value] = f"of shape {shapes}"
                 return
-            error = tensor_error(value, reference, computed)
+            error = tensor_error(value, reference, computed, self.tolerance.channels)
             found[value] = LayerError(place_of[value], error, check(error, self.tolerance))
 
         self.program.watch(frozenset(by_reference_name), visit)

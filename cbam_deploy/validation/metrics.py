@@ -9,6 +9,7 @@ With r the reference, a the artefact's tensor and e = a - r, over all finite ele
 - cosine: r.a / (|r| |a|)
 - signal-to-noise ratio: 10 log10(sum r^2 / sum e^2), in dB
 - top-1 agreement, for tensors [N, classes]: share of rows with the same largest element
+- channel signal-to-noise ratio: the least one of a channel by itself (`validation.channels`)
 
 Elements that are NaN or infinite on either side are counted and left out of the other figures;
 in a row with such an element, top-1 does not agree.
@@ -22,6 +23,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cbam_deploy.validation.channels import ChannelNoise, ChannelSums, WorstChannel, channel_sums
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class TensorError:
         top1_agreement: between 0 and 1; None for tensors that are not [N, classes].
         nonfinite: NaN and infinite elements of the artefact's tensor.
         reference_nonfinite: NaN and infinite elements of the reference.
+        channel_snr_db: signal-to-noise ratio of the worst channel, minus infinity where r is zero
+            there; None where no channel has more noise than expected, or none was asked for.
+        channel: which one that is.
     """
 
     name: str
@@ -51,6 +57,8 @@ class TensorError:
     top1_agreement: float | None
     nonfinite: int
     reference_nonfinite: int
+    channel_snr_db: float | None = None
+    channel: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data; JSON has no infinity, so an infinite figure becomes None."""
@@ -63,8 +71,16 @@ class TensorError:
 class ErrorAccumulator:
     """Adds up the error of one tensor over any number of batches; keeps sums, never the tensors."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, channels: ChannelNoise | None = None) -> None:
+        """Begin with no elements.
+
+        Args:
+            name: the tensor's name.
+            channels: noise to expect in any channel; None leaves channels out.
+        """
         self.name = name
+        self._channel_noise = channels
+        self._channels: list[ChannelSums] | None = None
         self._elements = 0
         self._reference_max = 0.0
         self._max_abs = 0.0
@@ -99,10 +115,26 @@ class ErrorAccumulator:
             agreeing = (r.argmax(axis=1) == a.argmax(axis=1)) & finite.all(axis=1)
             self._rows += len(agreeing)
             self._rows_agreeing += int(np.count_nonzero(agreeing))
+        if self._channel_noise is not None and r.size:
+            self._add_channels(reference, np.where(finite, r, 0), np.where(finite, a - r, 0))
         if finite.all():
             self._add_finite(r.ravel(), a.ravel())
         elif finite.any():
             self._add_finite(r[finite], a[finite])
+
+    def _add_channels(
+        self, reference: NDArray[Any], r: NDArray[np.float64], e: NDArray[np.float64]
+    ) -> None:
+        if self._channels is None:
+            self._channels = channel_sums(reference)
+        # A size that depends on the data is no number of channels.
+        self._channels = [
+            sums
+            for sums in self._channels
+            if sums.axis < r.ndim and r.shape[sums.axis] == sums.size
+        ]
+        for sums in self._channels:
+            sums.add(r, e)
 
     def _add_finite(self, r: NDArray[np.float64], a: NDArray[np.float64]) -> None:
         self._reference_squares += float(r @ r)
@@ -115,6 +147,7 @@ class ErrorAccumulator:
 
     def result(self) -> TensorError:
         """The error over everything added so far."""
+        channel = self._worst_channel()
         return TensorError(
             name=self.name,
             elements=self._elements,
@@ -126,7 +159,15 @@ class ErrorAccumulator:
             top1_agreement=self._rows_agreeing / self._rows if self._rows else None,
             nonfinite=self._nonfinite,
             reference_nonfinite=self._reference_nonfinite,
+            channel_snr_db=channel.snr_db if channel else None,
+            channel=channel.name if channel else None,
         )
+
+    def _worst_channel(self) -> WorstChannel | None:
+        if self._channel_noise is None:
+            return None
+        worst = [sums.worst(self._channel_noise) for sums in self._channels or ()]
+        return min((w for w in worst if w is not None), key=lambda w: w.snr_db, default=None)
 
     def _cosine(self) -> float:
         # Two roots, not the root of the product, which would underflow for tiny tensors.
@@ -143,9 +184,14 @@ class ErrorAccumulator:
         return 10 * (math.log10(self._reference_squares) - math.log10(self._error_squares))
 
 
-def tensor_error(name: str, reference: NDArray[Any], actual: NDArray[Any]) -> TensorError:
-    """The error of one tensor that comes in one piece; arguments as `ErrorAccumulator.add`."""
-    accumulator = ErrorAccumulator(name)
+def tensor_error(
+    name: str,
+    reference: NDArray[Any],
+    actual: NDArray[Any],
+    channels: ChannelNoise | None = None,
+) -> TensorError:
+    """The error of one tensor that comes in one piece; arguments as of `ErrorAccumulator`."""
+    accumulator = ErrorAccumulator(name, channels)
     accumulator.add(reference, actual)
     return accumulator.result()
 

@@ -47,6 +47,7 @@ def validate(
     min_cosine: float | None = None,
     min_snr_db: float | None = None,
     min_top1: float | None = None,
+    min_channel_snr_db: float | None = None,
     seed: int = 0,
     runtime: str | None = None,
     device: str | None = None,
@@ -63,12 +64,13 @@ def validate(
         data: SOURCE of pictures; None means noise.
         batch_sizes: None means both ends of what the artefact takes, and one between.
         layers: also compare values inside an ONNX file: of its fused ``gates``, or ``all``.
-        max_abs: bound on an output's error. This and the next four replace bounds of the
+        max_abs: bound on an output's error. This and the next five replace bounds of the
             precision's own tolerance; `cbam_deploy.validation.tolerances` defines them.
         max_relative: bound on the error over the largest reference value.
         min_cosine: bound on the cosine.
         min_snr_db: bound on the signal-to-noise ratio, in dB.
         min_top1: bound on the top-1 agreement, between 0 and 1.
+        min_channel_snr_db: bound on the signal-to-noise ratio of each channel by itself, in dB.
         seed: of the noise.
         runtime: runtime instead of the one the file implies.
         device: ``cpu`` or ``cuda``, for the artefact; the reference stays on the CPU.
@@ -89,7 +91,7 @@ def validate(
             f"{path}: an engine does not give out the values inside it",
             "compare the layers of the ONNX file that it was built from",
         )
-    bounds = Tolerance(max_abs, max_relative, min_cosine, min_snr_db, min_top1)
+    bounds = Tolerance(max_abs, max_relative, min_cosine, min_snr_db, min_top1, min_channel_snr_db)
     tolerance = tolerance_for(origin.precision, OUTPUTS, bounds)
     sizes = _batch_sizes(path, origin, batch_sizes)
     torch_model = open_reference(path, origin.provenance, reference, weights)
@@ -153,7 +155,7 @@ class _Pair:
     def compare(self, batch: int, batches: Iterable[Feeds]) -> BatchParity:
         """Feed both sides `batches`, each of size `batch`."""
         begin = time.perf_counter()
-        errors = [ErrorAccumulator(spec.name) for spec in self.runner.outputs]
+        errors = [ErrorAccumulator(s.name, self.tolerance.channels) for s in self.runner.outputs]
         samples = 0
         for feeds in batches:
             actual = self.runner.infer(feeds)

@@ -175,7 +175,17 @@ class ParityReport:
         from rich.table import Table
 
         table = Table("output", box=None, pad_edge=False)
-        for heading in ("batch", "samples", "max abs", "max rel", "cosine", "SNR", "top-1", "NaN"):
+        for heading in (
+            "batch",
+            "samples",
+            "max abs",
+            "max rel",
+            "cosine",
+            "SNR",
+            "channel",
+            "top-1",
+            "NaN",
+        ):
             table.add_column(heading, justify="right")
         for batch, output in self._outputs():
             error = output.error
@@ -187,6 +197,7 @@ class ParityReport:
                 f"{error.max_relative:.1e}",
                 f"{error.cosine:.7f}",
                 f"{error.snr_db:.1f} dB",
+                "" if error.channel_snr_db is None else f"{error.channel_snr_db:.1f} dB",
                 "" if error.top1_agreement is None else f"{error.top1_agreement:.1%}",
                 str(error.nonfinite),
                 style="red" if output.failures else None,

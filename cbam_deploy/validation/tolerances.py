@@ -26,6 +26,18 @@ m / 127, its noise step^2 / 12. A tensor whose root mean square is m / 10 keeps
 full (13 dB) bring down to the bound. The maximum error is not bounded: one clipped outlier may be
 far off in a network that classifies well.
 
+**Channels.** All of this is about a tensor as a whole. A detector's scores next to its boxes are a
+thousandth of it, and could be all zero within these bounds. So each channel of a tensor
+(`validation.channels` says what that is) is also held against its own signal: its signal-to-noise
+ratio is at least 30 dB in fp32, 10 dB in fp16, 3 dB in int8, while a channel that is not computed
+at all has 0 dB. A channel may be a difference of terms that are larger than it: noise of 1.2e-5,
+2.6e-3 and 0.1, as above, leaves that ratio to channels 2600, 120 and 7 times smaller than their
+terms. Noise that is not more than twice what the precision makes anyway in the channel's part of
+the tensor, 2.4e-5, 5.2e-3 and 0.2 of its root mean square, has no bound: nothing tells a channel
+that small from rounding. Neither has a part of the tensor whose values are all below 2^-20 in fp16,
+where steps of 2^-24 leave too little of them, or below 2^-12 in int8: probabilities of what is
+nowhere in a picture, which noise in their logits multiplies.
+
 **Layers** have at most L layers before them. In fp32 they are held to 2e-5, the independent sum
 with some air: tighter than outputs, because the comparison is there to find the place of a fault
 that outputs may not show. Other precisions have the bounds of outputs.
@@ -39,6 +51,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.validation.channels import ChannelNoise
 from cbam_deploy.validation.metrics import TensorError
 
 
@@ -52,6 +65,9 @@ class Tolerance:
         min_cosine: of the cosine.
         min_snr_db: of the signal-to-noise ratio in dB.
         min_top1: of the top-1 agreement, between 0 and 1.
+        min_channel_snr_db: of the signal-to-noise ratio in dB of each channel by itself, where its
+            noise is more than `channels` expects.
+        channels: noise to expect in any channel; None leaves channels out.
     """
 
     max_abs: float | None = None
@@ -59,16 +75,31 @@ class Tolerance:
     min_cosine: float | None = None
     min_snr_db: float | None = None
     min_top1: float | None = None
+    min_channel_snr_db: float | None = None
+    channels: ChannelNoise | None = None
 
 
 OUTPUTS = {
-    "fp32": Tolerance(max_relative=1e-4),
-    "fp16": Tolerance(max_relative=2e-2, min_cosine=0.9999),
-    "int8": Tolerance(min_snr_db=20.0),
+    "fp32": Tolerance(
+        max_relative=1e-4,
+        min_channel_snr_db=30.0,
+        channels=ChannelNoise(2.4e-5, smallest=2.0**-120),
+    ),
+    "fp16": Tolerance(
+        max_relative=2e-2,
+        min_cosine=0.9999,
+        min_channel_snr_db=10.0,
+        channels=ChannelNoise(5.2e-3, smallest=2.0**-20),
+    ),
+    "int8": Tolerance(
+        min_snr_db=20.0,
+        min_channel_snr_db=3.0,
+        channels=ChannelNoise(0.2, smallest=2.0**-12),
+    ),
 }
 
 LAYERS = {
-    "fp32": Tolerance(max_relative=2e-5),
+    "fp32": replace(OUTPUTS["fp32"], max_relative=2e-5),
     "fp16": OUTPUTS["fp16"],
     "int8": OUTPUTS["int8"],
 }
@@ -99,6 +130,7 @@ _RANGES = {
     "min_cosine": (-1.0, 1.0),
     "min_snr_db": (-math.inf, math.inf),
     "min_top1": (0.0, 1.0),
+    "min_channel_snr_db": (-math.inf, math.inf),
 }
 
 
@@ -132,5 +164,14 @@ def _violations(error: TensorError, tolerance: Tolerance) -> list[str]:
     ):
         found.append(
             f"top-1 agreement {error.top1_agreement:.2%} is below {tolerance.min_top1:.2%}"
+        )
+    if (
+        tolerance.min_channel_snr_db is not None
+        and error.channel_snr_db is not None
+        and not error.channel_snr_db >= tolerance.min_channel_snr_db
+    ):
+        found.append(
+            f"{error.channel} by itself has a signal-to-noise of {error.channel_snr_db:.1f} dB, "
+            f"below {tolerance.min_channel_snr_db:.1f}"
         )
     return found
