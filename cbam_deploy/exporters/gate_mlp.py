@@ -65,15 +65,24 @@ def read_mlp(logits: ir.Value, x: ir.Value, trail: Trail) -> tuple[Mlp, set[Pool
 
 def _branches(value: ir.Value, trail: Trail) -> list[ir.Value]:
     """The terms of a sum of two computed values; any other value alone."""
+    terms = _terms(value, trail)
+    if len(terms) > 2:
+        raise Refused(
+            f"{value.name} is a sum of {len(terms)} branches; a gate has two at most, "
+            "of the mean and of the maximum"
+        )
+    return terms
+
+
+def _terms(value: ir.Value, trail: Trail) -> list[ir.Value]:
     inside = trail.behind_views(value)
-    if not is_op(inside, "Add"):
-        return [inside]
     add = inside.producer()
-    assert add is not None
+    if add is None or not is_op(inside, "Add"):
+        return [inside]
     if any(find_constant(term) is not None for term in add.inputs):
         return [inside]  # A bias.
     trail.nodes.append(add)
-    return [input_of(add, 0), input_of(add, 1)]
+    return [term for index in (0, 1) for term in _terms(input_of(add, index), trail)]
 
 
 def _hidden_layer(value: ir.Value, x: ir.Value, trail: Trail) -> tuple[Weights, Weights, Pool]:
@@ -89,7 +98,11 @@ def _linear(value: ir.Value, trail: Trail) -> tuple[ir.Value, Weights, Weights]:
     added = None
     if is_op(value, "Add"):
         add = trail.maker(value, "Add")
-        first = find_constant(add.inputs[0]) is not None
+        terms = [input_of(add, index) for index in (0, 1)]
+        first, second = (find_constant(term) is not None for term in terms)
+        if not first and not second:
+            names = " and ".join(str(term.name) for term in terms)
+            raise Refused(f"{value.name} is the sum of {names}, and neither is a constant bias")
         added = input_of(add, 0 if first else 1)
         value = trail.behind_views(input_of(add, 1 if first else 0))
     node = trail.maker(value, "Gemm", "MatMul", "Conv")
@@ -124,12 +137,13 @@ def _matmul(node: ir.Node, value: ir.Value) -> Weights:
 def _pointwise_conv(node: ir.Node, value: ir.Value) -> Weights:
     w = weights(input_of(node, 1))
     attributes = node.attributes
-    if (
-        w.size != w.shape[0] * w.shape[1]
-        or any(attributes.get_ints("pads", [0]))
-        or attributes.get_int("group", 1) != 1
-    ):
+    groups = attributes.get_int("group", 1)
+    if w.size != w.shape[0] * w.shape[1]:
         raise Refused(f"{value.name} is a convolution of shape {list(w.shape)}, not a 1x1 one")
+    if groups != 1:
+        raise Refused(f"{value.name} is a convolution in {groups} groups")
+    if any(attributes.get_ints("pads", [0])):
+        raise Refused(f"{value.name} is a convolution that pads")
     return w.reshape(w.shape[:2])
 
 

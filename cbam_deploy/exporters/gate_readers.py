@@ -152,8 +152,8 @@ def _before_expansion(value: ir.Value) -> ir.Value:
 
 
 def _is_narrow(dims: Dims) -> bool:
-    """Whether a shape is [N, C, 1, 1] or [N, 1, H, W]."""
-    return len(dims) == 4 and (dims[1] == 1 or dims[2] == dims[3] == 1)
+    """Whether a shape is [N, C, 1, 1] or [N, 1, H, W], or that of sequences or of volumes."""
+    return len(dims) in (3, 4, 5) and (dims[1] == 1 or all(size == 1 for size in dims[2:]))
 
 
 def _kind(last: ir.Node) -> Kind:

@@ -124,6 +124,9 @@ def _read(chain: Sequence[Scaling], shapes: Shapes) -> FoundGate:
     """The gate that a chain of scalings makes; raises `Refused`."""
     trail = Trail(shapes)
     first, last = chain[0], chain[-1]
+    dims = shapes.dims(first.x)
+    if dims is not None and len(dims) != 4:
+        raise Refused(f"{first.x.name} has {len(dims)} axes; gates of maps [N, C, H, W] are fused")
     if [scaling.kind for scaling in chain] == ["spatial", "channel"]:
         raise Refused("the spatial attention comes first; only channel before spatial is fused")
     if first.kind == "spatial":
@@ -149,11 +152,9 @@ def _gate(
     trail: Trail,
 ) -> FoundGate:
     x, last = chain[0].x, chain[-1].node
-    dtype, dims = _map_type(chain, trail), trail.shapes.dims(x)
+    dtype = _map_type(chain, trail)
     if dtype not in _MAP_TYPES:
         raise Refused(f"{x.name} is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
-    if dims is not None and len(dims) != 4:
-        raise Refused(f"{x.name} has {len(dims)} axes; gates of maps [N, C, H, W] are fused")
     region = set(trail.nodes)
     add_dead_users(region, last)
     region = whole_region(region, {x})

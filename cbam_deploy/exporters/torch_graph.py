@@ -23,12 +23,14 @@ from torch import nn
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.name_scopes import NAME_SCOPES
 from cbam_deploy.exporters.network_inputs import BATCH, NetworkInputs, pictures
+from cbam_deploy.exporters.whole_map_pools import WholeMapPools
 from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.inputs import noise
 
 OPSET = 18
 # A batch of one would be taken for a constant.
 _EXAMPLE_BATCH = 2
+_NO_COUNTERPART = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
 def trace(
@@ -80,8 +82,9 @@ def export_program(
         names = ["input"] if len(examples) == 1 else None
     else:
         free, names = list(specs), [spec.name for spec in specs]
+    pools = WholeMapPools(label)
     try:
-        with _quiet():
+        with _quiet(), pools:
             program = torch.onnx.export(
                 module,
                 tuple(examples),
@@ -93,9 +96,17 @@ def export_program(
                 verbose=False,
             )
     except Exception as error:  # Whatever is in the module may fail, in any way.
+        if pools.fault is not None:
+            raise pools.fault from error
+        reason = _root_reason(error)
+        if missing := _NO_COUNTERPART.search(reason):
+            raise BadInput(
+                f"{label}: torch cannot export {missing[1]}, of which ONNX has no counterpart",
+                "write it with other operators; a pool of the whole map is amax or mean",
+            ) from error
         shapes = ", ".join("x".join(map(str, example.shape)) for example in examples)
         raise BadInput(
-            f"{label}: torch cannot export it for inputs of {shapes} ({_root_reason(error)})",
+            f"{label}: torch cannot export it for inputs of {shapes} ({reason})",
             "check that it runs on such a batch; --debug shows torch's own report",
         ) from error
     assert program is not None
@@ -177,7 +188,7 @@ def _root_reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keep what torch prints, warns and logs off the terminal: the exception has what matters."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),

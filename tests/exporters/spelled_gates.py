@@ -44,6 +44,8 @@ MISTAKES = {
     "no_activation": "is made by Gemm, not by Relu",
     "minimum": "is made by ReduceMin, not by a mean or a maximum",
     "same_pool_twice": "pool the mean",
+    "third_branch": "is a sum of 3 branches; a gate has two at most",
+    "layers_of_their_own": "and neither is a constant bias",
     "half_the_map": "but v0_0 is scaled",
     "pooled_elsewhere": "but v0_0 is scaled",
     "squared": "but v0_0 is scaled",
@@ -240,15 +242,18 @@ def _channel_attention(w, x, other, random):
         pools.reverse()
 
     def hidden(pool):
-        pooled = _pool_positions(w, other, pool)
-        if s.layer != "conv":
-            pooled = _flat(w, pooled)
-        squeezed = _linear(w, pooled, "w0", w0, b0)
+        squeezed = _linear(w, _vector(w, other, pool), "w0", w0, b0)
         if s.mistake == "leaky":
             return w.add("LeakyRelu", squeezed, alpha=0.1)
         return squeezed if s.mistake == "no_activation" else w.add("Relu", squeezed)
 
-    if s.sum_first and len(pools) == 2 and s.mistake != "sum_of_sigmoids":
+    if s.mistake == "third_branch":  # Such as the authors' `lp` and `lse`.
+        *terms, last = (_linear(w, hidden(pool), "w1", w1, b1) for pool in (*pools, "lp"))
+        logits = w.add("Add", terms[0] if len(terms) == 1 else w.add("Add", *terms), last)
+    elif s.mistake == "layers_of_their_own":
+        layers = [_linear(w, _vector(w, other, p), p, w0, b0) for p in ("maximum", "mean")]
+        logits = _linear(w, w.add("Relu", w.add("Add", *layers)), "w1", w1, b1)
+    elif s.sum_first and len(pools) == 2 and s.mistake != "sum_of_sigmoids":
         both = w.add("Add", *map(hidden, pools))
         logits = _linear(w, both, "w1", w1, 2 * b1)
     else:
@@ -264,9 +269,17 @@ def _channel_attention(w, x, other, random):
     return _spread(w, attention, x)
 
 
+def _vector(w, x, pool):
+    """What the MLP takes of a map."""
+    pooled = _pool_positions(w, x, pool)
+    return pooled if w.spelling.layer == "conv" else _flat(w, pooled)
+
+
 def _pool_positions(w, x, pool):
     """[N, C, 1, 1] or [N, C]."""
     s = w.spelling
+    if pool == "lp":
+        return w.add("GlobalLpPool", x)
     reduce = {"mean": "ReduceMean", "maximum": "ReduceMax"}[pool]
     how = s.pool
     if s.mistake == "minimum" and pool == "maximum":

@@ -242,6 +242,17 @@ def test_window_smaller_than_the_map_is_named():
     assert "pools windows of 6x4 from a map of 6x5" in report.refused[0][1]
 
 
+def test_grouped_convolution_in_the_mlp_is_named():
+    model = write(Spelling(gate="se", layer="conv"))
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    conv.attribute.append(helper.make_attribute("group", 2))
+    tensor = next(t for t in model.graph.initializer if t.name == conv.input[1])
+    halved = numpy_helper.to_array(tensor)[:, : CHANNELS // 2].copy()
+    tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
+    report, _ = fuse_proto(model)
+    assert report.refused[0][1].endswith("is a convolution in 2 groups")
+
+
 def test_network_converted_before_it_was_fused_is_fused_too():
     """FP16 conversion leaves reductions in FP32, between Casts."""
     model = ir.from_proto(write(Spelling(opset=13, behind="add_relu", layer="conv")))
