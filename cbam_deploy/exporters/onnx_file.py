@@ -20,11 +20,15 @@ from cbam_deploy.provenance import METADATA_KEY, Provenance
 # Protobuf messages end at 2 GiB; the graph around the weights is far below the rest.
 MAX_EMBEDDED_BYTES = 2**31 - 2**26
 _HINT = "export the model again, or check the path"
+_WEIGHTS_ALONE_SINCE = 4  # version of the file format from which weights need not be inputs
 _PATH = "cbam_deploy.path"  # Where a model was read from; not written.
 
 
 def read_model(path: str | Path) -> ir.Model:
     """Read and check an ONNX file; weights stay on disk until they are used.
+
+    The model's inputs are what a caller must feed. Files of IR version 3 list their weights there
+    too; later ones that do so let a caller feed others, which nobody here does.
 
     Raises:
         BadInput: the file is missing, a directory, no ONNX file, damaged, refused by the ONNX
@@ -41,6 +45,9 @@ def read_model(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:  # The checker and onnx-ir answer malformed graphs in many ways.
         raise _not_onnx(path, error) from error
+    if any(value.is_initializer() for value in model.graph.inputs):
+        model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
+        model.ir_version = max(model.ir_version, _WEIGHTS_ALONE_SINCE)
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.meta[_PATH] = path
     return model

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -287,3 +288,24 @@ def test_model_read_from_a_relative_path_finds_its_data(model_file, tmp_path, mo
     model = read_model("model.onnx")
     assert isinstance(model, ir.Model)
     np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), range(4))
+
+
+@pytest.mark.parametrize("ir_version", [3, 10])
+@pytest.mark.parametrize("place", [0, 1])
+def test_weights_that_are_listed_as_inputs_are_weights_all_the_same(
+    model_file, tmp_path, ir_version, place
+):
+    model = add_model(WEIGHT)
+    model.ir_version = ir_version
+    listed = [helper.make_tensor_value_info("w", TensorProto.FLOAT, [4])]
+    inputs = [*model.graph.input]
+    del model.graph.input[:]
+    model.graph.input.extend([*inputs[:place], *listed, *inputs[place:]])
+    model.opset_import[0].version = 8
+    read = read_model(model_file(model))
+    assert [value.name for value in read.graph.inputs] == ["x"]
+    assert read.graph.initializers["w"].is_initializer()
+    write_model(read, tmp_path / "written.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "written.onnx")
+    (y,) = session.run(None, {"x": np.ones((1, 4), np.float32)})
+    np.testing.assert_array_equal(y, [[1, 2, 3, 4]])
