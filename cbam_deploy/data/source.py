@@ -26,6 +26,9 @@ Augment = Callable[["Image", Preprocessing, np.random.Generator], "Image"]
 Prepared = NDArray[np.float32] | UnreadablePicture
 # Number of a process, from 0, and count of processes that divide the pictures among them.
 Share = tuple[int, int]
+# Numbers of pictures; counters and indices of other libraries go no further.
+LARGEST = 2**31 - 1
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Batch:
 
     images: NDArray[np.float32]
     labels: NDArray[np.int64] | None
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise `BadInput` for a number of threads that no process has."""
+    if workers is not None and not 0 <= workers <= MOST_WORKERS:
+        raise BadInput(
+            f"{workers} threads that read pictures", f"give a number from 0 to {MOST_WORKERS}"
+        )
 
 
 class ImageSource:
@@ -113,10 +124,10 @@ class ImageSource:
             BadInput: a number cannot work, or no picture can be read; a share without pictures
                 gives no batches instead.
         """
-        if batch_size < 1 or (limit is not None and limit < 1):
-            raise BadInput(f"batches of {batch_size}, limit {limit}", "give positive numbers")
-        if workers is not None and workers < 0:
-            raise BadInput(f"{workers} threads that read pictures", "give 0 or more")
+        for what, number in (("batches of", batch_size), ("limit", 1 if limit is None else limit)):
+            if not 1 <= number <= LARGEST:
+                raise BadInput(f"{what} {number}", f"give a positive number, up to {LARGEST}")
+        check_workers(workers)
         order = np.arange(len(self))
         if shuffle_seed is not None:
             np.random.default_rng(shuffle_seed).shuffle(order)

@@ -70,7 +70,8 @@ def train_epoch(
 
     Raises:
         CheckFailed: the loss is no longer a number.
-        BadInput: several processes have fewer pictures than one batch between them.
+        BadInput: the network refuses a batch, or several processes have fewer pictures than one
+            batch between them.
     """
     device = next(network.parameters()).device
     network.train()
@@ -92,9 +93,15 @@ def train_epoch(
         closing(_in_step(on_device(batches, device), size, processes)) as together,
     ):
         for step, (images, labels) in enumerate(together):
-            with precision.forward():
-                logits = wrapped(images).float()
-                loss = cross_entropy(logits, labels)
+            try:
+                with precision.forward():
+                    logits = wrapped(images).float()
+                    loss = cross_entropy(logits, labels)
+            except ValueError as error:  # BatchNorm's, of a single value per channel.
+                raise BadInput(
+                    f"the network cannot learn from a batch of {len(labels)} ({error})",
+                    "give another --batch-size or --image-size",
+                ) from error
             precision.step(loss, optimizer)
             sums.add(loss.detach(), logits.detach(), labels)
             if step % _STEPS_BETWEEN_LOOKS == 0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cbam_deploy.data.source import ImageSource
+from cbam_deploy.data.source import ImageSource, check_workers
 from cbam_deploy.models.checkpoints import load_state
 from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.spec import GateSpec
@@ -21,7 +22,8 @@ from cbam_deploy.training.epoch import test_epoch, train_epoch
 from cbam_deploy.training.precision import Precision
 from cbam_deploy.training.processes import Processes, batch_share, joined
 from cbam_deploy.training.result import Epoch, TrainResult
-from cbam_deploy.training.run_folder import BEST, Progress, open_run, save_epoch
+from cbam_deploy.training.resumption import Learner, Progress
+from cbam_deploy.training.run_folder import BEST, claimed, open_run, save_epoch
 from cbam_deploy.training.settings import Amp, Augmentation, Settings
 from cbam_deploy.training.start import check_outputs, configuration, open_sets, place, with_classes
 
@@ -108,6 +110,7 @@ def train(
     )
     with joined() as processes:
         settings.check()
+        check_workers(workers)
         batch_share(batch_size, processes)
         where = place(device, processes)
         precision = Precision(amp, where)
@@ -129,33 +132,29 @@ def train(
         if where.type == "cuda" and processes.count > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        folder = Path(output)
-        earlier = open_run(folder, fixed, resume) if processes.leads else None
-        earlier = processes.from_first(earlier)
         optimizer = torch.optim.SGD(
             network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
         )
-        epochs_done: tuple[Epoch, ...] = ()
-        if earlier is not None:
-            network.load_state_dict(earlier.model)
-            optimizer.load_state_dict(earlier.optimizer)
-            precision.restore(earlier.precision)
-            epochs_done = earlier.epochs
         provenance = Provenance(
             model=identity,
             preprocessing=preprocessing,
             class_names=train_set.class_names,
             versions=package_versions("cbam-deploy", "torch"),
         )
-        learning = _Learning(network, optimizer, precision, settings, processes, workers)
-        for epoch in _epochs(learning, train_set, val_set, len(epochs_done)):
-            epochs_done = (*epochs_done, epoch)
+        learner = Learner(network, optimizer, precision)
+        folder = Path(output)
+        with claimed(folder) if processes.leads else nullcontext():
+            earlier = open_run(folder, fixed, learner, resume) if processes.leads else None
+            epochs_done = _go_on(learner, processes.from_first(earlier))
+            learning = _Learning(learner, settings, processes, workers)
+            for epoch in _epochs(learning, train_set, val_set, len(epochs_done)):
+                epochs_done = (*epochs_done, epoch)
+                if processes.leads:
+                    save_epoch(folder, learning.progress(epochs_done), fixed, provenance)
+            best = folder / BEST
             if processes.leads:
-                save_epoch(folder, learning.progress(epochs_done), fixed, provenance)
-        best = folder / BEST
-        if processes.leads:
-            provenance = load_state(best).provenance or provenance
-        provenance = processes.from_first(provenance)
+                provenance = load_state(best).provenance or provenance
+            provenance = processes.from_first(provenance)
         return TrainResult(
             output=str(folder),
             weights=str(best),
@@ -165,28 +164,37 @@ def train(
         )
 
 
+def _go_on(learner: Learner, earlier: Progress | None) -> tuple[Epoch, ...]:
+    """Put what an earlier run came to into place; return its epochs."""
+    if earlier is None:
+        return ()
+    learner.network.load_state_dict(earlier.model)
+    learner.optimizer.load_state_dict(earlier.optimizer)
+    learner.precision.restore(earlier.precision)
+    return earlier.epochs
+
+
 @dataclass(frozen=True)
 class _Learning:
     """What the epochs of a run work with and change."""
 
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: Precision
+    learner: Learner
     settings: Settings
     processes: Processes
     workers: int | None
 
     def progress(self, epochs: tuple[Epoch, ...]) -> Progress:
         """Where the run stands after `epochs`."""
-        state = _copied(self.network.state_dict())
-        return Progress(state, self.optimizer.state_dict(), epochs, self.precision.state())
+        state = _copied(self.learner.network.state_dict())
+        optimizer, precision = self.learner.optimizer, self.learner.precision
+        return Progress(state, optimizer.state_dict(), epochs, precision.state())
 
 
 def _epochs(
     run: _Learning, train_set: ImageSource, val_set: ImageSource | None, done: int
 ) -> Iterator[Epoch]:
     """Learn for the epochs not done yet, under a progress bar; yield after each."""
-    settings = run.settings
+    learner, settings = run.learner, run.settings
     workers = run.processes.workers(run.workers)
     augment = augmentation_for(settings.augmentation, train_set.name)
     steps = max(len(train_set) // settings.batch_size, 1)
@@ -201,9 +209,9 @@ def _epochs(
             bar.update(task, description=f"epoch {number + 1}/{settings.epochs}")
             started = time.perf_counter()
             learnt = train_epoch(
-                run.network,
-                run.optimizer,
-                run.precision,
+                learner.network,
+                learner.optimizer,
+                learner.precision,
                 train_set,
                 settings,
                 number,
@@ -215,7 +223,7 @@ def _epochs(
             tested = None
             if val_set is not None:
                 tested = test_epoch(
-                    run.network, val_set, settings.batch_size, run.processes, workers
+                    learner.network, val_set, settings.batch_size, run.processes, workers
                 )
             yield Epoch(
                 number=number + 1,

@@ -7,9 +7,13 @@ epoch, ``last.pt`` at the end: whatever interrupts, resuming repeats the current
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +22,59 @@ from torch import Tensor
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.checkpoint_names import OWN
-from cbam_deploy.models.checkpoints import load_torch_file, state_dict_sha256
+from cbam_deploy.models.checkpoints import load_state, state_dict_sha256
 from cbam_deploy.models.factory import is_factory
-from cbam_deploy.outputs import atomic_output, write_text
+from cbam_deploy.outputs import atomic_output, check_place, write_text
 from cbam_deploy.provenance import METADATA_KEY, Provenance
-from cbam_deploy.training.result import Epoch, best_epoch
+from cbam_deploy.training.result import best_epoch
+from cbam_deploy.training.resumption import HASH, Learner, Progress, content_sha256, read_last
 
 BEST, LAST, HISTORY = "best.safetensors", "last.pt", "history.json"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after an epoch: weights, optimizer state and the epochs so far.
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder of a run, and keep other runs out of it meanwhile.
 
-    `precision` is the state of mixed precision, empty where that has none.
+    The claim is a lock on the folder itself: it ends with the process, however that ends. File
+    systems without such locks keep nobody out.
+
+    Raises:
+        BadInput: another run has the folder, or it cannot be made.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file, not a folder", "give another folder with --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: cannot be made ({error.strerror})", "choose a folder you may write to"
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{folder}: another training is at work there",
+                "let it finish, or give another folder",
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    epochs: tuple[Epoch, ...]
-    precision: dict[str, Any] = field(default_factory=dict)
 
-
-def open_run(folder: Path, configuration: dict[str, Any], resume: bool) -> Progress | None:
-    """Make the folder of a new run, or read what an earlier one with `resume` left there.
+def open_run(
+    folder: Path, configuration: dict[str, Any], learner: Learner, resume: bool
+) -> Progress | None:
+    """See that a claimed folder is that of a new run, or with `resume` read what one left there.
 
     Args:
         folder: of the run.
         configuration: flat JSON-ready data that must not change in a run.
+        learner: what the earlier run's state has to fit.
         resume: go on with an earlier run; it may not have come to its first epoch's end.
 
     Returns:
@@ -53,22 +82,27 @@ def open_run(folder: Path, configuration: dict[str, Any], resume: bool) -> Progr
 
     Raises:
         BadInput: there is a run and `resume` is not asked for, or it has another configuration,
-            or its files are damaged, or the folder cannot be made.
+            or its files are damaged or altered.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: is a file, not a folder", "give another folder with --output")
-    if not resume and any((folder / name).exists() for name in (BEST, LAST, HISTORY)):
-        raise BadInput(
-            f"{folder}: has an earlier training run", "--resume it, or give another folder"
-        )
+    if not resume:
+        if any((folder / name).exists() for name in (BEST, LAST, HISTORY)):
+            raise BadInput(
+                f"{folder}: has an earlier training run", "--resume it, or give another folder"
+            )
+        return None
+    for name in (BEST, LAST, HISTORY):
+        check_place(folder / name)
+    if not (folder / LAST).exists():
+        return None
+    progress = read_last(folder / LAST, configuration, learner)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        load_state(folder / BEST)
+    except BadInput as error:
         raise BadInput(
-            f"{folder}: cannot be made ({error.strerror})", "choose a folder you may write to"
+            f"{error.message}; the best weights so far are lost",
+            f"start in another folder, from these weights with --weights {folder / LAST}",
         ) from error
-    last = folder / LAST
-    return _read_last(last, configuration) if resume and last.exists() else None
+    return progress
 
 
 def save_epoch(
@@ -94,14 +128,15 @@ def save_epoch(
             temporary.write_bytes(save(progress.model, metadata))
     history = {"schema_version": 1, "configuration": configuration, "epochs": epochs}
     write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")
-    state = {
+    state: dict[str, Any] = {
         "model": progress.model,
         "optimizer": progress.optimizer,
         "epochs": epochs,
         "precision": progress.precision,
         "configuration": configuration,
-        "metadata": _metadata(provenance, LAST, progress.model),
     }
+    state[HASH] = content_sha256(state)
+    state["metadata"] = _metadata(provenance, LAST, progress.model)
     # Through memory, so that a full disk is an OSError as for every other file.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -120,20 +155,3 @@ def _metadata(provenance: Provenance, name: str, state: dict[str, Tensor]) -> di
             initial_gates=False,
         )
     return {METADATA_KEY: provenance.with_(model=identity).dumps()}
-
-
-def _read_last(path: Path, configuration: dict[str, Any]) -> Progress:
-    state = load_torch_file(path)
-    try:
-        epochs = tuple(Epoch(**epoch) for epoch in state["epochs"])
-        progress = Progress(state["model"], state["optimizer"], epochs, state.get("precision", {}))
-        before = {"amp": "none", **state["configuration"]}  # Older runs knew no mixed precision.
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BadInput(f"{path}: is not from a training run", "start in another folder") from error
-    for key, value in configuration.items():
-        if before.get(key) != value:
-            raise BadInput(
-                f"{path}: the run was made with {key} {before.get(key)}, not {value}",
-                "resume with the same options, or start in another folder",
-            )
-    return progress

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from cbam_deploy.data.source import LARGEST
 from cbam_deploy.errors import BadInput
 
 Augmentation = Literal["auto", "crop-flip", "shift", "none"]
 Amp = Literal["none", "bf16", "fp16"]
 
+FLT_MAX = 3.4028234663852886e38  # The largest number in FP32.
+_LARGEST = {"epochs": LARGEST, "batch_size": LARGEST, "lr_step": LARGEST, "seed": 2**63 - 1}
 _CHOICES = {"augmentation": get_args(Augmentation), "amp": get_args(Amp)}
 
 
@@ -55,12 +59,24 @@ class Settings:
                 if value not in _CHOICES[field.name]:
                     choices = ", ".join(_CHOICES[field.name])
                     raise BadInput(f"{field.name} {value!r} is unknown", f"one of {choices}")
-            elif field.name in ("epochs", "batch_size", "lr", "lr_step", "lr_gamma"):
-                if not value > 0:
-                    raise BadInput(f"--{label} {value}", "give a positive number")
-            elif not value >= 0:
-                raise BadInput(f"--{label} {value}", "give a number that is not negative")
+                continue
+            positive = field.name in ("epochs", "batch_size", "lr", "lr_step", "lr_gamma")
+            low = "a positive number" if positive else "a number that is not negative"
+            if not (value > 0 if positive else value >= 0):
+                raise BadInput(f"--{label} {value}", f"give {low}")
+            largest = _LARGEST.get(field.name, FLT_MAX)
+            if value > largest:
+                raise BadInput(f"--{label} {value}", f"give {low}, up to {largest:g}")
+        try:
+            rates = [self.lr_at(epoch) for epoch in (0, self.epochs - 1)]
+        except OverflowError:
+            rates = [math.inf]
+        if max(rates) > FLT_MAX:
+            raise BadInput(
+                f"--lr-gamma {self.lr_gamma} raises the learning rate beyond what FP32 holds",
+                "give a smaller one, such as 0.1, or fewer --epochs",
+            )
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
-        return self.lr * self.lr_gamma ** (epoch // self.lr_step)
+        return self.lr * float(self.lr_gamma) ** (epoch // self.lr_step)

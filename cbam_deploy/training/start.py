@@ -114,14 +114,16 @@ def configuration(
 def check_outputs(
     network: nn.Module, name: str, preprocessing: Preprocessing, classes: int
 ) -> None:
-    """Raise `BadInput` for a network that fails on a picture or gives no logit per class."""
+    """Raise `BadInput` for a network that cannot learn, or that gives no logit per class."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise BadInput(f"{name}: has no parameters to learn", "give a network that has some")
     size = preprocessing.image_size
-    picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     try:
+        picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
         with torch.no_grad():
             logits = network.eval()(picture)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # It may be anybody's network.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"{name}: fails on a picture of {size} x {size} pixels ({reason})",
             "try another --image-size",

@@ -80,16 +80,19 @@ def test_a_set_without_a_readable_picture_is_refused() -> None:
         list(numbered(2, bad=(0, 1)).batches(1))
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 1, "limit": 0}], ids=str)
-def test_sizes_are_positive(options: dict[str, int]) -> None:
-    with pytest.raises(BadInput, match=r"batches of \d") as caught:
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": 1, "limit": 0}, {"batch_size": 10**30}], ids=str
+)
+def test_sizes_are_positive_and_can_be_counted(options: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=r"(batches of|limit) \d") as caught:
         numbered(2).batches(**options)  # type: ignore[arg-type]
     assert "positive" in caught.value.hint
 
 
-def test_threads_are_not_fewer_than_none() -> None:
-    with pytest.raises(BadInput, match="-1 threads"):
-        numbered(2).batches(1, workers=-1)
+def test_threads_are_not_fewer_than_none_nor_more_than_there_can_be() -> None:
+    for workers in (-1, 10**6):
+        with pytest.raises(BadInput, match=f"{workers} threads"):
+            numbered(2).batches(1, workers=workers)
 
 
 def test_reading_ahead_is_bounded_and_stops_with_the_reader() -> None:

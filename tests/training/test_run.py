@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from cbam_deploy.models import (
 from cbam_deploy.training import epoch as epoch_module
 from cbam_deploy.training import start
 from cbam_deploy.training.result import Epoch, TrainResult
+from cbam_deploy.training.run_folder import claimed
 
 Quick = Callable[..., TrainResult]
 
@@ -221,6 +224,8 @@ def test_a_loss_that_is_no_number_stops_the_run(quick: Quick) -> None:
         ({"lr": float("nan")}, "--lr nan"),
         ({"augmentation": "mixup"}, "augmentation 'mixup'"),
         ({"device": "tpu"}, "device 'tpu'"),
+        ({"workers": 10**6}, "1000000 threads"),
+        ({"image_size": 10**6}, "1000000 x 1000000 pixels"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
@@ -241,6 +246,55 @@ def test_a_damaged_last_file_is_refused(quick: Quick, tmp_path: Path) -> None:
     torch.save({"epochs": 3}, last)
     with pytest.raises(BadInput, match="not from a training run"):
         quick("run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "message"),
+    [
+        ("nn.Sequential(nn.AvgPool2d(8), nn.Flatten())", {}, "has no parameters to learn"),
+        ("nn.Sequential(nn.Linear(8, 2)).requires_grad_(False)", {}, "no parameters to learn"),
+        ("Raises()", {}, "fails on a picture of 8 x 8 pixels ('lost')"),
+        ("nn.Sequential(nn.Conv2d(3, 2, 8), nn.BatchNorm2d(2), nn.Flatten())",
+         {"batch_size": 1}, "cannot learn from a batch of 1 (Expected more than 1 value"),
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_learn_is_refused(
+    quick: Quick, tmp_path: Path, body: str, options: dict[str, int], message: str
+) -> None:
+    (tmp_path / "other.py").write_text(
+        "from torch import nn\nclass Raises(nn.Linear):\n"
+        "    def __init__(self): super().__init__(1, 1)\n"
+        "    def forward(self, x): raise KeyError('lost')\n"
+        f"def build(): return {body}\n"
+    )
+    with pytest.raises(BadInput) as caught:
+        quick("run", model=f"{tmp_path}/other.py:build", **options)
+    assert message in caught.value.message
+
+
+def test_a_folder_at_work_is_refused_to_a_second_training(quick: Quick, tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(BadInput, match="run: another training is at work there"):
+                quick("run", epochs=1, resume=resume)
+    assert not list((tmp_path / "run").iterdir())
+    assert len(quick("run", epochs=1).epochs) == 1
+
+
+def test_the_claim_of_a_process_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    folder, (reads, writes) = tmp_path / "run", os.pipe()
+    child = os.fork()
+    if child == 0:
+        with claimed(folder):
+            os.write(writes, b"claimed")
+            signal.pause()
+    os.read(reads, 7)
+    with pytest.raises(BadInput, match="at work there"), claimed(folder):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with claimed(folder):
+        assert folder.is_dir()
 
 
 def test_output_that_is_a_file_is_refused(quick: Quick, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from cbam_deploy.data.pictures import resize_and_crop
 from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.errors import BadInput
 from cbam_deploy.training.augment import (
     augmentation_for,
     random_resized_crop_and_flip,
@@ -28,6 +32,32 @@ def test_learning_rate_falls_tenfold_every_thirty_epochs() -> None:
     rates = [Settings().lr_at(epoch) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert (Settings().epochs, Settings().momentum, Settings().weight_decay) == (90, 0.9, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("seed", (-1, 2**63, 10**30)),
+        ("epochs", (0, -1, 2**31, 10**30)),
+        ("batch_size", (0, 10**12)),
+        ("lr", (0.0, -0.1, math.nan, math.inf, 1e39)),
+        ("lr_step", (0, 10**20)),
+        ("lr_gamma", (0.0, math.nan, math.inf, 1e6)),
+        ("momentum", (-0.1, math.nan, math.inf)),
+        ("weight_decay", (-1.0, math.inf)),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_the_options_name(
+    option: str, values: tuple[float, ...]
+) -> None:
+    for value in values:
+        named = f"--{option.replace('_', '-')} {value}"
+        with pytest.raises(BadInput, match=re.escape(named)):
+            Settings(**{"epochs": 900, option: value}).check()
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_taken() -> None:
+    Settings(seed=2**63 - 1, epochs=2**31 - 1, momentum=0.0, weight_decay=0.0, lr=1e30).check()
 
 
 def test_photographs_are_cropped_and_flipped_digits_are_not() -> None:
