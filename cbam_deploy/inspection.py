@@ -20,10 +20,9 @@ from cbam_deploy.validation.origin import artefact_kind, graph_precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from rich.console import Group
-    from rich.table import Table
 
     from cbam_deploy.engine.manifest import Manifest
+    from cbam_deploy.tables import Group, Table
 
 GATE_DOMAIN = "cbam_deploy"
 SCHEMA_VERSION = 1
@@ -128,21 +127,19 @@ class Inspection:
         }
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table, Text, styled
 
         facts = Table.grid(padding=(0, 2))
         for subject, text in self._facts():
-            facts.add_row(f"[bold]{subject}[/]", escape(text))
+            facts.add_row(styled(subject, "bold"), text)
         parts: list[Any] = [facts]
         if self.gates:
             parts += ["", self._gate_table()]
         if self.checks:
             parts.append("")
         for check in self.checks:
-            verdict = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-            parts.append(f"{verdict} {escape(check.subject)} {check.message}")
+            verdict = styled("ok", "green") if check.passed else styled("FAILED", "red")
+            parts.append(Text.assemble(verdict, f" {check.subject} {check.message}"))
         return Group(*parts)
 
     def _facts(self) -> Iterator[tuple[str, str]]:
@@ -165,8 +162,7 @@ class Inspection:
             yield "gates", "none fused"
 
     def _gate_table(self) -> Table:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table(box=None, pad_edge=False)
         for heading in ("gate", "operator"):
@@ -177,7 +173,7 @@ class Inspection:
         for gate in self.gates:
             numbers = (gate.channels, gate.reduction, gate.kernel_size)
             shown = ("" if number is None else str(number) for number in numbers)
-            table.add_row(escape(gate.node), gate.op, *shown, gate.lowering)
+            table.add_row(gate.node, gate.op, *shown, gate.lowering)
         return table
 
 

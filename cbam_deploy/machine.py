@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from cbam_deploy.provenance import package_versions
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 PACKAGES = (
     "cbam-deploy",
@@ -180,18 +180,16 @@ class MachineReport:
 
     def __rich__(self) -> RenderableType:
         """Two tables: what this machine is, and what it can do."""
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table, styled
 
         machine = Table.grid(padding=(0, 2))
         for label, value in _described(self.environment):
-            machine.add_row(f"[bold]{label}[/]", escape(value))
+            machine.add_row(styled(label, "bold"), value)
         abilities = Table("", "this machine can", "or what it lacks", box=None, pad_edge=False)
         for item in self.capabilities:
-            answer = "[green]yes[/]" if item.available else "[yellow]no[/]"
+            answer = styled("yes", "green") if item.available else styled("no", "yellow")
             lack = "" if item.available else f"{item.missing}: {item.remedy}"
-            abilities.add_row(answer, item.name, escape(lack))
+            abilities.add_row(answer, item.name, lack)
         return Group(machine, "", abilities)
 
 

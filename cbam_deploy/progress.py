@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cbam_deploy.terminal import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -19,20 +21,19 @@ def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
             values as keywords to `add_task` and `update`.
         hidden: show nothing, for the sake of another process that shows its own.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    console = Console(stderr=True)
-    fields = [TextColumn(f"{name} {{task.fields[{name}]}}") for name in extra_fields]
+    terminal = console(stderr=True)
+    fields = [TextColumn(f"{name} {{task.fields[{name}]}}", markup=False) for name in extra_fields]
     with RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         *fields,
-        console=console,
+        console=terminal,
         transient=True,
-        disable=hidden or not console.is_terminal,
+        disable=hidden or not terminal.is_terminal,
     ) as bar:
         yield bar

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cbam_deploy.benchmarking.result import BenchReport
     from cbam_deploy.engine.build import BuildResult
     from cbam_deploy.explain.result import GradCamReport
     from cbam_deploy.exporters.export_result import ExportResult
+    from cbam_deploy.tables import Table
     from cbam_deploy.training.result import TrainResult
     from cbam_deploy.validation.accuracy_report import AccuracyReport
     from cbam_deploy.validation.parity_report import ParityReport
@@ -62,7 +61,7 @@ class DemoResult:
         }
 
     def __rich__(self) -> Table:
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         grid = Table.grid(padding=(1, 0))
         for step in (self.export, self.engine, self.parity, self.accuracy, self.bench):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry, Verdict
 from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.report.units import digits, half_width, interval, milliseconds, size
+from cbam_deploy.tables import Group, RenderableType, Table, Text
 
 _STYLES = {"held": "green", "slower": "bold red", "in doubt": "yellow", "not judged": "dim"}
 

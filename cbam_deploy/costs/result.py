@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+    from cbam_deploy.tables import Group, Table
 
 SCHEMA_VERSION = 1
 COUNTED = (
@@ -95,9 +94,7 @@ class Complexity:
         }
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table, styled
 
         source = {"pytorch": "PyTorch modules", "onnx": "the ONNX graph"}[self.counted_from]
         facts = Table.grid(padding=(0, 2))
@@ -111,7 +108,7 @@ class Complexity:
             ("NOT COUNTED", ", ".join(f"{n} {op}" for op, n in self.uncounted.items())),
         ):
             if text:
-                facts.add_row(f"[bold]{name}[/]", escape(text))
+                facts.add_row(styled(name, "bold"), text)
         return Group(facts, "", self._part_table()) if self.by_module else Group(facts)
 
     def _of_gates(self) -> str:
@@ -123,8 +120,7 @@ class Complexity:
         return f"{len(self.gates)} with {parameters:,} parameters, {products:,} ({share:.2g}%)"
 
     def _part_table(self) -> Table:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table(box=None, pad_edge=False)
         for heading in ("part", "kind"):
@@ -133,5 +129,5 @@ class Complexity:
             table.add_column(heading, justify="right")
         for part in self.parts:
             counts = (f"{part.parameters:,}", f"{part.multiply_adds:,}")
-            table.add_row(escape(part.name), part.kind, *counts)
+            table.add_row(part.name, part.kind, *counts)
         return table

@@ -42,7 +42,7 @@ from cbam_deploy.progress import progress
 from cbam_deploy.provenance import file_sha256, package_versions
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 PORTABLE = "portable: compute capability 8.0 and later"
 
@@ -82,19 +82,16 @@ class BuildResult:
 
     def __rich__(self) -> RenderableType:
         """What was built, one property a line."""
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table("", "", show_header=False)
-        table.add_row("engine", escape(f"{self.path} ({self.bytes / 1e6:.1f} MB)"))
-        table.add_row("manifest", escape(str(self.manifest_path)))
+        table.add_row("engine", f"{self.path} ({self.bytes / 1e6:.1f} MB)")
+        table.add_row("manifest", str(self.manifest_path))
         table.add_row("runtime", f"{self.runtime} {self.version}")
         table.add_row("targets", ", ".join(self.targets) or PORTABLE)
         for name, shapes in self.profile.items():
             ends = (shapes.min, shapes.opt, shapes.max)
-            table.add_row(
-                escape(f"input {name}"), " / ".join("x".join(map(str, end)) for end in ends)
-            )
+            table.add_row(f"input {name}", " / ".join("x".join(map(str, end)) for end in ends))
         ways = sorted(set(self.gates.values()))
         lowered = ", ".join(f"{list(self.gates.values()).count(way)} {way}" for way in ways)
         table.add_row("gates", lowered or "none")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cbam_deploy.tables import Group
 
 SCHEMA_VERSION = 1
 
@@ -92,24 +92,22 @@ class GradCamReport:
         return {"schema": "cbam_deploy.gradcam", "schema_version": SCHEMA_VERSION, **found}
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         which = "true" if any(self.labels) else "predicted"
         title = f"P of the {which} class"
         answers = Table(box=None, pad_edge=False, title=title, title_justify="left")
         answers.add_column("picture")
         for label in self.labels:
-            answers.add_column(escape(label), justify="right")
+            answers.add_column(label, justify="right")
         for row in (*self.networks, *self.artefacts):
             shown = (_shown(answer) for answer in row.answers)
-            answers.add_row(escape(row.name), *map(escape, shown))
+            answers.add_row(row.name, *shown)
         parts: list[Any] = [answers]
         for artefact in self.artefacts[1:]:
             worst = self.worst(artefact.name)
-            parts.append(f"least agreement of {escape(artefact.name)}: {_agreement(worst)}")
-        return Group(*parts, f"open {escape(self.page)}")
+            parts.append(f"least agreement of {artefact.name}: {_agreement(worst)}")
+        return Group(*parts, f"open {self.page}")
 
     def worst(self, artefact: str) -> Agreement:
         """The gate of `artefact` whose attention correlates least with the first file's."""

@@ -11,9 +11,8 @@ from cbam_deploy.exporters.half_rules import KeptNode
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from cbam_deploy.exporters.quantization import QuantizationReport
+    from cbam_deploy.tables import RenderableType
     from cbam_deploy.validation.budget import BudgetReport
 
 Precision = Literal["fp16", "int8", "int8+fp32"]
@@ -80,19 +79,17 @@ class ConvertResult:
         }
 
     def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
-        table = Table(show_header=False, title=escape(str(self.path)), title_justify="left")
+        table = Table(show_header=False, title=str(self.path), title_justify="left")
         share = self.bytes / self.source_bytes
         table.add_row("precision", self.precision)
         table.add_row("size", f"{self.bytes / 1e6:.1f} MB, {share:.2f} of the FP32 file")
         table.add_row("sha256", self.sha256)
         for name, value in self.calibration.items():
-            table.add_row(f"calibration {name}", escape(str(value)))
+            table.add_row(f"calibration {name}", str(value))
         for name, reason in self.skipped:
-            table.add_row("skipped", escape(f"{name}: {reason}"))
+            table.add_row("skipped", f"{name}: {reason}")
         table.add_row("cosine to FP32", f"{self.cosine:.6f}")
         table.add_row("took", f"{self.seconds:.1f} s")
         reports = (self.quantization, self.half, self.budget)

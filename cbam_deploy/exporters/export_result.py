@@ -10,7 +10,7 @@ from cbam_deploy.exporters.conversion_result import ConvertResult
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,21 @@ class ExportResult:
         }
 
     def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
         title = str(self.path) if self.conversion is None else "exported in FP32"
-        table = Table(show_header=False, title=escape(title), title_justify="left")
+        table = Table(show_header=False, title=title, title_justify="left")
         table.add_column()
         table.add_column(overflow="fold")
         if self.conversion is None:
             table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
             table.add_row("sha256", self.sha256)
         if self.provenance.model is not None:
-            table.add_row("weights", escape(self.provenance.model.weights_origin))
+            table.add_row("weights", self.provenance.model.weights_origin)
         table.add_row("fused gates", gates)
         for where, reason in self.refused:
-            table.add_row("not fused", escape(f"{where}: {reason}"))
+            table.add_row("not fused", f"{where}: {reason}")
         table.add_row(
             "differs from PyTorch by",
             f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",

@@ -44,7 +44,7 @@ from cbam_deploy.exporters.onnx_file import (
 from cbam_deploy.progress import progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class FusionReport:
         }
 
     def __rich__(self) -> RenderableType:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         before = f", {self.present} fused before" if self.present else ""
         title = f"{len(self.fused)} of {self.found} attention gates fused{before}"
@@ -82,9 +81,9 @@ class FusionReport:
         for heading in ("gate", "op", "left as it is because"):
             table.add_column(heading)
         for name, op in self.fused:
-            table.add_row(escape(name), op, "")
+            table.add_row(name, op, "")
         for where, reason in self.refused:
-            table.add_row(escape(where), "", escape(reason))
+            table.add_row(where, "", reason)
         return table if table.rows else title
 
 

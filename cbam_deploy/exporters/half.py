@@ -55,7 +55,7 @@ from cbam_deploy.exporters.names import Names
 from cbam_deploy.exporters.opset import raise_opset
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 SUFFIX = {FP16: "_fp16", FP32: "_fp32"}
@@ -96,9 +96,7 @@ class HalfReport:
 
     def __rich__(self) -> RenderableType:
         """Counts in one line, then a table of the nodes kept in FP32."""
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         checked = "" if self.range_checked else " (activations not checked: no calibration data)"
         line = (
@@ -111,7 +109,7 @@ class HalfReport:
         table = Table("kept in FP32", "operator", "smallest", "largest", "because it", box=None)
         for kept in self.kept:
             ends = ("", "") if kept.range is None else (f"{end:.4g}" for end in kept.range)
-            table.add_row(escape(kept.node), kept.op, *ends, escape(kept.reason))
+            table.add_row(kept.node, kept.op, *ends, kept.reason)
         return Group(line, table)
 
 

@@ -23,7 +23,7 @@ from cbam_deploy.exporters.placement import Place, calibrated_tensors, places
 from cbam_deploy.exporters.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from cbam_deploy.tables import Table
 
 # QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
 OLDEST_OPSET = 13
@@ -65,15 +65,15 @@ class QuantizationReport:
     def __rich__(self) -> Table:
         from collections import Counter
 
-        from rich.table import Table
+        from cbam_deploy.tables import Table, styled
 
         table = Table.grid(padding=(0, 2))
         counts = Counter(place.operator for place in self.quantized)
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
-        table.add_row("[bold]calibration[/]", f"{self.method} over {self.images} pictures")
-        table.add_row("[bold]in INT8[/]", listed or "nothing")
-        table.add_row("[bold]kept in float[/]", ", ".join(self.kept_float) or "nothing")
-        table.add_row("[bold]float feature maps[/]", str(len(self.float_feature_maps)))
+        table.add_row(styled("calibration", "bold"), f"{self.method} over {self.images} pictures")
+        table.add_row(styled("in INT8", "bold"), listed or "nothing")
+        table.add_row(styled("kept in float", "bold"), ", ".join(self.kept_float) or "nothing")
+        table.add_row(styled("float feature maps", "bold"), str(len(self.float_feature_maps)))
         return table
 
 

@@ -39,7 +39,7 @@ from cbam_deploy.models.observation import Call, observe
 from cbam_deploy.models.spec import CBAM, GateSpec
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from cbam_deploy.tables import RenderableType
 
 GATE = "attention_gate"
 _EXAMPLE = (1, 3, 224, 224)
@@ -78,12 +78,11 @@ class InsertedGates:
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table("after", "gate", "channels", title=f"{len(self.places)} gates inserted")
         for place in self.places:
-            table.add_row(escape(place.module), escape(place.gate), str(place.channels))
+            table.add_row(place.module, place.gate, str(place.channels))
         return table
 
 

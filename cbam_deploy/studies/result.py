@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cbam_deploy.tables import Group
 
 SCHEMA_VERSION = 1
 COLUMNS = (
@@ -175,17 +175,15 @@ class AblationReport:
             yield f"- {note}"
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         table = Table(box=None, pad_edge=False)
         for number, heading in enumerate(_SHORT):
             table.add_column(heading, justify="right" if number else "left", no_wrap=number < 2)
         for row in self.rows:
             _, _, *figures = row.cells_of_row()
-            table.add_row(row.name, *map(escape, figures))
-        return Group(table, "", *map(escape, self.notes), f"open {escape(self.page)}")
+            table.add_row(row.name, *figures)
+        return Group(table, "", *self.notes, f"open {self.page}")
 
 
 def _mean_and_spread(errors: list[float], failed: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from cbam_deploy.tables import Table
 
 _SHOWN = 10  # classes
 
@@ -88,16 +88,15 @@ class TrainResult:
         }
 
     def __rich__(self) -> Table:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table("", "", show_header=False, title="Training")
         best = self.best
         model = self.provenance.model
         if model is not None:
             table.add_row("model", f"{model.name}, attention {model.attention or 'its own'}")
-        table.add_row("classes", escape(_listed(self.provenance.class_names)))
-        table.add_row("started from", escape(self.started_from))
+        table.add_row("classes", _listed(self.provenance.class_names))
+        table.add_row("started from", self.started_from)
         table.add_row("epochs", f"{len(self.epochs)} in {self.seconds:.0f} s")
         table.add_row("best epoch", str(best.number))
         if best.val_accuracy is not None:

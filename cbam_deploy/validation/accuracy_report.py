@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cbam_deploy.tables import Group
 
 SCHEMA_VERSION = 1
 
@@ -83,9 +83,7 @@ class AccuracyReport:
         }
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         table = Table(box=None, pad_edge=False)
         table.add_column("network", overflow="fold")
@@ -95,7 +93,7 @@ class AccuracyReport:
         too_low = self._too_low()
         for network in self.networks:
             table.add_row(
-                escape(network.name),
+                network.name,
                 network.runtime,
                 f"{network.top1:.2%}",
                 "" if network.top5 is None else f"{network.top5:.2%}",

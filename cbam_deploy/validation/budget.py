@@ -30,7 +30,7 @@ from cbam_deploy.progress import progress
 from cbam_deploy.validation.metrics import ErrorAccumulator
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cbam_deploy.tables import Group
 
 SCHEMA_VERSION = 1
 
@@ -108,21 +108,19 @@ class BudgetReport:
         }
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         steps = Table("given back to float", "top-1", "drop", box=None, pad_edge=False)
         steps.add_row("(float32)", f"{self.baseline:.2%}", "")
         for step in self.steps:
             drop = self.baseline - step.accuracy
-            name = escape(step.given_back) if step.given_back else "(all in INT8)"
+            name = step.given_back if step.given_back else "(all in INT8)"
             steps.add_row(name, f"{step.accuracy:.2%}", f"{drop:+.2%}")
         if not self.ranking:
             return Group(steps)
         layers = Table("noisiest layers", "operator", "SNR", box=None, pad_edge=False)
         for layer in self.ranking[: max(10, len(self.given_back))]:
-            layers.add_row(escape(layer.node), layer.operator, f"{layer.snr_db:.1f} dB")
+            layers.add_row(layer.node, layer.operator, f"{layer.snr_db:.1f} dB")
         return Group(steps, "", layers)
 
 

@@ -10,7 +10,7 @@ from cbam_deploy.validation.places import Place
 from cbam_deploy.validation.tolerances import Tolerance
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cbam_deploy.tables import Group
 
 _SHOWN_ROWS = 20
 
@@ -104,9 +104,7 @@ class LayerReport:
         }
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Group, Table
 
         what = "gates and outputs" if self.layers == "gates" else "values"
         count = f"{len(self.compared)} {what} compared"
@@ -122,9 +120,9 @@ class LayerReport:
             table.add_column(heading, justify="right")
         for entry in shown:
             table.add_row(
-                escape(entry.place.value),
+                entry.place.value,
                 entry.place.op.rpartition(".")[2],
-                escape(entry.place.module),
+                entry.place.module,
                 f"{entry.error.max_relative:.1e}",
                 f"{entry.error.snr_db:.1f} dB",
                 style="red" if entry.failures else None,

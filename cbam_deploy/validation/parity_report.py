@@ -12,10 +12,8 @@ from cbam_deploy.validation.metrics import TensorError
 from cbam_deploy.validation.tolerances import Tolerance
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-
     from cbam_deploy.report.junit import Case
+    from cbam_deploy.tables import Group, Table
 
 
 SCHEMA_VERSION = 1
@@ -155,24 +153,26 @@ class ParityReport:
         return cases
 
     def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.markup import escape
+        from cbam_deploy.tables import Group, Text, styled
 
-        verdict = "[green]holds[/]" if self.passed else "[red]does not hold[/]"
+        verdict = styled("holds", "green") if self.passed else styled("does not hold", "red")
+        heading = Text.assemble(
+            styled(self.artefact, "bold"),
+            f" ({self.precision}, {self.runtime}) against PyTorch {self.reference}\n"
+            f"on {self.inputs}: parity ",
+            verdict,
+        )
         parts: list[Any] = [
-            f"[bold]{escape(self.artefact)}[/] ({self.precision}, {self.runtime}) "
-            f"against PyTorch {escape(self.reference)}\n"
-            f"on {escape(self.inputs)}: parity {verdict}",
+            heading,
             self._table(),
-            *(f"[red]{escape(sentence)}[/]" for sentence in self.failures),
+            *(styled(sentence, "red") for sentence in self.failures),
         ]
         if self.layers is not None:
             parts.append(self.layers)
         return Group(*parts)
 
     def _table(self) -> Table:
-        from rich.markup import escape
-        from rich.table import Table
+        from cbam_deploy.tables import Table
 
         table = Table("output", box=None, pad_edge=False)
         for heading in (
@@ -190,7 +190,7 @@ class ParityReport:
         for batch, output in self._outputs():
             error = output.error
             table.add_row(
-                escape(error.name),
+                error.name,
                 str(batch.batch),
                 str(batch.samples),
                 f"{error.max_abs:.1e}",
