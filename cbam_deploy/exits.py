@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from cbam_deploy.errors import CheckFailed, DeployError
+from cbam_deploy.terminal import lasting_streams, show, visible
 
 DEBUG = "CBAM_DEPLOY_DEBUG"  # Environment variable: show tracebacks of errors.
+INTERRUPTED = 130
 
 
 def deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
@@ -25,9 +32,7 @@ def deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
 
         sys.stdout.write(to_text(result.to_json()))
     else:
-        from rich.console import Console
-
-        Console().print(result)
+        show(result)
     if not getattr(result, "passed", True):
         raise CheckFailed(*result.failure())
 
@@ -35,28 +40,91 @@ def deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Call `command` and exit; Ctrl-C and termination unwind the stack, so nothing is left."""
     interrupted = False
+    process = os.getpid()
 
-    def interrupt(_signum: int, _frame: object) -> NoReturn:
+    def interrupt(_signum: int, frame: FrameType | None) -> NoReturn:
         nonlocal interrupted
         interrupted = True
+        if _is_importing(frame):
+            _leave_at_once(process)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = command() or 0
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception as error:
-        # Native libraries that Ctrl-C catches while they load turn it into errors of their own.
-        code = 130 if interrupted else _report(error)
-    if code == 130:
-        sys.stderr.write("interrupted\n")
+    with lasting_streams(), _others_quiet():
+        try:
+            code = command() or 0
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Exception as error:
+            # Native libraries that Ctrl-C catches while they load make errors of their own of it.
+            code = INTERRUPTED if interrupted else _report(error)
+        # The work is done; the interpreter's own end is short and would not take it quietly.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if interrupted or code == INTERRUPTED:
+            code = INTERRUPTED
+            sys.stderr.write("interrupted\n")
     sys.exit(code)
+
+
+@contextmanager
+def _others_quiet() -> Iterator[None]:
+    """Keep warnings and logs of other libraries off the terminal; what we log is one line."""
+    if os.environ.get(DEBUG):
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.addFilter(logging.Filter("cbam_deploy"))
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.root.addHandler(handler)  # Without one, libraries that log would install their own.
+    before = warnings.showwarning, sys.unraisablehook
+    warnings.showwarning = _drop
+    sys.unraisablehook = _raise_again
+    try:
+        yield
+    finally:
+        warnings.showwarning, sys.unraisablehook = before
+        logging.root.removeHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(" ".join(super().format(record).split())).replace("WARNING", "warning", 1)
+
+
+def _drop(*_: object, **__: object) -> None:
+    """In place of `warnings.showwarning`."""
+
+
+def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
+    """In place of `sys.unraisablehook`: a Ctrl-C that came where nothing can be raised."""
+    if ignored.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.02, signal.raise_signal, [signal.SIGINT])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported; many of them swallow what is raised meanwhile."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave_at_once(process: int) -> NoReturn:
+    """End without unwinding, but with nothing left behind by `process`."""
+    if os.getpid() == process:
+        outputs = sys.modules.get("cbam_deploy.outputs")
+        if outputs is not None:
+            outputs.remove_unfinished()
+        show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+        os.write(2, show_cursor + b"interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def _report(error: Exception) -> int:
@@ -67,12 +135,34 @@ def _report(error: Exception) -> int:
     if hasattr(error, "format_message"):
         command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
         return _complain(error.format_message(), f"see '{command} --help'", 2)
+    if _lacks_memory(error) and not os.environ.get(DEBUG):
+        return _complain(
+            "this machine has not the memory for that",
+            "use a smaller batch, image size or number of classes",
+            3,
+        )
     raise error
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy, PyTorch or ONNX Runtime could not allocate what it needed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad allocation",
+    "bad_alloc",
+    "failed to allocate memory",
+)
 
 
 def _complain(message: str, hint: str, code: int) -> int:
     for kind, text in (("error", message), ("hint", hint)):
-        sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
+        sys.stderr.write(f"{kind}: {visible(' '.join(text.split()))}\n")
     return code
 
 

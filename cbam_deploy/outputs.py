@@ -88,8 +88,8 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
                 yield temporary
                 put_in_place(temporary, target)
         else:
-            with tempfile.TemporaryDirectory(prefix="cbam-deploy-") as folder:
-                temporary = Path(folder, f"output{path.suffix}")
+            with scratch_folder() as folder:
+                temporary = folder / f"output{path.suffix}"
                 yield temporary
                 _pour(temporary, path)
 
@@ -122,6 +122,18 @@ def put_in_place(temporary: Path, target: Path) -> None:
     """Make a temporary file the file `target`, with the permissions of an ordinary new file."""
     temporary.chmod(0o666 & ~_umask())
     temporary.replace(target)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder among the system's temporary files, gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="cbam-deploy-") as name:
+        folder = Path(name)
+        _unfinished.add(folder)
+        try:
+            yield folder
+        finally:
+            _unfinished.discard(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -159,9 +171,12 @@ _HINTS = {
 
 
 def remove_unfinished() -> None:
-    """Remove the temporary files of this process, which is about to end without unwinding."""
+    """Remove this process's temporary files and folders, as it ends without unwinding."""
     for temporary in list(_unfinished):
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def _mode(path: Path) -> int | None:

@@ -8,7 +8,6 @@ is built.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from cbam_deploy.engine.backend import TENSORRT_RTX
 from cbam_deploy.engine.source import OnnxSource
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.machine import gpus
+from cbam_deploy.outputs import scratch_folder
 from cbam_deploy.plugins.geometry import DeviceLimits
 
 NATIVE = "native"
@@ -58,8 +58,8 @@ def parser_input(
     if runtime == TENSORRT_RTX or not source.gates:
         yield ParserInput(source.path, source.external, dict.fromkeys(source.gates, NATIVE))
         return
-    with tempfile.TemporaryDirectory(prefix="cbam-deploy-") as folder:
-        path = Path(folder) / source.path.name
+    with scratch_folder() as folder:
+        path = folder / source.path.name
         gates = _write_lowered(source, path, gate, batch)
         yield ParserInput(path, True, gates)
 

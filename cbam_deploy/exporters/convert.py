@@ -6,7 +6,6 @@ file is compared with the original in ONNX Runtime before it is put in place.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
-from cbam_deploy.outputs import check_place
+from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
 if TYPE_CHECKING:
@@ -209,8 +208,8 @@ def _quantized_within(request: _Request, model: ir.Model, max_drop: float, data:
     def accuracy(candidate: ir.Model) -> float:
         model = candidate.clone()
         _finish(request, _Step(model, calibration))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "candidate.onnx"
+        with scratch_folder() as folder:
+            path = folder / "candidate.onnx"
             write_model(model, path)
             return _top1(path, data)
 

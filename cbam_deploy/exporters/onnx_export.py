@@ -6,7 +6,6 @@ FP16 and INT8 are a second step (`convert`) from the FP32 file to the one that i
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from cbam_deploy.models.factory import unwrapped
 from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.spec import GateSpec
 from cbam_deploy.models.weight_check import check_values, tensors_of
-from cbam_deploy.outputs import check_place
+from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
@@ -147,8 +146,8 @@ def export_onnx(
             )
         return _export(load, output, fuse, begin)
     check_options(precision, calibration, io_dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        exported = _export(load, Path(folder) / output.name, fuse, begin)
+    with scratch_folder() as folder:
+        exported = _export(load, folder / output.name, fuse, begin)
         converted = convert(
             exported.path,
             output,

@@ -105,7 +105,7 @@ class AccuracyReport:
         heading = f"{self.images} pictures of {self.data}"
         if self.skipped:
             heading += f", {len(self.skipped)} unreadable ones skipped"
-        return Group(escape(f"{heading}; classes matched {self._matching()}"), table)
+        return Group(f"{heading}; classes matched {self._matching()}", table)
 
     def _matching(self) -> str:
         ordered = [network.name for network in self.networks if network.classes == "by order"]
