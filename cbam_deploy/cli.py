@@ -5,6 +5,7 @@ Each command imports what it calls when it runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,6 +16,12 @@ from typer.core import TyperGroup
 from cbam_deploy import __version__, cli_studies
 from cbam_deploy.cli_files import read, updated, written, written_in
 from cbam_deploy.cli_options import (
+    BATCHES,
+    EPOCHS,
+    MIBS,
+    PICTURES,
+    SECONDS,
+    THREADS,
     Artefact,
     Artefacts,
     AttentionOption,
@@ -44,6 +51,7 @@ from cbam_deploy.cli_options import (
     WeightsOption,
     gate_spec,
     percentage,
+    real,
 )
 from cbam_deploy.command_files import declarations
 from cbam_deploy.exits import DEBUG, deliver, run
@@ -184,13 +192,13 @@ def build_engine_command(
         Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
     ] = "auto",
     min_batch: Annotated[
-        int | None, typer.Option(min=1, help="Smallest batch [default: 1].")
+        int | None, typer.Option(min=1, max=BATCHES, help="Smallest batch [default: 1].")
     ] = None,
     opt_batch: Annotated[
-        int | None, typer.Option(min=1, help="Batch to be fastest at [default: 8].")
+        int | None, typer.Option(min=1, max=BATCHES, help="Batch to be fastest at [default: 8].")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Largest batch [default: 64].")
+        int | None, typer.Option(min=1, max=BATCHES, help="Largest batch [default: 64].")
     ] = None,
     size: Annotated[
         list[str] | None,
@@ -213,7 +221,8 @@ def build_engine_command(
         int | None, typer.Option(min=0, max=5, help="Builder effort, 0 to 5.")
     ] = None,
     workspace: Annotated[
-        int | None, typer.Option(min=1, metavar="MIB", help="Scratch memory for tactics, in MiB.")
+        int | None,
+        typer.Option(min=1, max=MIBS, metavar="MIB", help="Scratch memory for tactics, in MiB."),
     ] = None,
     strip_weights: Annotated[bool, typer.Option(help="Leave weights out; refit later.")] = False,
     version_compatible: Annotated[
@@ -252,28 +261,48 @@ def validate_command(
     weights: WeightsOption = None,
     data: DataOption = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch size; repeat for several.")
+        list[int] | None, typer.Option(min=1, max=BATCHES, help="Batch size; repeat for several.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Compare every gate too.")] = False,
     every_node: Annotated[
         bool, typer.Option("--every-node", help="Compare every node, not only gates.")
     ] = False,
-    max_abs: Annotated[float | None, typer.Option(help="Largest absolute error.")] = None,
-    max_relative: Annotated[
-        float | None, typer.Option(help="Largest error over the largest output.")
+    max_abs: Annotated[
+        float | None,
+        typer.Option(parser=real(0, math.inf), metavar="NUMBER", help="Largest absolute error."),
     ] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Smallest cosine.")] = None,
+    max_relative: Annotated[
+        float | None,
+        typer.Option(
+            parser=real(0, math.inf),
+            metavar="NUMBER",
+            help="Largest error over the largest output.",
+        ),
+    ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(parser=real(-1, 1), metavar="NUMBER", help="Smallest cosine.")
+    ] = None,
     min_snr_db: Annotated[
-        float | None, typer.Option(help="Smallest signal-to-noise ratio, in dB.")
+        float | None,
+        typer.Option(
+            parser=real(-math.inf, math.inf),
+            metavar="NUMBER",
+            help="Smallest signal-to-noise ratio, in dB.",
+        ),
     ] = None,
     min_channel_snr_db: Annotated[
-        float | None, typer.Option(help="Smallest one of a channel by itself, in dB.")
+        float | None,
+        typer.Option(
+            parser=real(-math.inf, math.inf),
+            metavar="NUMBER",
+            help="Smallest one of a channel by itself, in dB.",
+        ),
     ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(parser=percentage, metavar="PERCENT", help="Smallest top-1 agreement (99%)."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Images per batch size.")] = 16,
+    limit: Annotated[int, typer.Option(min=1, max=PICTURES, help="Images per batch size.")] = 16,
     seed: SeedOption = 0,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
@@ -318,8 +347,10 @@ def evaluate_command(
     pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch as well.")] = False,
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images only.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=BATCHES, help="Batch size.")] = 64,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=PICTURES, help="Use so many images only.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -359,10 +390,15 @@ def bench_command(
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch size; repeat for several.")
+        list[int] | None, typer.Option(min=1, max=BATCHES, help="Batch size; repeat for several.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time per artefact and batch.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            parser=real(0.1, SECONDS), metavar="NUMBER", help="Time per artefact and batch."
+        ),
+    ] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, max=THREADS, help="CPU threads.")] = None,
     relative_to: Annotated[
         Path | None,
         typer.Option(callback=read, help="Baseline artefact, measured in the same run."),
@@ -427,20 +463,38 @@ def train_command(
     weights: WeightsOption = None,
     initial_gates: InitialGatesOption = False,
     image_size: SizeOption = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 90,
+    epochs: Annotated[int, typer.Option(min=1, max=EPOCHS)] = 90,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images a step, of all processes together.")
+        int, typer.Option(min=1, max=BATCHES, help="Images a step, of all processes together.")
     ] = 256,
-    lr: Annotated[float, typer.Option(help="Initial learning rate.")] = 0.1,
-    lr_step: Annotated[int, typer.Option(min=1, help="Epochs between decays.")] = 30,
-    lr_gamma: Annotated[float, typer.Option(help="Factor of each decay.")] = 0.1,
-    momentum: Annotated[float, typer.Option()] = 0.9,
-    weight_decay: Annotated[float, typer.Option()] = 1e-4,
+    lr: Annotated[
+        float, typer.Option(parser=real(0, 1e6), metavar="NUMBER", help="Initial learning rate.")
+    ] = 0.1,
+    lr_step: Annotated[int, typer.Option(min=1, max=EPOCHS, help="Epochs between decays.")] = 30,
+    lr_gamma: Annotated[
+        float, typer.Option(parser=real(0, 1e6), metavar="NUMBER", help="Factor of each decay.")
+    ] = 0.1,
+    momentum: Annotated[
+        float,
+        typer.Option(
+            parser=real(0, 1),
+            metavar="NUMBER",
+        ),
+    ] = 0.9,
+    weight_decay: Annotated[
+        float,
+        typer.Option(
+            parser=real(0, 1e6),
+            metavar="NUMBER",
+        ),
+    ] = 1e-4,
     augmentation: AugmentationOption = "auto",
     amp: Annotated[
         Literal["none", "bf16", "fp16"], typer.Option(help="Mixed precision; fp16 on GPUs only.")
     ] = "none",
-    workers: Annotated[int | None, typer.Option(min=0, help="Threads that read images.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=THREADS, help="Threads that read images.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +21,17 @@ from cbam_deploy.errors import BadInput
 if TYPE_CHECKING:
     from cbam_deploy.models.spec import GateSpec
 
+
+# The largest number that an option takes: far above any use, far below what overflows anywhere.
+BATCHES = 2**20
+PIXELS = 2**14
+CLASSES = 10**6
+PICTURES = 10**9
+EPOCHS = 10**6
+THREADS = 1024
+MIBS = 2**20
+SECONDS = 86_400.0
+SEEDS = 2**32 - 1
 
 Attention = Literal["cbam", "se", "none"]
 Stem = Literal["imagenet", "cifar"]
@@ -67,10 +79,10 @@ StemOption = Annotated[
     Stem | None, typer.Option("--stem", help="First layers [default: imagenet].")
 ]
 ClassesOption = Annotated[
-    int | None, typer.Option("--num-classes", min=1, help="Outputs of the classifier.")
+    int | None, typer.Option("--num-classes", min=1, max=CLASSES, help="Outputs of the classifier.")
 ]
 SizeOption = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Side of the input in pixels.")
+    int | None, typer.Option("--image-size", min=1, max=PIXELS, help="Side of the input in pixels.")
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -82,7 +94,9 @@ InitialGatesOption = Annotated[
     bool,
     typer.Option("--initial-gates", help="Leave gates initial where the checkpoint has none."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=SEEDS, help="Seed of everything random.")
+]
 GateOption = Annotated[
     str | None,
     typer.Option(
@@ -102,7 +116,7 @@ MethodOption = Annotated[
     typer.Option("--method", help="How INT8 ranges are found."),
 ]
 CalibrationImagesOption = Annotated[
-    int, typer.Option("--images", min=1, help="Images to calibrate on.")
+    int, typer.Option("--images", min=1, max=PICTURES, help="Images to calibrate on.")
 ]
 IoDtypeOption = Annotated[
     Literal["fp32", "fp16"], typer.Option("--io-dtype", help="Type of inputs and outputs.")
@@ -134,6 +148,21 @@ ReportOption = Annotated[
     Path | None, typer.Option("--report", callback=written, help="Also write JSON.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers from `low` to `high`, for options; it refuses nan."""
+
+    def read_number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise typer.BadParameter(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return read_number
 
 
 def percentage(text: str) -> float:

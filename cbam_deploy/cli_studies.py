@@ -9,6 +9,9 @@ import typer
 
 from cbam_deploy.cli_files import read, written_in
 from cbam_deploy.cli_options import (
+    BATCHES,
+    EPOCHS,
+    SECONDS,
     AttentionOption,
     ClassesOption,
     DeviceOption,
@@ -20,6 +23,7 @@ from cbam_deploy.cli_options import (
     StemOption,
     WeightsOption,
     gate_spec,
+    real,
 )
 from cbam_deploy.exits import deliver
 
@@ -133,12 +137,16 @@ def ablation_command(
         list[str] | None, typer.Option(help="Only this one and plain; repeat for several.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of each cell [default: 10 for digits, else 90].")
+        int | None,
+        typer.Option(min=1, max=EPOCHS, help="Of each cell [default: 10 for digits, else 90]."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Cells of each variant.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, max=EPOCHS, help="Cells of each variant.")] = 2,
     image_size: SizeOption = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of timing per variant.")] = 1.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=BATCHES)] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(parser=real(0.1, SECONDS), metavar="NUMBER", help="Of timing per variant."),
+    ] = 1.0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbam_deploy.errors import MissingCapability
 from cbam_deploy.provenance import package_versions
 
 if TYPE_CHECKING:
@@ -94,6 +95,31 @@ def driver_version() -> str | None:
     """Version of the NVIDIA kernel driver, such as ``580.65.06``; None without one."""
     answers = _nvidia_smi("driver_version")
     return answers[0] if answers else None
+
+
+def memory_bytes() -> int:
+    """Memory that a process here may use, as far as the machine or its container says."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdecimal() else physical
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse what cannot fit, before the system kills the process for it.
+
+    Raises:
+        MissingCapability: `what` takes `needed` bytes, more than there is here.
+    """
+    there = memory_bytes()
+    if needed > there:
+        raise MissingCapability(
+            f"{what} takes {needed / 2**30:.1f} GiB of memory, and this machine has"
+            f" {there / 2**30:.1f} GiB",
+            "use a smaller batch or size",
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+import typer
 
 from cbam_deploy.cli import app
 from cbam_deploy.cli_options import percentage
@@ -118,3 +120,63 @@ def test_json_is_all_that_stdout_gets(cli):
     shown = cli("doctor", "--json")
     assert shown.code == 0
     assert json.loads(shown.out)
+
+
+def numeric_options():
+    """Name, kind and typer's description of every option that takes a number."""
+    for command in app.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                kind, info = get_args(hint)
+                kinds = {kind, *get_args(kind), *(k for a in get_args(kind) for k in get_args(a))}
+                for number in kinds & {int, float}:
+                    yield f"{command.name} {name}", number, info
+
+
+def test_every_number_has_bounds():
+    checked = 0
+    for name, kind, info in numeric_options():
+        checked += 1
+        if kind is int:
+            assert info.min is not None, name
+            assert info.max is not None, name
+            assert abs(info.max) < 2**63, name
+        else:
+            assert info.parser is not None, name
+            with pytest.raises((BadInput, typer.BadParameter)):
+                info.parser("nan")
+    assert checked > 40
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench x.onnx --seed -1",
+        "convert x.onnx -o o.onnx --seed 4294967296",
+        "bench x.onnx --batch 1000000000000",
+        "bench x.onnx --threads 1000000000000",
+        "bench x.onnx --seconds nan",
+        "bench x.onnx --seconds inf",
+        "bench x.onnx --seconds 1e400",
+        f"bench x.onnx --batch {'9' * 5000}",
+        "build-engine x.onnx -o o.engine --workspace 99999999999999999999",
+        "build-engine x.onnx -o o.engine --max-batch 1000000000000",
+        "export resnet20 -o o.onnx --num-classes 1000000000000",
+        "export resnet20 -o o.onnx --image-size 1000000",
+        f"export resnet20 -o o.onnx --gate reduction={'9' * 5000}",
+        f"export resnet20 -o o.onnx --input image:1x3x{'9' * 5000}x8",
+        "validate x.onnx --max-abs nan",
+        "validate x.onnx --max-abs -1",
+        "validate x.onnx --min-cosine 2",
+        "train resnet20 --data digits -o r --lr nan",
+        "train resnet20 --data digits -o r --momentum -0.1",
+        "gradcam resnet20 --data digits --image-size 1000000",
+        "ablation --seeds 99999999999",
+    ],
+)
+def test_numbers_out_of_range_are_refused(cli, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*line.split())
+    assert ended.code == 2
+    assert ended.error
+    assert not list(tmp_path.iterdir())

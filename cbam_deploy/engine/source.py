@@ -159,7 +159,7 @@ def _ranges(source: OnnxSource, texts: Sequence[str]) -> dict[str, tuple[int, in
     free = {size for spec in source.inputs for size in spec.shape[1:] if isinstance(size, str)}
     ranges = {}
     for text in texts:
-        found = re.fullmatch(r"([^=]+)=(\d+),(\d+),(\d+)", text)
+        found = re.fullmatch(r"([^=]+)=(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
         if found is None:
             raise BadInput(f"--size {text}: is not understood", "write it as H=320,640,1280")
         low, middle, high = (int(size) for size in found.groups()[1:])

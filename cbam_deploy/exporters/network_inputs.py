@@ -24,7 +24,7 @@ from cbam_deploy.runtimes.base import TensorSpec
 BATCH = "batch"
 DTYPES = ("float32", "int32", "int64", "uint8", "bool")
 _INPUT = re.compile(r"(?P<name>[A-Za-z_][\w.]*):(?P<axes>[^:]+)(:(?P<dtype>\w+))?")
-_AXIS = re.compile(r"(?P<fixed>[1-9]\d*)|(?P<letter>[A-Z])(=(?P<typical>[1-9]\d*))?")
+_AXIS = re.compile(r"(?P<fixed>[1-9]\d{0,8})|(?P<letter>[A-Z])(=(?P<typical>[1-9]\d{0,8}))?")
 _FORM = "write NAME:AXISxAXISx..., such as image:1x3x640x640 or image:Nx3xH=640xW=640"
 # Networks halve their maps up to six times, so sizes are varied by what keeps that possible.
 _HALVINGS = 64

@@ -72,8 +72,10 @@ def parse_gate(text: str) -> GateSpec:
         if field not in known or not equals:
             raise BadInput(f"gate {item.strip()!r}", f"write FIELD=VALUE of {', '.join(known)}")
         counts = isinstance(getattr(CBAM, field), int)
-        if counts and not value.isdecimal():
-            raise BadInput(f"gate {item.strip()}: {value!r} is not a number", "give one")
+        if counts and not (value.isdecimal() and len(value) < 10):
+            raise BadInput(
+                f"gate {item.strip()}: {value!r} is not a number up to 999999999", "give one"
+            )
         given[field] = int(value) if counts else value
     try:
         return GateSpec(**given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
+from cbam_deploy.machine import check_memory
 from cbam_deploy.runtimes.base import TensorSpec
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def _noise(
         for axis in range(len(spec.shape))
     )
     dtype = np.dtype(spec.dtype)
+    check_memory(math.prod(shape) * (8 + dtype.itemsize), f"input {spec.name} {list(shape)}")
     levels = len(shape) == 4 and is_levels(spec.dtype)
     if levels or np.issubdtype(dtype, np.floating):
         values = generator.standard_normal(shape)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cbam_deploy.data import Preprocessing, open_source
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.inputs import InputStream, default_batches, noise, pictures
 
@@ -123,3 +123,9 @@ def test_noise_for_integer_pictures_covers_their_levels():
     assert levels.dtype == np.uint8
     assert (levels.min(), levels.max()) == (0, 255)
     assert 118 < levels.mean() < 138  # Within five deviations of the mean of 192 casts.
+
+
+def test_noise_that_no_memory_holds_is_refused_before_it_is_made():
+    spec = TensorSpec("image", ("batch", 3, 10_000, 10_000), "float32")
+    with pytest.raises(MissingCapability, match=r"input image \[1000000, 3, 10000, 10000\] takes"):
+        noise([spec], 1_000_000, seed=0, image_size=None)
