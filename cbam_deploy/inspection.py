@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.provenance import Provenance, file_sha256
 from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.origin import artefact_kind, graph_precision
@@ -177,6 +178,7 @@ class Inspection:
         return table
 
 
+@said_of_the_file
 def inspect(artefact: str | Path) -> Inspection:
     """Read what an ``.onnx`` or ``.engine`` file says of itself, and check its hashes.
 

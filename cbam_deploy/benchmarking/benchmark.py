@@ -22,6 +22,7 @@ from cbam_deploy.benchmarking.sources import PyTorchSource, Source, list_sources
 from cbam_deploy.benchmarking.statistics import paired_ratio, quantile, throughput
 from cbam_deploy.benchmarking.warm_up import WarmUp, warm_up
 from cbam_deploy.errors import BadInput
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Arrays, Execution, Runner
 
@@ -36,6 +37,7 @@ class Contender:
     execution: Execution
 
 
+@said_of_the_file
 def bench(
     artefacts: Sequence[str | Path],
     *,

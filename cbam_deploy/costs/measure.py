@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbam_deploy.costs.result import Complexity
 from cbam_deploy.errors import BadInput
+from cbam_deploy.library_errors import said_of_the_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +69,7 @@ def complexity(
     return replace(result, by_module=by_module)
 
 
+@said_of_the_file
 def _of_file(path: Path, image_size: int | None) -> Complexity:
     from cbam_deploy.costs.graphs import count_graph
     from cbam_deploy.exporters.onnx_file import read_model

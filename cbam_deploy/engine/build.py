@@ -36,6 +36,7 @@ from cbam_deploy.engine.options import (
 from cbam_deploy.engine.parser_input import ParserInput, parser_input
 from cbam_deploy.engine.source import OnnxSource, batch_profile, mapped, read_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import gpus
 from cbam_deploy.outputs import atomic_output, check_place, write_errors
 from cbam_deploy.progress import progress
@@ -99,6 +100,7 @@ class BuildResult:
         return table
 
 
+@said_of_the_file
 def build_engine(
     onnx_path: str | Path,
     output: str | Path,

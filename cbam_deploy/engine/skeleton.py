@@ -2,7 +2,7 @@
 
 Checking a graph needs no weights, but parsing them costs as much as a tenth of a build. So the
 protobuf message is copied with the `raw_data` of its initializers left out, by walking its fields:
-https://protobuf.dev/programming-guides/encoding. TensorRT's parser checks the weights' sizes.
+https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -30,24 +30,47 @@ class Field:
     stop: int
 
 
-def without_weights(data: Buffer) -> bytes:
+def without_weights(data: Buffer, kept: int = -1) -> tuple[bytes, list[int | None]]:
     """A serialized `ModelProto` without its initializers' `raw_data`.
+
+    Args:
+        data: the model.
+        kept: `raw_data` of up to so many bytes stays; by default none does.
+
+    Returns:
+        The model, and for each initializer the size of the `raw_data` that was left out; None where
+        none was.
 
     Raises:
         ValueError: `data` is no protobuf message, or is cut off.
     """
-    return _copy(data, 0, len(data), (GRAPH, INITIALIZER, RAW_DATA))
+    left_out: list[int | None] = []
+    return _copy(data, 0, len(data), (GRAPH, INITIALIZER, RAW_DATA), kept, left_out), left_out
 
 
-def _copy(data: Buffer, start: int, stop: int, path: tuple[int, ...]) -> bytes:
+def _copy(
+    data: Buffer,
+    start: int,
+    stop: int,
+    path: tuple[int, ...],
+    kept: int,
+    left_out: list[int | None],
+) -> bytes:
     """The message in `data[start:stop]` without the fields that `path` leads to."""
     parts = []
+    if len(path) == 1:
+        left_out.append(None)
     for field in _fields(data, start, stop):
         if field.number != path[0] or field.kind != BYTES:
             parts.append(data[field.start : field.stop])
         elif len(path) > 1:
-            inner = _copy(data, field.value, field.stop, path[1:])
+            inner = _copy(data, field.value, field.stop, path[1:], kept, left_out)
             parts += [_varint_bytes(field.number << 3 | BYTES), _varint_bytes(len(inner)), inner]
+        elif (size := field.stop - field.value) <= kept:
+            left_out[-1] = None
+            parts.append(data[field.start : field.stop])
+        else:
+            left_out[-1] = size
     return b"".join(parts)
 
 

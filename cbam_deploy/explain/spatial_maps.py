@@ -19,6 +19,7 @@ from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_function import DOMAIN
 from cbam_deploy.exporters.onnx_file import read_model
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 _INNER = "spatial_attention"  # Its name in the bodies of `exporters.gate_function`.
@@ -37,6 +38,7 @@ class SpatialMaps:
     logits: NDArray[np.float64]
 
 
+@said_of_the_file
 def spatial_maps(
     path: Path, images: NDArray[np.float32], preprocessing: Preprocessing
 ) -> SpatialMaps:

@@ -36,6 +36,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
@@ -50,6 +51,7 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"
 _MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
+@said_of_the_file
 def convert(
     source: str | Path,
     output: str | Path,

@@ -5,15 +5,14 @@ Format: https://onnx.ai/onnx/repo-docs/ExternalData.html
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-import onnx_ir as ir
 from onnx.external_data_helper import uses_external_data
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.well_formed import byte_count
 
 _HINT = "keep the file together with its data, or export it again"
 
@@ -35,11 +34,11 @@ def check_external_data(path: Path, model: onnx.ModelProto) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         size = _data_file(path, tensor.name, location).stat().st_size
-        needed = _byte_count(tensor)
         try:
+            needed = byte_count(tensor)
             start = int(entries.get("offset", 0))
             claimed = int(entries.get("length", needed))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise BadInput(f"{path}: weight {tensor.name} is misplaced ({error})", _HINT) from error
         if claimed != needed:
             raise BadInput(
@@ -63,15 +62,6 @@ def _data_file(path: Path, name: str, location: str) -> Path:
     if not data.is_file():
         raise BadInput(f"{path}: {location}, which holds weight {name}, is missing", _HINT)
     return data
-
-
-def _byte_count(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's values; 0 for types that ONNX does not let be external."""
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError):
-        return 0
-    return math.ceil(math.prod(int(size) for size in tensor.dims) * bits / 8)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

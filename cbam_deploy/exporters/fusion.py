@@ -41,6 +41,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.progress import progress
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class FusionReport:
         return table if table.rows else title
 
 
+@said_of_the_file
 def fuse(source: str | Path, output: str | Path) -> FusionReport:
     """Fuse the attention gates of the ONNX file `source`; write the result to `output`.
 

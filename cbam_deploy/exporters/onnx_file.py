@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.external_data import check_external_data, external_tensors
+from cbam_deploy.exporters.well_formed import check_model
 from cbam_deploy.outputs import atomic_output, behind_links, put_in_place, temporary_beside
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 
@@ -37,13 +38,10 @@ def read_model(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     check_external_data(path, proto)
+    check_proto(path, proto)
     try:
-        if any(external_tensors(proto)):
-            onnx.checker.check_model(str(path))
-        else:
-            onnx.checker.check_model(proto)
         model = ir.from_proto(proto)
-    except Exception as error:  # The checker and onnx-ir answer malformed graphs in many ways.
+    except Exception as error:  # onnx-ir answers what it does not know in many ways.
         raise _not_onnx(path, error) from error
     if any(value.is_initializer() for value in model.graph.inputs):
         model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
@@ -51,6 +49,14 @@ def read_model(path: str | Path) -> ir.Model:
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.meta[_PATH] = path
     return model
+
+
+def check_proto(path: Path, proto: onnx.ModelProto, raw_bytes: Sequence[int | None] = ()) -> None:
+    """`well_formed.check_model`, which takes the same, for the file `path`; raises BadInput."""
+    try:
+        check_model(proto, raw_bytes)
+    except Exception as error:  # onnx's checker and inference answer malformed graphs in many ways.
+        raise _not_onnx(path, error) from error
 
 
 def write_model(
@@ -97,10 +103,17 @@ def read_provenance(source: str | Path | ir.Model) -> Provenance | None:
         BadInput: the file is no ONNX file, or its provenance is malformed or of another version.
     """
     if isinstance(source, ir.Model):
-        path, text = source.meta.get(_PATH), source.metadata_props.get(METADATA_KEY)
-    else:
-        path, entries = source, _parse(Path(source)).metadata_props
-        text = next((entry.value for entry in entries if entry.key == METADATA_KEY), None)
+        return _provenance(source.meta.get(_PATH), source.metadata_props.get(METADATA_KEY))
+    return recorded_provenance(Path(source), _parse(Path(source)))
+
+
+def recorded_provenance(path: Path, proto: onnx.ModelProto) -> Provenance | None:
+    """`read_provenance` of a file that was parsed already."""
+    texts = (entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
+    return _provenance(path, next(texts, None))
+
+
+def _provenance(path: Path | None, text: str | None) -> Provenance | None:
     try:
         return None if text is None else Provenance.loads(text)
     except BadInput as error:
@@ -125,8 +138,6 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise BadInput(f"{path}: is no ONNX file, or is damaged", _HINT) from error
     if not proto.HasField("graph"):
         raise BadInput(f"{path}: is no ONNX file (it holds no graph)", _HINT)
-    if proto.graph.sparse_initializer:
-        raise BadInput(f"{path}: has sparse weights, which are not supported", "store them dense")
     return proto
 
 

@@ -19,6 +19,7 @@ from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance
@@ -34,6 +35,7 @@ Labels = NDArray[np.int64]
 PYTORCH = "pytorch"
 
 
+@said_of_the_file
 def evaluate(
     artefacts: str | Path | Sequence[str | Path],
     *,

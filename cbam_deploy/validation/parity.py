@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Runner
@@ -34,6 +35,7 @@ Layers = Literal["gates", "all"]
 _LAYER_SAMPLES = 4
 
 
+@said_of_the_file
 def validate(
     artefact: str | Path,
     *,

@@ -1,0 +1,264 @@
+"""Whether an ONNX model means anything, before code that trusts it gets to see it.
+
+onnx's own checker knows operators, attributes and the order of nodes. It does not ask whether a
+tensor has as many values as its shape says, whether outputs exist, or whether types and ranks go
+together; readers of ours, ONNX Runtime and TensorRT's parser (which may end the process) then
+stumble. All of it is asked here, in time linear in the graph, whatever the size of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.external_data_helper import uses_external_data
+
+# Larger initializers hold weights: what follows from their types and shapes needs no values.
+MOST_BYTES = 1024
+# What sizes and indices are in every runtime.
+_LARGEST_SIZE = 2**31 - 1
+_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data")
+# How many entries of a typed field make one value.
+_ENTRIES: dict[int, int] = {TensorProto.COMPLEX64: 2, TensorProto.COMPLEX128: 2}
+# Where values of a type lie unless they are raw; types that are not here lie in int32_data.
+_FIELD_OF: dict[int, str] = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.COMPLEX64: "float_data",
+    TensorProto.STRING: "string_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.COMPLEX128: "double_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+}
+
+
+def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None:
+    """Make sure that `model` is a graph of tensors that computes something.
+
+    Args:
+        model: as parsed; its external data has been checked (`external_data`).
+        raw_bytes: for each initializer of the graph the size of its values where these were left
+            out of `model`, None where they are in it.
+
+    Raises:
+        ValueError: it says what is wrong; so does what onnx's checker and inference raise.
+    """
+    _check_texts(model)
+    _check_graph(model.graph, frozenset())
+    for function in model.functions:
+        _check_function(function)
+    lengths = [*raw_bytes, *([None] * len(model.graph.initializer))]
+    for tensor, length in zip(model.graph.initializer, lengths, strict=False):
+        _check_tensor(tensor, length)
+    for value in (*model.graph.input, *model.graph.output):
+        _check_value(value)
+    skeleton = _without_weights(model)
+    onnx.checker.check_model(skeleton)
+    # Recorded shapes may be out of date, which hinders nobody.
+    for value in skeleton.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
+
+
+def byte_count(tensor: TensorProto) -> int:
+    """Bytes of a tensor's values as `raw_data` or external data.
+
+    Raises:
+        ValueError: values of its type have no fixed size, or there is no such type.
+    """
+    count: int = math.prod(tensor.dims)
+    return -(-count * ir.DataType(tensor.data_type).bitwidth // 8)
+
+
+def _check_texts(model: ModelProto) -> None:
+    """Protobuf hands out text that is not UTF-8 as bytes."""
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise ValueError("a name or text is not UTF-8")
+
+
+def _texts(model: ModelProto) -> Iterator[str]:
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    for entry in model.opset_import:
+        yield entry.domain
+    yield from _entries(model.metadata_props)
+    yield from _graph_texts(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.doc_string, function.overload)
+        yield from (*function.input, *function.output, *function.attribute)
+        yield from _entries(function.metadata_props)
+        yield from _node_texts(function.node)
+        yield from _value_texts(function.value_info)
+
+
+def _graph_texts(graph: GraphProto) -> Iterator[str]:
+    yield from (graph.name, graph.doc_string)
+    yield from _entries(graph.metadata_props)
+    for tensor in graph.initializer:
+        yield from (tensor.name, tensor.doc_string)
+    yield from _value_texts((*graph.input, *graph.output, *graph.value_info))
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, node.overload, node.doc_string)
+        yield from (*node.input, *node.output)
+        yield from _entries(node.metadata_props)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+            yield from (attribute.t.name, attribute.t.doc_string)
+            for graph in _subgraphs(attribute):
+                yield from _graph_texts(graph)
+
+
+def _value_texts(values: Iterable[onnx.ValueInfoProto]) -> Iterator[str]:
+    for value in values:
+        yield from (value.name, value.doc_string)
+        yield from _entries(value.metadata_props)
+        for size in value.type.tensor_type.shape.dim:
+            yield from (size.dim_param, size.denotation)
+
+
+def _entries(entries: Iterable[onnx.StringStringEntryProto]) -> Iterator[str]:
+    for entry in entries:
+        yield from (entry.key, entry.value)
+
+
+def _check_graph(graph: GraphProto, outside: Collection[str]) -> None:
+    """Check names, and everything inside nodes, of a graph that sees the values `outside`."""
+    if graph.sparse_initializer:
+        raise ValueError("it has sparse weights, which are not supported")
+    inputs = [value.name for value in graph.input]
+    weights = [tensor.name for tensor in graph.initializer]
+    _check_unique(inputs, "input")
+    _check_unique(weights, "weight")
+    known = {*outside, *inputs, *weights}
+    made = _check_nodes(graph.node, {*inputs, *weights}, known)
+    outputs = [value.name for value in graph.output]
+    _check_unique(outputs, "output")
+    for name in outputs:
+        if name not in made and name not in known:
+            raise ValueError(f"nothing computes the output {name!r}")
+
+
+def _check_function(function: FunctionProto) -> None:
+    _check_unique(function.input, f"input of {function.name}")
+    _check_unique(function.output, f"output of {function.name}")
+    made = _check_nodes(function.node, set(function.input), set(function.input))
+    for name in function.output:
+        if name not in made:
+            raise ValueError(f"nothing computes the output {name!r} of {function.name}")
+
+
+def _check_nodes(nodes: Iterable[NodeProto], own: set[str], known: set[str]) -> set[str]:
+    """All values that nodes of one graph or function may read after the last one.
+
+    Args:
+        nodes: in order.
+        own: values that the graph itself has already.
+        known: those, and the values around it; both sets grow.
+    """
+    for node in nodes:
+        for name in node.input:
+            if name and name not in known:
+                raise ValueError(f"node {_label(node)} reads {name!r}, which nothing computes yet")
+        for attribute in node.attribute:
+            for tensor in (attribute.t, *attribute.tensors):
+                if attribute.type in (AttributeProto.TENSOR, AttributeProto.TENSORS):
+                    _check_tensor(tensor)
+            for graph in _subgraphs(attribute):
+                _check_graph(graph, known)
+        for name in filter(None, node.output):
+            if name in own:
+                raise ValueError(f"node {_label(node)} computes {name!r} a second time")
+            own.add(name)
+            known.add(name)
+    return known
+
+
+def _subgraphs(attribute: AttributeProto) -> Iterable[GraphProto]:
+    return (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs
+
+
+def _label(node: NodeProto) -> str:
+    return f"{node.op_type} {node.name}".strip()
+
+
+def _check_unique(names: Sequence[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if not name or name in seen:
+            fault = f"two have the name {name!r}" if name else "one has no name"
+            raise ValueError(f"{fault} ({what})")
+        seen.add(name)
+
+
+def _check_tensor(tensor: TensorProto, raw_bytes: int | None = None) -> None:
+    """Make sure that a tensor has the values its shape and type promise, in one place."""
+    name = tensor.name or "without a name"
+    if tensor.HasField("segment"):
+        raise ValueError(f"tensor {name} is a segment, which is not supported")
+    if any(size < 0 or size > 2**62 for size in tensor.dims):
+        raise ValueError(f"tensor {name} has the shape {list(tensor.dims)}")
+    kind: int = tensor.data_type
+    if not _is_type(kind):
+        raise ValueError(f"tensor {name} is of no known type")
+    raw = tensor.HasField("raw_data") or raw_bytes is not None or uses_external_data(tensor)
+    filled = [field for field in (*_FIELDS, "uint64_data") if getattr(tensor, field)]
+    place = [] if raw else [_FIELD_OF.get(kind, "int32_data")]
+    if any(field not in place for field in filled) or (raw and kind == TensorProto.STRING):
+        raise ValueError(f"tensor {name} has values that are not of its type")
+    if uses_external_data(tensor):
+        return  # Its length was compared with the file's.
+    if raw:
+        have = len(tensor.raw_data) if raw_bytes is None else raw_bytes
+        need = byte_count(tensor)
+    else:
+        have = len(getattr(tensor, place[0]))
+        bits = 8 if kind == TensorProto.STRING else ir.DataType(kind).bitwidth
+        packed = 8 // bits if bits < 8 else 1
+        need = math.ceil(math.prod(tensor.dims) * _ENTRIES.get(kind, 1) / packed)
+    if have != need:
+        unit = "bytes" if raw else "values"
+        raise ValueError(f"tensor {name} has {have} {unit}, its shape needs {need}")
+
+
+def _is_type(number: int) -> bool:
+    return number != TensorProto.UNDEFINED and number in TensorProto.DataType.values()
+
+
+def _check_value(value: onnx.ValueInfoProto) -> None:
+    """Make sure that an input or output is a tensor of possible sizes."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ValueError(f"{value.name} is no tensor but {kind or 'of no type'}")
+    if not _is_type(value.type.tensor_type.elem_type):
+        raise ValueError(f"{value.name} has elements of no known type")
+    for size in value.type.tensor_type.shape.dim:
+        if not 0 <= size.dim_value <= _LARGEST_SIZE:
+            raise ValueError(f"{value.name} has an axis of size {size.dim_value}")
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """A copy with large initializers as inputs, and no shapes of values in between."""
+    graph = model.graph
+    copy = ModelProto(ir_version=model.ir_version)
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    copy.graph.name = graph.name or "graph"
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(graph.input)
+    listed = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        size = 0 if tensor.data_type == TensorProto.STRING else byte_count(tensor)
+        if size <= MOST_BYTES and not uses_external_data(tensor):
+            copy.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            kind = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            copy.graph.input.add(name=tensor.name, type=kind)
+    copy.graph.output.extend(graph.output)
+    return copy
