@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-# What a tensor must hold: numbers; numbers or infinities; numbers that are not negative.
-Demand = Literal["finite", "no NaN", "finite, not negative"]
+# What a tensor must hold, the stricter the later: numbers or infinities, numbers, numbers from 0.
+Demand = Literal["no NaN", "finite", "finite, not negative"]
+DEMANDS: tuple[Demand, ...] = get_args(Demand)
 # Values judged at a time, so that a large tensor costs no memory of its size.
 _CHUNK = 1 << 20
 

@@ -192,6 +192,7 @@ def inspect(artefact: str | Path) -> Inspection:
 def _inspect_onnx(path: Path) -> Inspection:
     from cbam_deploy.exporters.feature_maps import float_feature_maps
     from cbam_deploy.exporters.onnx_file import read_model, read_provenance
+    from cbam_deploy.exporters.onnx_weights import weight_faults
 
     model = read_model(path)
     provenance = read_provenance(model)
@@ -212,7 +213,13 @@ def _inspect_onnx(path: Path) -> Inspection:
         operators=dict(counted.most_common()),
         manifest=None,
         float_feature_maps=float_feature_maps(model) if precision == "int8" else None,
-        checks=() if provenance is None else _recorded_checks(provenance, gates, model),
+        checks=(
+            *(() if provenance is None else _recorded_checks(provenance, gates, model)),
+            *(
+                Check(f"weight {name}", False, f"is broken: {text}")
+                for name, text in weight_faults(model).items()
+            ),
+        ),
     )
 
 

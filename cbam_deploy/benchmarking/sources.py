@@ -38,8 +38,11 @@ class Source:
         """Hash of the file; None for a PyTorch model."""
         return file_sha256(self.artefact)
 
-    def open(self) -> Runner:
+    def open(self, checked: bool = False) -> Runner:
         """A runner, not yet activated.
+
+        Args:
+            checked: whether the file was opened, and so checked, before.
 
         Raises:
             BadInput: the file is malformed, or has no PyTorch model behind it.
@@ -48,7 +51,11 @@ class Source:
         from cbam_deploy.runtimes import open_runtime
 
         return open_runtime(
-            self.artefact, runtime=self.runtime, device=self.device, threads=self.threads
+            self.artefact,
+            runtime=self.runtime,
+            device=self.device,
+            threads=self.threads,
+            checked=checked,
         )
 
     def check_batches(self, runner: Runner, batches: Sequence[int]) -> None:
@@ -114,7 +121,7 @@ class PyTorchSource(Source):
         )
         return replace(self, inputs=inputs, outputs=tuple(spec.name for spec in runner.outputs))
 
-    def open(self) -> Runner:
+    def open(self, checked: bool = False) -> Runner:  # noqa: ARG002
         """A runner of the rebuilt model, not yet activated; raises as for a file."""
         from cbam_deploy.models.recorded import reference_identity
         from cbam_deploy.runtimes.pytorch import PyTorchRunner

@@ -64,12 +64,15 @@ def read_source(path: str | Path) -> OnnxSource:
     """Check an ONNX file and summarize it.
 
     Raises:
-        BadInput: it cannot be read, is no valid ONNX model, or has a gate without function body.
+        BadInput: it cannot be read, is no valid ONNX model, has a gate without function body, or
+            weights that are no numbers.
     """
-    from cbam_deploy.exporters.onnx_file import recorded_provenance
+    from cbam_deploy.exporters.onnx_file import read_model, recorded_provenance
+    from cbam_deploy.exporters.onnx_weights import check_weights
 
     path = Path(path)
     model, external = _checked_model(path)
+    check_weights(read_model(path), path)
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     gates = {node.name or node.output[0]: node for node in graph.node if node.domain == GATE_DOMAIN}

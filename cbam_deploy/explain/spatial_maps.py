@@ -19,6 +19,7 @@ from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gate_function import DOMAIN
 from cbam_deploy.exporters.onnx_file import read_model
+from cbam_deploy.exporters.onnx_weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
@@ -49,7 +50,7 @@ def spatial_maps(
     Raises:
         BadInput: the file cannot be read or run, or has no fused gate with spatial attention.
     """
-    read_model(path)  # Refuses what is malformed.
+    check_weights(read_model(path), path)  # Refuses what is malformed too.
     proto = onnx.load(path)
     watched = _watch(proto)
     if not watched:

@@ -36,6 +36,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
+from cbam_deploy.exporters.onnx_weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
@@ -95,6 +96,7 @@ def convert(
     check_place(output, artefact=True)
     check_apart(output, source=source)
     model = read_model(source)
+    check_weights(model, source)
     history = read_provenance(model) or Provenance()
     _check_convertible(source, model, history)
     pictures = _open_pictures(calibration, model, history)

@@ -41,6 +41,7 @@ from cbam_deploy.exporters.onnx_file import (
     set_provenance,
     write_model,
 )
+from cbam_deploy.exporters.onnx_weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.progress import progress
 
@@ -96,6 +97,7 @@ def fuse(source: str | Path, output: str | Path) -> FusionReport:
         BadInput: `source` is no valid ONNX file, or `output` cannot be written.
     """
     model = read_model(source)
+    check_weights(model, source)
     provenance = read_provenance(model)
     with progress() as bar:
         task = bar.add_task("fusing gates", total=None)

@@ -16,6 +16,7 @@ def open_runtime(
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    checked: bool = False,
 ) -> Runner:
     """The runner for an artefact, chosen by its suffix; enter it to use it.
 
@@ -25,9 +26,11 @@ def open_runtime(
         runtime: refuse the artefact unless this one runs it; None or ``auto`` takes any.
         device: ``cpu`` or ``cuda``; by default the CPU for ONNX files, the GPU for engines.
         threads: CPU threads within one operator, ONNX Runtime's choice by default.
+        checked: whether the file was found well-formed, with sound weights, before.
 
     Raises:
-        BadInput: the file is missing, of no known kind, altered, or cannot be run as asked.
+        BadInput: the file is missing, of no known kind, malformed, altered, has weights that are
+            no numbers, or cannot be run as asked.
         MissingCapability: what it needs is not installed.
     """
     path = Path(artefact)
@@ -36,8 +39,12 @@ def open_runtime(
     if path.suffix == ".onnx":
         if runtime not in (None, *ONNX_RUNTIMES):
             raise BadInput(f"{path}: {runtime} does not run ONNX files", "build an engine from it")
+        from cbam_deploy.exporters.onnx_file import read_model
+        from cbam_deploy.exporters.onnx_weights import check_weights
         from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
+        if not checked:
+            check_weights(read_model(path), path)
         return OnnxRuntimeRunner(path, device, threads=threads)
     if path.suffix == ".engine":
         return _open_engine(path, runtime, device)

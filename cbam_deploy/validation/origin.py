@@ -54,7 +54,8 @@ def read_origin(artefact: Path) -> Origin:
     """The origin of an ``.onnx`` file, or of an ``.engine`` file from its verified manifest.
 
     Raises:
-        BadInput: the file is missing, malformed, altered since it was built, or of another kind.
+        BadInput: the file is missing, malformed, altered since it was built, of another kind, or
+            has weights that are no numbers.
     """
     if artefact_kind(artefact) == "engine":
         from cbam_deploy.engine.manifest import read_manifest
@@ -69,8 +70,10 @@ def read_origin(artefact: Path) -> Origin:
             manifest.opt_sizes,
         )
     from cbam_deploy.exporters.onnx_file import read_model, read_provenance
+    from cbam_deploy.exporters.onnx_weights import check_weights
 
     model = read_model(artefact)
+    check_weights(model, artefact)
     provenance = read_provenance(model)
     precision = provenance.precision if provenance else graph_precision(model)
     sizes = provenance.sizes if provenance else {}
