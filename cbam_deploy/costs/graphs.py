@@ -142,7 +142,7 @@ def _for_one_picture(model: ir.Model, label: str, image_size: int | None) -> ir.
             value.shape, value.dtype = ir.Shape(list(tensor.shape.numpy())), tensor.dtype
             del copy.graph.initializers[name]
             value.const_value = None
-            if value not in copy.graph.inputs:
+            if not value.is_graph_input():
                 copy.graph.inputs.append(value)
     return copy
 

@@ -202,7 +202,14 @@ def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
     names = {node.name for node in graph}
     values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
     values |= {value.name for node in graph for value in node.outputs}
-    return [_replace(graph, gate, names, values) for gate in reversed(gates)][::-1]
+    read = (value for gate in gates for node in gate.nodes for value in node.inputs)
+    before = {value for value in read if value is not None}
+    made = [_replace(graph, gate, names, values) for gate in reversed(gates)][::-1]
+    for value in before:
+        unused = value.is_initializer() and not value.uses()
+        if unused and value.name and not (value.is_graph_input() or value.is_graph_output()):
+            del graph.initializers[value.name]
+    return made
 
 
 def _replace(
@@ -238,16 +245,11 @@ def _replace(
         name=name,
         metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,
     )
-    before = {value for old in gate.nodes for value in old.inputs if value is not None}
     last = gate.output.producer()
     assert last is not None
     ir.convenience.replace_nodes_and_values(
         graph, last, gate.nodes, [node], [gate.output], node.outputs
     )
-    for value in before:
-        orphan = value.is_initializer() and not value.uses() and not value.is_graph_input()
-        if orphan and not value.is_graph_output() and value.name:
-            del graph.initializers[value.name]
     return node
 
 

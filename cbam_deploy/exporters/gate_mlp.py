@@ -18,8 +18,8 @@ from cbam_deploy.exporters.gate_trail import (
     Refused,
     Trail,
     Weights,
-    find_constant,
     input_of,
+    is_constant,
     is_op,
     weights,
 )
@@ -79,9 +79,9 @@ def _terms(value: ir.Value, trail: Trail) -> list[ir.Value]:
     add = inside.producer()
     if add is None or not is_op(inside, "Add"):
         return [inside]
-    if any(find_constant(term) is not None for term in add.inputs):
+    if any(map(is_constant, add.inputs)):
         return [inside]  # A bias.
-    trail.nodes.append(add)
+    trail.note(add)
     return [term for index in (0, 1) for term in _terms(input_of(add, index), trail)]
 
 
@@ -99,7 +99,7 @@ def _linear(value: ir.Value, trail: Trail) -> tuple[ir.Value, Weights, Weights]:
     if is_op(value, "Add"):
         add = trail.maker(value, "Add")
         terms = [input_of(add, index) for index in (0, 1)]
-        first, second = (find_constant(term) is not None for term in terms)
+        first, second = map(is_constant, terms)
         if not first and not second:
             names = " and ".join(str(term.name) for term in terms)
             raise Refused(f"{value.name} is the sum of {names}, and neither is a constant bias")

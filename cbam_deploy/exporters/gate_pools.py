@@ -57,7 +57,7 @@ def _one_step(value: ir.Value, trail: Trail) -> tuple[ir.Value, ir.Node]:
     if node is None or not is_pool(value):
         made = "an input or a constant, not" if node is None else f"made by {named(node)}, not by"
         raise Refused(f"{value.name} is {made} a mean or a maximum")
-    trail.nodes.append(node)
+    trail.note(node)
     source = input_of(node, 0)
     if value is not node.outputs[0]:
         raise Refused(f"{value.name} is where a maximum is, not the maximum")

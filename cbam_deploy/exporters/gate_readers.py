@@ -21,10 +21,12 @@ from cbam_deploy.exporters.gate_shapes import Dims, Shapes
 from cbam_deploy.exporters.gate_sigmoid import read_sigmoid
 from cbam_deploy.exporters.gate_spatial import read_spatial
 from cbam_deploy.exporters.gate_trail import (
+    MOST_STEPS,
     Trail,
     Weights,
     behind_copies,
     find_constant,
+    is_constant,
     is_op,
     view_of,
 )
@@ -33,8 +35,6 @@ Kind = Literal["channel", "spatial"]
 
 _ACTIVATIONS = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Relu", "Exp", "Clip")
 _LEARNED = ("Conv", "Gemm", "MatMul")
-# Longer detours from a map to its attention than those of any gate are other things.
-_MOST_VALUES = 40
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find_scaling(node: ir.Node, shapes: Shapes) -> Scaling | None:
         return None
     likely = []
     for factor, attention in (node.inputs, node.inputs[::-1]):
-        if factor is not None and attention is not None and find_constant(factor) is None:
+        if factor is not None and attention is not None and not is_constant(factor):
             x = behind_copies(factor)
             likely.append((x, attention, _detour(attention, x)))
     # Where the sizes are unknown, the map is the operand that the other one pools.
@@ -94,7 +94,7 @@ def channel_attention(scaling: Scaling, trail: Trail) -> tuple[Mlp, set[Pool]]:
     Returns:
         The weights W0 [h, C], B0 [h], W1 [C, h], B1 [C] of the one MLP, and which pools it sees.
     """
-    trail.nodes.append(scaling.node)
+    trail.note(scaling.node)
     return read_mlp(read_sigmoid(scaling.attention, trail), scaling.x, trail)
 
 
@@ -104,7 +104,7 @@ def spatial_attention(scaling: Scaling, trail: Trail) -> tuple[Weights, Weights]
     Returns:
         WS [1, 2, k, k], channel 0 for the maximum, and BS [1], BatchNormalization folded in.
     """
-    trail.nodes.append(scaling.node)
+    trail.note(scaling.node)
     return read_spatial(read_sigmoid(scaling.attention, trail), scaling.x, trail)
 
 
@@ -112,7 +112,7 @@ def _detour(attention: ir.Value, x: ir.Value) -> _Detour:
     """Follow `attention` back to what is pooled, or to `x`."""
     detour = _Detour()
     ahead, seen = [attention], {attention}
-    while ahead and len(seen) < _MOST_VALUES:
+    while ahead and len(seen) < MOST_STEPS:
         value = ahead.pop(0)
         node = value.producer()
         if value is x:
@@ -132,10 +132,9 @@ def _detour(attention: ir.Value, x: ir.Value) -> _Detour:
 
 def _pooled(value: ir.Value) -> Iterator[ir.Value]:
     """What a pool is taken of: every value from it back through views and other pools."""
-    while is_pool(value) or view_of(value) is not None:
-        node = value.producer()
-        assert node is not None
-        if (source := node.inputs[0]) is None:
+    for _ in range(MOST_STEPS):
+        node = value.producer() if is_pool(value) else view_of(value)
+        if node is None or (source := node.inputs[0]) is None:
             return
         value = source
         yield value
@@ -143,8 +142,8 @@ def _pooled(value: ir.Value) -> Iterator[ir.Value]:
 
 def _before_expansion(value: ir.Value) -> ir.Value:
     """The attention as it was before it was spread over the map."""
-    while is_op(value, "Expand", "Identity", "Cast"):
-        node = value.producer()
+    for _ in range(MOST_STEPS):
+        node = value.producer() if is_op(value, "Expand", "Identity", "Cast") else None
         if node is None or (source := node.inputs[0]) is None:
             break
         value = source

@@ -56,6 +56,6 @@ def check_closed(region: set[ir.Node], last: ir.Node) -> None:
 
 def _only_used_by(region: set[ir.Node], node: ir.Node) -> bool:
     return all(
-        not value.is_graph_output() and all(user in region for user in value.consumers())
+        not value.is_graph_output() and all(use.node in region for use in value.uses())
         for value in node.outputs
     )

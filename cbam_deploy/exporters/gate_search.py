@@ -40,7 +40,7 @@ from cbam_deploy.exporters.gate_readers import (
 )
 from cbam_deploy.exporters.gate_region import add_dead_users, check_closed, whole_region
 from cbam_deploy.exporters.gate_shapes import Shapes
-from cbam_deploy.exporters.gate_trail import Refused, Trail, find_constant
+from cbam_deploy.exporters.gate_trail import Refused, Trail, is_constant
 from cbam_deploy.exporters.name_scopes import scopes_of
 
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -172,7 +172,7 @@ def _check_precision(region: Collection[ir.Node], dtype: ir.DataType, x: ir.Valu
     rounding inside does is of the size of that; where it is FP32, thousands of times as much.
     """
     for node in region:
-        if node.op_type != "Cast" or find_constant(node.inputs[0]) is not None:
+        if node.op_type != "Cast" or is_constant(node.inputs[0]):
             continue
         to = ir.DataType(node.attributes.get_int("to"))
         if to == ir.DataType.FLOAT16 and dtype != to:

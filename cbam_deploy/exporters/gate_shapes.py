@@ -111,7 +111,7 @@ def _infer(model: ir.Model, kept: Mapping[str, str]) -> Known:
             value.shape, value.dtype = ir.Shape(list(tensor.shape.numpy())), tensor.dtype
             del graph.initializers[name]
             value.const_value = None
-            if value not in graph.inputs:
+            if not value.is_graph_input():
                 graph.inputs.append(value)
     proto = ir.to_proto(model)
     for node in proto.graph.node:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gate_trail import Trail, input_of, is_op, split_scalar
+from cbam_deploy.exporters.gate_trail import MOST_STEPS, Trail, input_of, is_op, split_scalar
 
 
 def read_sigmoid(value: ir.Value, trail: Trail) -> ir.Value:
@@ -20,7 +20,7 @@ def read_sigmoid(value: ir.Value, trail: Trail) -> ir.Value:
         read = written_out(value)
         if read is not None:
             logits, nodes = read
-            trail.nodes += nodes
+            trail.note(*nodes)
             return logits
     return input_of(trail.maker(value, "Sigmoid"), 0)
 
@@ -68,7 +68,7 @@ def _affine(value: ir.Value, scale: float, shift: float) -> tuple[ir.Value, list
     nodes: list[ir.Node] = []
     while (a, b) != (scale, shift):
         node = value.producer()
-        if node is None:
+        if node is None or len(nodes) == MOST_STEPS:
             return None
         if is_op(value, "Neg"):
             value, a = input_of(node, 0), -a

@@ -25,6 +25,10 @@ _VIEWS = (
     *("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand"),
     *("Identity", "Dropout", "Cast"),
 )
+# Longer ways from a map to its attention, or from a weight to its use, are other things. Without
+# these ends, many ways through one long chain would take time with the square of its length.
+MOST_STEPS = 40
+_MOST_NODES = 200
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 # Exporters that do not fold constants leave these between a weight and its use.
 _OF_CONSTANTS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
@@ -41,19 +45,28 @@ class Trail:
     shapes: Shapes
     nodes: list[ir.Node] = field(default_factory=list)
 
+    def note(self, *nodes: ir.Node) -> None:
+        """Add nodes that were met."""
+        self.nodes += nodes
+        if len(self.nodes) > _MOST_NODES:
+            raise Refused(
+                f"more than {_MOST_NODES} nodes lie behind {self.nodes[0].outputs[0].name}, "
+                "which is longer than any gate"
+            )
+
     def maker(self, value: ir.Value, *ops: str) -> ir.Node:
         """The node that makes `value`, which must be one of `ops`."""
         node = value.producer()
         if node is None or node.domain or node.op_type not in ops:
             made = "is an input or a constant" if node is None else f"is made by {named(node)}"
             raise Refused(f"{value.name} {made}, not by {' or '.join(ops)}")
-        self.nodes.append(node)
+        self.note(node)
         return node
 
     def behind_views(self, value: ir.Value, stop: ir.Value | None = None) -> ir.Value:
         """What `value` is a view of, not going further back than `stop`."""
         while value is not stop and (node := view_of(value)) is not None:
-            self.nodes.append(node)
+            self.note(node)
             value = input_of(node, 0)
         return value
 
@@ -77,7 +90,10 @@ def view_of(value: ir.Value) -> ir.Node | None:
 
 def behind_copies(value: ir.Value) -> ir.Value:
     """The value that `value` is under another name."""
-    while is_op(value, "Identity", "Dropout") and (node := view_of(value)) is not None:
+    for _ in range(MOST_STEPS):
+        node = view_of(value) if is_op(value, "Identity", "Dropout") else None
+        if node is None:
+            break
         value = input_of(node, 0)
     return value
 
@@ -88,6 +104,22 @@ def is_op(value: ir.Value, *ops: str) -> bool:
     return node is not None and not node.domain and node.op_type in ops
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `value` never depends on the inputs, as far as `find_constant` looks."""
+    ahead, steps = [value], 0
+    while ahead:
+        top = ahead.pop()
+        if top is None or top.is_graph_input():
+            return False
+        if ir.convenience.get_const_tensor(top) is not None:
+            continue
+        node, steps = top.producer(), steps + 1
+        if node is None or not is_op(top, *_OF_CONSTANTS) or steps > MOST_STEPS:
+            return False
+        ahead += node.inputs
+    return True
+
+
 def find_constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array that `value` always is; None where that depends on the inputs.
 
@@ -96,7 +128,7 @@ def find_constant(value: ir.Value | None) -> NDArray[Any] | None:
     Raises:
         BadInput: the array does not fit its shape.
     """
-    if value is None or value.is_graph_input():
+    if value is None or not is_constant(value):
         return None
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:
@@ -106,12 +138,9 @@ def find_constant(value: ir.Value | None) -> NDArray[Any] | None:
             raise BadInput(
                 f"weight {value.name} is damaged ({error})", "export the model again"
             ) from error
-    if not is_op(value, *_OF_CONSTANTS):
-        return None
     node = value.producer()
     assert node is not None
-    arrays = [find_constant(source) for source in node.inputs]
-    return None if any(array is None for array in arrays) else _computed(node, arrays)
+    return _computed(node, [find_constant(source) for source in node.inputs])
 
 
 def constant(value: ir.Value) -> NDArray[Any]:
@@ -165,5 +194,11 @@ def _computed(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
     opset = onnx.helper.make_opsetid("", node.graph.opset_imports[""])
     model = onnx.helper.make_model(graph, opset_imports=[opset])
     feeds = dict(zip(names, arrays, strict=True))
-    outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+    try:
+        outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+    except Exception as error:  # numpy's, of a node that no runtime could run either.
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(
+            f"weight {node.outputs[0].name} cannot be computed ({reason})", "export the model again"
+        ) from error
     return np.asarray(outputs[0])

@@ -8,7 +8,7 @@ import pytest
 from gated_networks import CHANNELS, SIZE
 from onnx import helper, numpy_helper
 
-from cbam_deploy.exporters.gate_search import NAME_SCOPES
+from cbam_deploy.exporters.name_scopes import NAME_SCOPES
 
 
 def scopes(node):
