@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.data.preprocessing import Preprocessing, Stretched
 from cbam_deploy.errors import MissingCapability
 
 if TYPE_CHECKING:
@@ -91,9 +91,15 @@ def _grey(picture: Image) -> Image:
 
 
 def resize_and_crop(picture: Image, preprocessing: Preprocessing) -> Image:
-    """Resize the shorter side to `preprocessing.resize`, then cut out the central square."""
+    """Resize the shorter side to `preprocessing.resize`, then cut out the central square.
+
+    With `Stretched`, resize to the frame instead.
+    """
     from PIL.Image import Resampling
 
+    if isinstance(preprocessing, Stretched):
+        frame = (preprocessing.width, preprocessing.image_size)
+        return picture.resize(frame, Resampling.BILINEAR)
     picture = _without_far_ends(picture)
     width, height = picture.size
     scale = preprocessing.resize / min(width, height)
@@ -115,8 +121,14 @@ def _without_far_ends(picture: Image) -> Image:
 
 
 def normalize(picture: Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """The RGB picture as float32 [3, H, W], scaled to 0..1, then (x - mean) / std per channel."""
-    scaled = np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(255)
+    """The RGB picture as float32 [3, H, W], scaled to 0..1, then (x - mean) / std per channel.
+
+    Of one mean, its luminance [1, H, W] (ITU-R BT.601).
+    """
+    if len(preprocessing.mean) == 1:
+        scaled = np.asarray(picture.convert("L"), np.float32)[None] / np.float32(255)
+    else:
+        scaled = np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(255)
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
     return (scaled - mean) / std

@@ -33,7 +33,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Batch:
-    """Network inputs: `images` float32 [N, 3, S, S]; `labels` int64 [N], None without labels."""
+    """Network inputs: `images` float32 [N, C, H, W]; `labels` int64 [N], None without labels."""
 
     images: NDArray[np.float32]
     labels: NDArray[np.int64] | None

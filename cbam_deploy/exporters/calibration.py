@@ -10,14 +10,15 @@ Three methods, by what they take as the largest magnitude t of a tensor (its sca
   Inference with TensorRT", GTC 2017).
 
 Memory does not grow with the number of pictures. It is bounded by the network, the watched tensors
-of `CHUNK` pictures, and `BINS` counters of 8 bytes for each watched tensor. That is why
-``onnxruntime.quantization.calibrate`` is not used: it keeps the tensors of every picture it is
-given at once, its histograms get more bins whenever a picture exceeds the range so far, and with
+of `CHUNK` pictures or one fixed batch, and `BINS` counters of 8 bytes for each watched tensor. That
+is why ``onnxruntime.quantization.calibrate`` is not used: it keeps the tensors of every picture it
+is given at once, its histograms get more bins whenever a picture exceeds the range so far, and with
 its 128 bins the search for an entropy threshold has one candidate.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -256,30 +257,40 @@ def watch(
     Raises:
         BadInput: there is no picture, one is of the wrong size, or the network has not one input.
     """
-    source = _image_input(model)
+    source = image_input(model)
     # A graph's input cannot be its output too; what went in is at hand anyway.
     fetched = [name for name in tensors if name != source.name]
     session = _session(model, fetched)
     fixed = source.shape[0] if source.shape is not None else None
-    size = fixed if isinstance(fixed, int) else CHUNK
     empty = True
-    for images in _chunks(batches, source, size):
-        if len(images) < size and isinstance(fixed, int):
-            continue
+    for images, count in _groups(batches, source, fixed if isinstance(fixed, int) else None):
         empty = False
         # An empty list would fetch everything.
         results = session.run(fetched, {source.name: images}) if fetched else []
         found = dict(zip(fetched, results, strict=True))
-        yield {name: found.get(name, images) for name in tensors}, len(images)
+        yield {name: found.get(name, images) for name in tensors}, count
     if empty:
         raise BadInput("there are no pictures to calibrate on", "give a SOURCE with pictures")
 
 
-def _chunks(batches: Iterable[Images], source: ir.Value, size: int) -> Iterator[Images]:
+def _groups(
+    batches: Iterable[Images], source: ir.Value, fixed: int | None
+) -> Iterator[tuple[Images, int]]:
+    """The pictures regrouped, with their number; a last group short of `fixed` is filled up.
+
+    It is filled with its own pictures, which then count more than once.
+    """
+    size = fixed or CHUNK
+    pictures = _pictures(batches, source)
+    while group := list(itertools.islice(pictures, size)):
+        count = len(group)
+        yield np.stack(list(itertools.islice(itertools.cycle(group), fixed or count))), count
+
+
+def _pictures(batches: Iterable[Images], source: ir.Value) -> Iterator[Images]:
     for images in batches:
         _check_shape(images, source)
-        for start in range(0, len(images), size):
-            yield np.ascontiguousarray(images[start : start + size])
+        yield from images
 
 
 def picture_dtype(model: ir.Model) -> str:
@@ -288,11 +299,12 @@ def picture_dtype(model: ir.Model) -> str:
     Raises:
         BadInput: it has not one input of pictures.
     """
-    dtype = _image_input(model).dtype
+    dtype = image_input(model).dtype
     return "float32" if dtype is None else str(dtype.numpy())
 
 
-def _image_input(model: ir.Model) -> ir.Value:
+def image_input(model: ir.Model) -> ir.Value:
+    """The network's one input; raises `BadInput` where calibration cannot feed it."""
     weights = model.graph.initializers
     inputs = [value for value in model.graph.inputs if value.name not in weights]
     if len(inputs) != 1 or not _takes_pictures(inputs[0].dtype):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import onnx_ir as ir
 
 from cbam_deploy.command_files import check_apart
-from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.data.preprocessing import for_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.calibration import (
     Calibration,
@@ -23,6 +23,7 @@ from cbam_deploy.exporters.calibration import (
     Method,
     calibrate,
     calibration_batches,
+    image_input,
     picture_dtype,
 )
 from cbam_deploy.exporters.conversion_check import check_conversion
@@ -346,13 +347,9 @@ def _open_pictures(
 
     if calibration is None:
         return None
-    preprocessing = history.preprocessing or Preprocessing.for_size(_image_size(model))
+    preprocessing = history.preprocessing
+    if preprocessing is None:
+        source = image_input(model)
+        shape = [size if isinstance(size, int) else str(size.value) for size in source.shape or ()]
+        preprocessing = for_input(source.name or "", shape, history.sizes)
     return open_source(calibration, preprocessing, split="train")
-
-
-def _image_size(model: ir.Model) -> int:
-    """Side of the first input that looks like pictures; ImageNet's where that is free."""
-    for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) == 4 and isinstance(value.shape[3], int):
-            return value.shape[3]
-    return Preprocessing.image_size

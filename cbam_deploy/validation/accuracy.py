@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.network_input import is_levels, network_input
-from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.data.preprocessing import Preprocessing, for_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
@@ -292,8 +292,8 @@ def _preprocessing(
         )
     if found:
         return next(iter(found))
-    size = runner.inputs[0].shape[-1]
-    return Preprocessing.for_size(size) if isinstance(size, int) else Preprocessing()
+    sizes = next((one.sizes for one in recorded if one), {})
+    return for_input(runner.inputs[0].name, runner.inputs[0].shape, sizes)
 
 
 def _pytorch(identity: ModelIdentity, image_size: int, takes: str, device: str | None) -> Runner:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from cbam_deploy.data.preprocessing import Preprocessing
+from cbam_deploy.data.preprocessing import Preprocessing, for_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
@@ -187,18 +187,19 @@ class _Pair:
 
 def _inputs(runner: Runner, origin: Origin, data: str | None, seed: int, limit: int) -> InputStream:
     recorded = origin.provenance.preprocessing if origin.provenance else None
-    source = None if data is None else _open_data(data, recorded, runner)
+    source = None if data is None else _open_data(data, recorded, runner, origin.sizes)
     size = recorded.image_size if recorded else None
     return InputStream(runner.inputs, source, seed, limit, size, origin.sizes)
 
 
-def _open_data(data: str, recorded: Preprocessing | None, runner: Runner) -> ImageSource:
+def _open_data(
+    data: str, recorded: Preprocessing | None, runner: Runner, sizes: Mapping[str, int]
+) -> ImageSource:
     """Pictures as the artefact's provenance prepares them, else by ImageNet's protocol."""
     from cbam_deploy.data import open_source
 
     if recorded is None:
-        last = runner.inputs[0].shape[-1]
-        recorded = Preprocessing.for_size(last) if isinstance(last, int) else Preprocessing()
+        recorded = for_input(runner.inputs[0].name, runner.inputs[0].shape, sizes)
     return open_source(data, recorded)
 
 

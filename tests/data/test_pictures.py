@@ -17,7 +17,8 @@ from cbam_deploy.data.pictures import (
     require_pillow,
     resize_and_crop,
 )
-from cbam_deploy.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cbam_deploy.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, for_input
+from cbam_deploy.errors import BadInput
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -227,3 +228,43 @@ def test_damaged_pictures_say_why(tmp_path: Path, kind: str) -> None:
         path.write_bytes(content[kind])
     with pytest.raises(UnreadablePicture, match=r"\w"):
         decode(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "expected"),
+    [
+        (("N", 3, 64, 64), {}, (3, 64, 64)),
+        (("N", 3, 32, 16), {}, (3, 32, 16)),
+        ((2, 1, 16, 16), {}, (1, 16, 16)),
+        (("N", 1, 8, "W"), {"W": 30}, (1, 8, 30)),
+        (("N", "C", "H", "W"), {"H": 12, "W": 10}, (3, 12, 10)),
+        (("N", 3, "H", "W"), {}, (3, 224, 224)),
+    ],
+)
+def test_pictures_fit_the_network_input(shape, sizes, expected) -> None:
+    preprocessing = for_input("input", shape, sizes)
+    made = normalize(resize_and_crop(gradient(50, 20), preprocessing), preprocessing)
+    assert made.shape == expected
+
+
+@pytest.mark.parametrize("shape", [("N", 80), ("N", 80, 300), ("N", 4, 8, 8), ("N", 8, 8, 3), ()])
+def test_an_input_that_takes_no_pictures_is_refused(shape) -> None:
+    with pytest.raises(BadInput, match=r"input mel takes .*, and pictures are"):
+        for_input("mel", shape, {})
+
+
+def test_a_picture_fills_an_input_that_is_no_square() -> None:
+    picture = resize_and_crop(gradient(300, 100), for_input("x", (1, 3, 64, 32), {}))
+    filled = np.asarray(picture)
+    assert picture.size == (32, 64)
+    assert filled[32, 0, 0] < 8 < 247 < filled[32, -1, 0]
+    assert filled[0, 16, 1] < 8 < 247 < filled[-1, 16, 1]
+
+
+def test_one_channel_is_the_luminance() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    got = normalize(Image.fromarray(values), for_input("x", (1, 1, 5, 5), {}))
+    luminance = values.astype(np.float64) @ (0.299, 0.587, 0.114) / 255
+    mean, std = np.mean(IMAGENET_MEAN), np.mean(IMAGENET_STD)
+    # The luminance is rounded to 8 bits, mean and std to three places.
+    np.testing.assert_allclose(got[0], (luminance - mean) / std, atol=(1 / 255 + 2e-3) / std)

@@ -134,6 +134,18 @@ def test_the_ranges_do_not_depend_on_how_pictures_are_grouped():
         assert one == many
 
 
+@pytest.mark.parametrize(("batch", "pictures"), [(1, 6), (4, 6), (5, 6), (8, 6), (8, 3)])
+def test_every_picture_counts_at_a_fixed_batch(batch, pictures):
+    given = [images(pictures)[start : start + 4] for start in range(0, pictures, 4)]
+    free = calibrate(network(), TENSORS, given, method="minmax")
+    model = network()
+    model.graph.inputs[0].shape = ir.Shape([batch, 3, 16, 16])
+    fixed = calibrate(model, TENSORS, given, method="minmax")
+    assert fixed.images == free.images == pictures
+    for name in TENSORS:
+        assert fixed.ranges[name] == pytest.approx(free.ranges[name], rel=1e-5)
+
+
 def test_batches_are_let_go_as_soon_as_they_are_used():
     class Pictures(np.ndarray):
         """An array that can be watched: plain ones have no weak references."""

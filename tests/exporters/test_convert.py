@@ -199,6 +199,20 @@ def test_the_same_call_gives_the_same_bytes(fp32, tmp_path, precision):
     assert first.path.read_bytes() == second.path.read_bytes()
 
 
+@pytest.mark.parametrize("shape", ["batch, 3, 16, 8", "2, 1, 16, 16", "batch, 1, 8, width"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_pictures_are_made_for_the_networks_input(tmp_path, shape, precision):
+    channels = int(shape.split(", ")[1])
+    text = f"(float[{shape}] input) => (float[batch, 4, h, w] y) {{ y = Conv (input, w) }}"
+    model = network(text, w=normal(4, channels, 1, 1))
+    set_provenance(model, Provenance(sizes={"width": 12}))
+    write_model(model, tmp_path / "net.onnx")
+    options = {"precision": precision, "calibration": "photos", "images": 3}
+    result = convert(tmp_path / "net.onnx", tmp_path / "a.onnx", **options)
+    assert result.calibration["images"] == 3
+    assert result.cosine > 0.99
+
+
 def test_an_accuracy_budget_is_measured_on_the_final_form(fp32, labelled, tmp_path):
     result = convert(
         fp32,
