@@ -42,9 +42,11 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: another run has the folder, or it cannot be made.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: is a file, not a folder", "give another folder with --output")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(
+                f"{folder}: is a file, not a folder", "give another folder with --output"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:

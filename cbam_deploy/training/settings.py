@@ -66,7 +66,7 @@ class Settings:
                 raise BadInput(f"--{label} {value}", f"give {low}")
             largest = _LARGEST.get(field.name, FLT_MAX)
             if value > largest:
-                raise BadInput(f"--{label} {value}", f"give {low}, up to {largest:g}")
+                raise BadInput(f"--{label} {value}", f"give {low}, up to {largest}")
         try:
             rates = [self.lr_at(epoch) for epoch in (0, self.epochs - 1)]
         except OverflowError:

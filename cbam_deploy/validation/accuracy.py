@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.class_names import class_indices
+from cbam_deploy.data.class_names import class_indices, normalized
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.data.preprocessing import Preprocessing, for_input
 from cbam_deploy.errors import BadInput
@@ -119,9 +119,10 @@ class _Tally:
     def __init__(self, name: str, runner: Runner, provenance: Provenance | None) -> None:
         self.name = name
         self.runner = runner
-        self.predicted: Labels = np.empty(0, np.int64)
+        self.predicted: NDArray[np.object_] = np.empty(0, object)
         self._known_classes = provenance.class_names if provenance else ()
         self._class_of_label: Labels | None = None
+        self._names: NDArray[np.object_] = np.empty(0, object)
         self._top1 = 0
         self._top5 = 0
         self._classes = 0
@@ -130,7 +131,7 @@ class _Tally:
         self._seconds = 0.0
 
     def add(self, images: NDArray[np.float32], labels: Labels, source: ImageSource) -> None:
-        """Score one batch; `predicted` then holds the classes of its pictures."""
+        """Score one batch; `predicted` then holds the names of the classes, empty for NaN."""
         (spec,) = self.runner.inputs
         logits = self._logits(network_input(images, source.preprocessing, spec.dtype, spec.name))
         if self._class_of_label is None:
@@ -138,11 +139,16 @@ class _Tally:
             self._class_of_label = match_classes(
                 self.name, self._known_classes, self._classes, source
             )
+            # As the folders have it, so that networks of another order can be compared.
+            names = [normalized(name) for name in self._known_classes or source.class_names]
+            self._names = np.array(names, object)
+            self._names[self._class_of_label] = source.class_names
         rank = ranks(logits, self._class_of_label[labels])
         self._top1 += int(np.count_nonzero(rank < 1))
         self._top5 += int(np.count_nonzero(rank < 5))
         self._images += len(images)
-        self.predicted = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+        chosen = self._names[logits.argmax(axis=1)]
+        self.predicted = np.where(np.isnan(logits).any(axis=1), "", chosen)
 
     def count_disagreements(self, baseline: _Tally) -> None:
         """Compare the predictions of the batch just added."""

@@ -191,6 +191,23 @@ def test_a_type_that_cannot_hold_a_picture_is_refused(colours_onnx, colours):
         evaluate(colours_onnx(onnx.TensorProto.INT8), data=colours())
 
 
+def test_networks_that_agree_do_so_in_whatever_order_their_classes_are(colours_onnx, colours):
+    first = colours_onnx()
+    second = first.with_name("turned.onnx")
+    model = onnx.load(first)
+    turn = onnx.helper.make_node("Gather", ["logits", "order"], ["turned"], axis=1)
+    model.graph.node.append(turn)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 0, 1]), "order"))
+    model.graph.output[0].name = "turned"
+    names = ("BLUE", "red", "École")
+    recorded = Provenance(preprocessing=Preprocessing(8, 8, std=(0.2,) * 3), class_names=names)
+    onnx.helper.set_model_props(model, {METADATA_KEY: recorded.dumps()})
+    onnx.save(model, second)
+    report = evaluate([first, second], data=colours())
+    assert [network.top1 for network in report.networks] == [1.0, 1.0]
+    assert [network.disagreements for network in report.networks] == [0, 0]
+
+
 def test_a_translated_folder_is_refused(colours_onnx, colours):
     with pytest.raises(BadInput, match=r"has no class 'school'; .* 'école'"):
         evaluate(colours_onnx(), data=colours(green="school"))
