@@ -57,9 +57,10 @@ def class_indices(
     unknown = [name for name, index in zip(names, indices, strict=True) if index < 0]
     if unknown:
         unused = [name for index, name in enumerate(known) if index not in indices]
-        rest = (
-            f"its classes without a folder are {_listed(unused)}" if unused else "all have folders"
-        )
+        rest = "it has none"
+        if known:
+            others = _listed(unused) if unused else "none"
+            rest = f"its classes without a folder are {others}"
         raise BadInput(
             f"{where}: {of} has no class {_listed(unknown)}; {rest}",
             "name the folders like the classes; the order does not matter, and some may be absent",

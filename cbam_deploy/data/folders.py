@@ -44,6 +44,11 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
         flat = listing(part).pictures
         below = class_folders(part)
         indices = class_indices(below, class_names, where=str(part), of=str(training))
+        if flat and class_names and not below:
+            raise BadInput(
+                f"{part}: its pictures are in no class folder ({flat[0].name})",
+                f"sort them into classes like {training}, or give that folder alone",
+            )
         if flat and class_names:
             raise BadInput(
                 f"{part}: has pictures both beside class folders and inside them ({flat[0].name})",

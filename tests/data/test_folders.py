@@ -151,6 +151,13 @@ def test_classes_of_the_held_out_part_are_matched_by_name(tmp_path: Path) -> Non
     assert test.class_names == opened(tmp_path, "train").class_names
 
 
+def test_a_held_out_part_without_labels_is_refused_for_that(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png")
+    with pytest.raises(BadInput, match=r"test: its pictures are in no class folder \(1\.png\)"):
+        opened(tmp_path, "test")
+    assert len(opened(tmp_path, "train")) == 2
+
+
 def test_a_folder_without_parts_belongs_to_every_split(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/2.png")
     assert [len(opened(tmp_path, split)) for split in ("train", "test", "all")] == [2, 2, 2]
