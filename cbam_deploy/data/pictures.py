@@ -6,6 +6,8 @@ they are stored (an EXIF orientation is not applied).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import warnings
 from pathlib import Path
@@ -34,18 +36,24 @@ class UnreadablePicture(Exception):
 def require_pillow() -> None:
     """Raise `MissingCapability` where Pillow is not installed; keep its remarks off the terminal.
 
-    Pillow warns of palettes, EXIF data and large pictures, by warnings and by logging. What is
-    wrong with a picture is said by `decode`.
+    Pillow warns of palettes, EXIF data and large pictures, by warnings and by logging, and its TIFF
+    library writes to standard error. What is wrong with a picture is said by `decode`.
     """
     try:
-        import PIL.Image  # noqa: F401
+        from PIL import _imaging
     except ImportError as error:
         raise MissingCapability(
             "reading pictures needs Pillow", "pip install 'cbam-deploy[demo]'"
         ) from error
     # For good: filters are the process's, and threads that decode would undo each other's.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # Not every Pillow has that library.
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes = [ctypes.c_void_p]
+        set_handler(None)
 
 
 def decode(path: Path) -> Image:

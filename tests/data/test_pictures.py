@@ -202,6 +202,20 @@ def raised(error: Exception) -> None:
     raise error
 
 
+def test_a_damaged_tiff_says_nothing_by_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    require_pillow()
+    path = tmp_path / "damaged.tif"
+    gradient(40, 40).save(path, compression="tiff_deflate")
+    content = bytearray(path.read_bytes())
+    content[10:60] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(UnreadablePicture, match="decoder error"):
+        decode(path)
+    assert capfd.readouterr().err == ""
+
+
 def test_pillows_remarks_do_not_reach_the_terminal(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
