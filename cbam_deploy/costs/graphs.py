@@ -50,7 +50,10 @@ _MOST_BYTES = 1024
 
 
 def count_graph(
-    model: ir.Model, label: str, image_size: int | None
+    model: ir.Model,
+    label: str,
+    image_size: int | None,
+    recorded: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Shape, ...], tuple[Part, ...], dict[str, int]]:
     """Shapes of the inputs, parts in the graph's order, and operators that are not counted.
 
@@ -58,12 +61,14 @@ def count_graph(
         model: left as it is.
         label: what to call it in messages.
         image_size: in pixels, for the sides that the graph leaves free.
+        recorded: size of free axes by their names; heights and widths that `image_size` gives are
+            not taken from it.
 
     Raises:
         BadInput: a size that counting needs cannot be known.
     """
     parameters = _parameters(model)
-    proto = ir.to_proto(_for_one_picture(model, label, image_size))
+    proto = ir.to_proto(_for_one_picture(model, label, image_size, recorded or {}))
     known = _infer(proto)
     bodies = {(body.domain, body.name) for body in proto.functions}
     parts: list[Part] = []
@@ -119,14 +124,25 @@ def _name(node: ir.Node, weights: Mapping[str, int]) -> str:
     return module if dot else node.name or node.outputs[0].name or ""
 
 
-def _for_one_picture(model: ir.Model, label: str, image_size: int | None) -> ir.Model:
+def _for_one_picture(
+    model: ir.Model, label: str, image_size: int | None, recorded: Mapping[str, int]
+) -> ir.Model:
     """A copy with inputs of known sizes, without large weights and without recorded shapes."""
     copy = model.clone()
     for value in _network_inputs(copy):
         if value.shape is None:
             raise BadInput(f"{label}: input {value.name} has no shape", "export it with shapes")
         # Also where the batch is fixed: what one picture costs is asked.
-        sizes = [1, *(s if isinstance(s, int) else image_size for s in value.shape[1:])]
+        pictures = len(value.shape) == 4
+        sizes = [
+            size
+            if isinstance(size, int)
+            else image_size
+            if pictures and axis >= 2 and image_size is not None
+            else recorded.get(str(size.value), image_size)
+            for axis, size in enumerate(value.shape)
+        ]
+        sizes[:1] = [1]
         if None in sizes:
             raise BadInput(
                 f"{label}: input {value.name} leaves sizes free: {value.shape}",

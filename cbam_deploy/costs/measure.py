@@ -40,7 +40,8 @@ def complexity(
         gate: another variant of the gate.
         stem: ``imagenet`` or ``cifar``.
         num_classes: outputs of the classifier.
-        image_size: side of the picture in pixels; for an ONNX file that of sides it leaves free.
+        image_size: side of the picture in pixels; for an ONNX file that of sides it leaves free,
+            by default those that it records as typical.
         weights: a checkpoint whose metadata say what the model is.
         by_module: whether printing the result shows the parts; they are in it anyway.
 
@@ -72,9 +73,14 @@ def complexity(
 @said_of_the_file
 def _of_file(path: Path, image_size: int | None) -> Complexity:
     from cbam_deploy.costs.graphs import count_graph
-    from cbam_deploy.exporters.onnx_file import read_model
+    from cbam_deploy.exporters.onnx_file import read_model, read_provenance
 
-    inputs, parts, uncounted = count_graph(read_model(path), str(path), image_size)
+    model = read_model(path)
+    provenance = read_provenance(model)
+    recorded = provenance.sizes if provenance else {}
+    if image_size is None and not recorded and provenance and provenance.preprocessing:
+        image_size = provenance.preprocessing.image_size
+    inputs, parts, uncounted = count_graph(model, str(path), image_size, recorded)
     return Complexity(str(path), "onnx", inputs, parts, uncounted)
 
 

@@ -70,7 +70,7 @@ class Complexity:
 
     @property
     def gates(self) -> tuple[Part, ...]:
-        """The attention gates."""
+        """The attention gates: modules of this package, or fused nodes; others are not told."""
         return tuple(part for part in self.parts if part.gate)
 
     def to_json(self) -> dict[str, Any]:
@@ -112,11 +112,13 @@ class Complexity:
         return Group(facts, "", self._part_table()) if self.by_module else Group(facts)
 
     def _of_gates(self) -> str:
+        if not self.gates and self.counted_from == "onnx":
+            return "none fused ('cbam-deploy fuse' finds those of plain operators)"
         if not self.gates:
-            return "no gates"
+            return "no modules of cbam_deploy's (gates of other code: count the exported file)"
         parameters = sum(part.parameters for part in self.gates)
         products = sum(part.multiply_adds for part in self.gates)
-        share = 100 * products / self.multiply_adds
+        share = 100 * products / max(self.multiply_adds, 1)
         return f"{len(self.gates)} with {parameters:,} parameters, {products:,} ({share:.2g}%)"
 
     def _part_table(self) -> Table:

@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from cbam_deploy import complexity
+from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import create_model
 from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.provenance import METADATA_KEY, Provenance
 
 
 def products(model: nn.Module, size: int) -> int:
@@ -78,6 +80,44 @@ def test_parameters_that_modules_share_count_once():
     counted = complexity(Tied(), image_size=8)
     assert counted.parameters == (4 * 27 + 4) + (16 + 4)
     assert counted.multiply_adds == 4 * 27 * 6 * 6 + 16 + 16
+
+
+class Called(nn.Module):
+    """Layers in containers, called by others than their parents, and by their weights alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.ModuleList([nn.ModuleList([nn.Conv2d(3, 4, 1)]), nn.Conv2d(4, 4, 1)])
+        self.store = nn.ModuleDict({"last": nn.Linear(4, 2)})
+        self.head = Head(self.store["last"])
+        self.again = self.head
+
+    def forward(self, x):
+        x = self.rows[0][0](x)
+        for _ in range(2):
+            x = self.rows[1](x)
+        x = nn.functional.conv2d(x, self.rows[1].weight)
+        return self.head(x.mean((2, 3)))
+
+
+class Head(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.stored = [last]
+
+    def forward(self, x):
+        return self.stored[0](x)
+
+
+def test_each_product_is_of_the_module_that_makes_it_and_none_is_negative():
+    counted = complexity(Called(), image_size=5)
+    assert {part.name: part.multiply_adds for part in counted.parts} == {
+        "Called": 4 * 4 * 25,
+        "rows.0.0": 3 * 4 * 25,
+        "rows.1": 2 * 4 * 4 * 25,
+        "store.last": 4 * 2,
+    }
+    assert "no modules of cbam_deploy's" in counted._of_gates()
 
 
 def test_a_file_counts_as_its_module_but_for_what_export_folds(digits_run, digits_onnx):
@@ -170,6 +210,20 @@ def test_free_sides_need_the_image_size(tmp_path):
     assert "--image-size" in caught.value.hint
 
 
+def test_free_sides_are_those_that_the_file_records(tmp_path):
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    model = graph([node], (None, 3, None, None), {"w": zeros(2, 3, 1, 1)})
+    entry = model.metadata_props.add(key=METADATA_KEY)
+    for recorded, options, positions in (
+        (Provenance(sizes={"axis2": 4, "axis3": 6}), {}, 24),
+        (Provenance(sizes={"axis2": 4, "axis3": 6}), {"image_size": 5}, 25),
+        (Provenance(preprocessing=Preprocessing.for_size(7)), {}, 49),
+    ):
+        entry.value = recorded.dumps()
+        onnx.save(model, tmp_path / "free.onnx")
+        assert complexity(tmp_path / "free.onnx", **options).multiply_adds == 6 * positions
+
+
 def test_what_cannot_be_counted_is_refused(tmp_path):
     with pytest.raises(BadInput, match="fused gates"):
         complexity(create_model("resnet20", fused=True).eval(), image_size=32)
@@ -177,7 +231,7 @@ def test_what_cannot_be_counted_is_refused(tmp_path):
         complexity(tmp_path / "x.onnx", attention="se")
     with pytest.raises(BadInput, match="image size 0"):
         complexity("resnet18", image_size=0)
-    with pytest.raises(BadInput, match="does not run on 1x3x224x224") as caught:
+    with pytest.raises(BadInput, match="running it on 1x3x224x224 failed") as caught:
         complexity(nn.Linear(5, 5))
     assert "--image-size" in caught.value.hint
 
