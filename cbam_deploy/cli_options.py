@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The largest number that an option takes: far above any use, far below what overflows anywhere.
 BATCHES = 2**20
-PIXELS = 2**14
+PIXELS = 2**13
 CLASSES = 10**6
 PICTURES = 10**9
 EPOCHS = 10**6

@@ -152,7 +152,12 @@ def _save(model: ir.Model, path: Path) -> None:
 
 def _save_with_data(model: ir.Model, path: Path, data: Path) -> None:
     """Write the weights to `data`, beside `path`, and the rest to `path`."""
-    values = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    # Axes and shapes stay: runtimes need their values to infer shapes, and read no other file then.
+    values = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype != ir.DataType.INT64
+    ]
     tensors = ir.external_data.convert_tensors_to_external(
         [value.const_value for value in values if value.const_value is not None],
         base_dir=data.parent,

@@ -236,6 +236,18 @@ def test_a_kill_between_graph_and_data_leaves_the_earlier_pair(model_file, tmp_p
     assert len(list(tmp_path.glob("new.onnx.*data"))) == 1
 
 
+def test_axes_stay_in_a_graph_whose_weights_lie_beside_it(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MAX_EMBEDDED_BYTES", 8)
+    model = add_model(WEIGHT)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes"))
+    model.graph.node[0].output[0] = "sum"
+    model.graph.node.append(helper.make_node("ReduceMean", ["sum", "axes"], ["y"]))
+    write_model(read_model(model_file(model)), tmp_path / "new.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "new.onnx")
+    (mean,) = session.run(None, {"x": np.zeros((1, 4), np.float32)})
+    assert mean.item() == 1.5
+
+
 def test_data_that_the_source_refers_to_stays(model_file, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "MAX_EMBEDDED_BYTES", 8)
     write_model(read_model(model_file(add_of(1))), tmp_path / "new.onnx")
