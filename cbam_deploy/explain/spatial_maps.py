@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import network_input
@@ -50,8 +51,9 @@ def spatial_maps(
     Raises:
         BadInput: the file cannot be read or run, or has no fused gate with spatial attention.
     """
-    check_weights(read_model(path), path)  # Refuses what is malformed too.
-    proto = onnx.load(path)
+    model = read_model(path)
+    check_weights(model, path)
+    proto = ir.to_proto(ir.external_data.load_to_model(model))
     watched = _watch(proto)
     if not watched:
         raise BadInput(

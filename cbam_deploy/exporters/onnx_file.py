@@ -13,7 +13,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.external_data import check_external_data, external_tensors
+from cbam_deploy.exporters.external_data import (
+    check_external_data,
+    external_tensors,
+    map_links,
+)
 from cbam_deploy.exporters.well_formed import check_model
 from cbam_deploy.outputs import atomic_output, behind_links, put_in_place, temporary_beside
 from cbam_deploy.provenance import METADATA_KEY, Provenance
@@ -47,6 +51,7 @@ def read_model(path: str | Path) -> ir.Model:
         model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
         model.ir_version = max(model.ir_version, _WEIGHTS_ALONE_SINCE)
     ir.external_data.set_base_dir(model.graph, path.parent)
+    map_links(model)
     model.meta[_PATH] = path
     return model
 

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cbam_deploy.engine.source import read_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters import onnx_file
 from cbam_deploy.exporters.onnx_file import (
@@ -127,7 +128,41 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused(model_file, tm
     secret = tmp_path.parent / "secret.bin"
     secret.write_bytes(bytes(16))
     (tmp_path / "link.bin").symlink_to(secret)
-    assert_refused(model_file(add_model(external_weight("link.bin"))), "outside")
+    assert_refused(
+        model_file(add_model(external_weight("link.bin"))), "is a symbolic link to a place outside"
+    )
+
+
+def test_links_of_file_and_data_into_one_store_are_followed(model_file, tmp_path):
+    """As in the cache of a model hub; the person names the link of the file."""
+    store = tmp_path / "blobs"
+    store.mkdir()
+    model_file(add_model(external_weight("model.onnx.data"))).rename(store / "abc")
+    (tmp_path / "w.bin").rename(store / "def")
+    folder = tmp_path / "snapshots" / "x"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").symlink_to("../../blobs/abc")
+    (folder / "model.onnx.data").symlink_to("../../blobs/def")
+    assert read_source(folder / "model.onnx").external
+    write_model(read_model(folder / "model.onnx"), tmp_path / "new.onnx")
+    (weight,) = onnx.load(tmp_path / "new.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), np.arange(4))
+    (folder / "model.onnx.data").unlink()
+    (folder / "model.onnx.data").symlink_to("/etc/hostname")
+    assert_refused(folder / "model.onnx", "is a symbolic link to a place outside")
+
+
+def test_data_with_several_hard_links_are_read(model_file, tmp_path):
+    os.link(tmp_path / "w.bin", tmp_path / "other.bin")
+    write_model(read_model(model_file(add_model(external_weight("w.bin")))), tmp_path / "new.onnx")
+    (weight,) = onnx.load(tmp_path / "new.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), np.arange(4))
+
+
+@pytest.mark.parametrize("name", ["circle.bin", "x" * 300])
+def test_data_that_no_link_leads_to_are_missing(model_file, tmp_path, name):
+    (tmp_path / "circle.bin").symlink_to("circle.bin")
+    assert_refused(model_file(add_model(external_weight(name))), "is missing")
 
 
 @pytest.mark.parametrize(
