@@ -7,7 +7,6 @@ what cannot be read or written there, and outputs that would replace an input or
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,9 +15,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from cbam_deploy.command_files import Input, declare_input, declare_output
-from cbam_deploy.errors import BadInput
-from cbam_deploy.outputs import check_place, kind_of
+from cbam_deploy.command_files import Input, check_regular, declare_input, declare_output
+from cbam_deploy.outputs import check_place
 
 T = TypeVar("T")
 
@@ -72,7 +70,7 @@ def written_engine(parameter: typer.CallbackParam, value: T) -> T:
 def updated(parameter: typer.CallbackParam, value: T) -> T:
     """For a file that is read where it exists, and written."""
     for text in _texts(value):
-        _check_regular(Path(text))
+        check_regular(Path(text))
     return written_artefact(parameter, value)
 
 
@@ -102,19 +100,9 @@ def _name(parameter: typer.CallbackParam) -> str:
 def _declare_read(parameter: typer.CallbackParam, *paths: str, replaceable: bool = False) -> None:
     for path in map(Path, paths):
         if path.exists():
-            _check_regular(path)
+            check_regular(path)
             holds = partial(_holds, path)
             declare_input(Input(path, _name(parameter), holds, replaceable))
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse devices and pipes, which may never end."""
-    mode = path.stat().st_mode if path.exists() else stat.S_IFREG
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise BadInput(
-            f"{path}: is a {kind_of(mode)}, not a regular file",
-            "put its content into a file first, and name that",
-        )
 
 
 def _sources(model: str) -> Iterator[str]:

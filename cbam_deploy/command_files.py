@@ -111,6 +111,29 @@ def check_apart(output: str | Path, **inputs: str | Path | None) -> None:
             raise _replaces(Path(output), "the output", name)
 
 
+def check_regular(path: str | Path) -> None:
+    """Refuse to read devices and pipes, which may never end; raises `BadInput`."""
+    path = Path(path)
+    mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise BadInput(
+            f"{path}: is a {kind_of(mode)}, not a regular file",
+            "put its content into a file first, and name that",
+        )
+
+
+def kind_of(mode: int) -> str:
+    """What `st_mode` says a file is, such as ``pipe``."""
+    kinds = {
+        stat.S_ISDIR: "directory",
+        stat.S_ISFIFO: "pipe",
+        stat.S_ISSOCK: "socket",
+        stat.S_ISBLK: "disk device",
+        stat.S_ISCHR: "device",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "regular file")
+
+
 def _check(output: Path, option: str, known: Input) -> None:
     if known.loses(output):
         raise _replaces(output, option, known.option)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cbam_deploy.command_files import check_not_read
+from cbam_deploy.command_files import check_not_read, kind_of
 from cbam_deploy.errors import BadInput
 
 _LONGEST_NAME = 255  # Bytes; Linux file systems allow no more.
@@ -43,18 +43,6 @@ def check_place(path: Path, *, artefact: bool = False) -> None:
             raise BadInput(f"{path}: is a {kind_of(mode)}, not a regular file", "give a file name")
         elif not os.access(path, os.W_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def kind_of(mode: int) -> str:
-    """What `st_mode` says a file is, such as ``pipe``."""
-    kinds = {
-        stat.S_ISDIR: "directory",
-        stat.S_ISFIFO: "pipe",
-        stat.S_ISSOCK: "socket",
-        stat.S_ISBLK: "disk device",
-        stat.S_ISCHR: "device",
-    }
-    return next((name for test, name in kinds.items() if test(mode)), "regular file")
 
 
 def behind_links(path: Path) -> Path:

@@ -168,3 +168,24 @@ def test_an_engine_and_a_pair_need_regular_files(cli, folder, monkeypatch, tmp_p
     ended = cli("build-engine", "a.onnx", "-o", tmp_path / "e.engine")
     assert ended.code == 2
     assert "e.engine.json: is a directory" in ended.error
+
+
+def test_functions_refuse_what_may_never_end(tmp_path):
+    from cbam_deploy.benchmarking.result import read_report
+    from cbam_deploy.engine.manifest import read_manifest
+    from cbam_deploy.exporters.onnx_file import read_model
+    from cbam_deploy.models import load_state
+
+    (tmp_path / "a.engine").touch()
+    for name in ("pipe", "pipe.safetensors", "a.engine.json", "b.engine"):
+        os.mkfifo(tmp_path / name)
+    for read, name in (
+        (read_report, "pipe"),
+        (read_model, "pipe"),
+        (read_manifest, "a.engine"),
+        (read_manifest, "b.engine"),
+        (load_state, "pipe"),
+        (load_state, "pipe.safetensors"),
+    ):
+        with pytest.raises(BadInput, match="is a pipe, not a regular file"):
+            read(tmp_path / name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cbam_deploy.benchmarking.statistics import Estimate
+from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def read_report(path: str | Path) -> BenchReport:
         BadInput: `path` cannot be read, or is no such report.
     """
     hint = "give a JSON file that 'cbam-deploy bench --report' wrote"
+    check_regular(path)
     try:
         data = json.loads(Path(path).read_bytes())
     except OSError as error:

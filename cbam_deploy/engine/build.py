@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.command_files import check_apart
+from cbam_deploy.command_files import check_apart, check_regular
 from cbam_deploy.engine import monitor
 from cbam_deploy.engine.backend import (
     TENSORRT,
@@ -312,6 +312,7 @@ def load_timing_cache(config: Any, path: Path, log: BuilderLog) -> None:
         BadInput: the file is no timing cache, or of another GPU or version.
     """
     hint = "delete the file; the next build writes a new one"
+    check_regular(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

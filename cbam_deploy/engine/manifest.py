@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from cbam_deploy.command_files import check_regular
 from cbam_deploy.engine.backend import TENSORRT, TITLES, installed_version
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.json_data import parse, read
@@ -145,6 +146,8 @@ def read_manifest(engine: str | Path, *, verify: bool = True) -> Manifest:
             or was altered, or the engine's bytes are not those it names.
     """
     engine, path = Path(engine), manifest_path(engine)
+    check_regular(engine)
+    check_regular(path)
     if not engine.is_file():
         raise BadInput(f"{engine}: no such engine file", "check the path")
     try:

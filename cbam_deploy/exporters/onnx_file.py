@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.external_data import (
     check_external_data,
@@ -135,6 +136,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise BadInput(f"{path}: no such file", "check the path")
     if path.is_dir():
         raise BadInput(f"{path}: is a directory, not an ONNX file", "name the .onnx file in it")
+    check_regular(path)
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.checkpoint_entries import (
     account,
@@ -107,6 +108,7 @@ def load_state(path: str | Path, own: Mapping[str, Tensor] | None = None) -> Che
 
 def load_torch_file(path: Path) -> Any:
     """What `torch.save` wrote to `path`, on the CPU, if it is nothing but data; raises BadInput."""
+    check_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -168,6 +170,7 @@ def state_dict_sha256(state_dict: Mapping[str, Tensor]) -> str:
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.runtimes.base import Arrays, Execution, Runner, TensorSpec
 from cbam_deploy.runtimes.feeds import check_feeds
@@ -180,6 +181,7 @@ def _providers(ort: Any, device: str) -> list[Any]:
 
 
 def _read(path: Path) -> bytes:
+    check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:
