@@ -8,7 +8,9 @@ one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -36,7 +38,8 @@ def said_of_the_file(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with _quiet():
+                return function(*args, **kwargs)
         except MemoryError as error:
             raise BadInput(
                 f"{_name(args)}: needs more memory than there is ({_reason(error)})",
@@ -52,6 +55,18 @@ def said_of_the_file(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return wrapped
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What onnx-ir logs, tracebacks among it, is for its developers."""
+    log = logging.getLogger("onnx_ir")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _name(args: tuple[Any, ...]) -> str:

@@ -39,6 +39,9 @@ _FIELD_OF: dict[int, str] = {
 def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None:
     """Make sure that `model` is a graph of tensors that computes something.
 
+    Types recorded for outputs and in between that are out of date, which hinders nobody who runs
+    it, are replaced by the inferred ones.
+
     Args:
         model: as parsed; its external data has been checked (`external_data`).
         raw_bytes: for each initializer of the graph the size of its values where these were left
@@ -58,10 +61,12 @@ def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None
         _check_value(value)
     skeleton = _without_weights(model)
     onnx.checker.check_model(skeleton)
-    # Recorded shapes may be out of date, which hinders nobody.
     for value in skeleton.graph.output:
         value.type.tensor_type.ClearField("shape")
-    onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(
+        skeleton, check_type=True, strict_mode=True, data_prop=True
+    )
+    _update_types(model.graph, inferred.graph)
 
 
 def byte_count(tensor: TensorProto) -> int:
@@ -262,3 +267,30 @@ def _without_weights(model: ModelProto) -> ModelProto:
             copy.graph.input.add(name=tensor.name, type=kind)
     copy.graph.output.extend(graph.output)
     return copy
+
+
+def _update_types(graph: GraphProto, inferred: GraphProto) -> None:
+    """Replace what `graph` records of types where `inferred` contradicts it."""
+    known = {
+        tensor.name: onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims).tensor_type
+        for tensor in graph.initializer
+    }
+    for value in (*inferred.value_info, *inferred.output):
+        known[value.name] = value.type.tensor_type
+    for value in (*graph.value_info, *graph.output):
+        found, recorded = known.get(value.name), value.type.tensor_type
+        if found is not None and _contradict(recorded, found):
+            recorded.CopyFrom(found)
+
+
+def _contradict(recorded: onnx.TypeProto.Tensor, found: onnx.TypeProto.Tensor) -> bool:
+    if recorded.elem_type != found.elem_type:
+        return True
+    if not (recorded.HasField("shape") and found.HasField("shape")):
+        return False
+    if len(recorded.shape.dim) != len(found.shape.dim):
+        return True
+    return any(
+        one.HasField("dim_value") and other.HasField("dim_value") and one != other
+        for one, other in zip(recorded.shape.dim, found.shape.dim, strict=True)
+    )

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.runtimes.base import Arrays, Execution, Runner, TensorSpec
 from cbam_deploy.runtimes.feeds import check_feeds
@@ -61,7 +60,7 @@ class OnnxRuntimeRunner(Runner):
         model, folder = self._model, self._folder
         if self._extra:
             if not isinstance(model, bytes):
-                folder, model = Path(model).parent, _read(Path(model))
+                folder, model = Path(model).parent, _serialized(Path(model))
             model = with_outputs(model, self._extra, self.title)
         self._session = _session(model, self._device, self._threads, folder, self.title)
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
@@ -180,12 +179,13 @@ def _providers(ort: Any, device: str) -> list[Any]:
     return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
-def _read(path: Path) -> bytes:
-    check_regular(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})", "check the path") from error
+def _serialized(path: Path) -> bytes:
+    """The file with weights behind links in it, which ONNX Runtime follows only from a path."""
+    import onnx_ir as ir
+
+    from cbam_deploy.exporters.onnx_file import read_model
+
+    return bytes(ir.to_proto(read_model(path)).SerializeToString())
 
 
 def _spec(value: Any) -> TensorSpec:
