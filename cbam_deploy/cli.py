@@ -100,6 +100,13 @@ def export_command(
     method: MethodOption = "percentile",
     images: CalibrationImagesOption = 64,
     io_dtype: IoDtypeOption = "fp32",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ERROR",
+            help="Largest error to allow, over the largest output [default: FP32's own].",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -124,6 +131,7 @@ def export_command(
             method=method,
             images=images,
             io_dtype=io_dtype,
+            tolerance=tolerance,
             seed=seed,
         ),
         as_json,

@@ -353,6 +353,8 @@ def _provenance_facts(provenance: Provenance | None) -> Iterator[tuple[str, str]
     if provenance.preprocessing is not None:
         sizes = provenance.preprocessing
         yield "preprocessing", f"resize {sizes.resize}, centre crop {sizes.image_size}"
+    if provenance.tolerance is not None:
+        yield "tolerance at export", f"{provenance.tolerance} of the largest output"
     yield "made with", ", ".join(f"{n} {v}" for n, v in provenance.versions.items())
 
 

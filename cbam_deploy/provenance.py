@@ -57,7 +57,9 @@ class ModelIdentity:
     def weights_origin(self) -> str:
         """Where its weights come from, for a report."""
         if self.weights is None:
-            return f"initial, seed {self.seed}"
+            # A factory may have loaded weights of its own.
+            made = "as the factory made them" if ":" in self.name else "initial"
+            return f"{made}, seed {self.seed}"
         naming = f", naming: {self.naming}" if self.naming else ""
         gates = f"; gates are initial, seed {self.seed}" if self.initial_gates else ""
         return f"{self.weights}{naming}{gates}"
@@ -76,6 +78,8 @@ class Provenance:
         gates: number of fused gate nodes, by operator name.
         calibration: source, images, seed and method of the ranges behind INT8 scales, or behind
             FP16's range check; empty where there was no calibration.
+        tolerance: error over the largest output that a person allowed between the file and PyTorch
+            when it was exported; None where the usual bound held.
         versions: versions of the packages that made it.
     """
 
@@ -86,6 +90,7 @@ class Provenance:
     precision: str = "fp32"
     gates: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

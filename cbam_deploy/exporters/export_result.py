@@ -10,6 +10,7 @@ from cbam_deploy.exporters.conversion_result import ConvertResult
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
+    from cbam_deploy.exporters.export_check import ExportError
     from cbam_deploy.tables import RenderableType
 
 
@@ -23,9 +24,7 @@ class ExportResult:
         bytes: its size.
         gates: number of fused gate nodes, by operator.
         refused: for each gate left as standard ops, where it is and why.
-        max_abs_error: largest difference between the FP32 file in ONNX Runtime and PyTorch, in the
-            outputs' unit.
-        max_relative_error: that over the largest output.
+        error: largest difference between the FP32 file in ONNX Runtime and PyTorch, and its bound.
         seconds: duration of the export.
         provenance: as recorded in the file.
         conversion: how its precision was converted; None for FP32.
@@ -36,11 +35,20 @@ class ExportResult:
     bytes: int
     gates: dict[str, int]
     refused: tuple[tuple[str, str], ...]
-    max_abs_error: float
-    max_relative_error: float
+    error: ExportError
     seconds: float
     provenance: Provenance
     conversion: ConvertResult | None = None
+
+    @property
+    def max_abs_error(self) -> float:
+        """Largest difference between the FP32 file and PyTorch, in the outputs' unit."""
+        return self.error.max_abs
+
+    @property
+    def max_relative_error(self) -> float:
+        """That over the largest output."""
+        return self.error.max_relative
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -50,8 +58,10 @@ class ExportResult:
             "bytes": self.bytes,
             "gates": self.gates,
             "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
-            "max_abs_error": self.max_abs_error,
-            "max_relative_error": self.max_relative_error,
+            "max_abs_error": self.error.max_abs,
+            "max_relative_error": self.error.max_relative,
+            "allowed_relative_error": self.error.allowed,
+            "fp32_error_of_pytorch": self.error.rounding,
             "seconds": self.seconds,
             "provenance": self.provenance.to_json(),
             "conversion": self.conversion.to_json() if self.conversion else None,
@@ -73,10 +83,16 @@ class ExportResult:
         table.add_row("fused gates", gates)
         for where, reason in self.refused:
             table.add_row("not fused", f"{where}: {reason}")
+        error = self.error
         table.add_row(
             "differs from PyTorch by",
-            f"{self.max_abs_error:.1e}, {self.max_relative_error:.1e} of the largest output",
+            f"{error.max_abs:.1e}, {error.max_relative:.1e} of the largest output",
         )
+        if self.provenance.tolerance is not None:
+            table.add_row("allowed by --tolerance", f"{self.provenance.tolerance:.1e}")
+        elif error.rounding is not None:
+            why = f"PyTorch's own FP32 result is {error.rounding:.1e} from FP64"
+            table.add_row("allowed", f"{error.allowed:.1e}: {why}")
         if self.conversion is not None:
             return Group(table, self.conversion)
         table.add_row("took", f"{self.seconds:.1f} s")

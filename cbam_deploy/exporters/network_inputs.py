@@ -66,6 +66,27 @@ class NetworkInputs:
             for step, (name, size) in enumerate(self.sizes.items(), start=1)
         }
 
+    def as_options(self, *, batch: int | None = None, sizes_free: bool = True) -> str:
+        """What to write on the command line for these inputs, with some axes fixed.
+
+        Args:
+            batch: of every free first axis; None leaves it free.
+            sizes_free: whether other free axes stay free, else they get their typical size.
+        """
+        return " ".join(f"--input {self._text(spec, batch, sizes_free)}" for spec in self.specs)
+
+    def _text(self, spec: TensorSpec, batch: int | None, sizes_free: bool) -> str:
+        axes: list[int | str] = ["N" if batch is None else batch]
+        if isinstance(spec.shape[0], int):
+            axes = [spec.shape[0]]
+        for size in spec.shape[1:]:
+            if isinstance(size, int):
+                axes.append(size)
+            else:
+                axes.append(f"{size}={self.sizes[size]}" if sizes_free else self.sizes[size])
+        dtype = "" if spec.dtype == "float32" else f":{spec.dtype}"
+        return f"{spec.name}:{'x'.join(map(str, axes))}{dtype}"
+
 
 def pictures(image_size: int) -> NetworkInputs:
     """One input of square pictures, ``input`` [batch, 3, S, S] float32."""

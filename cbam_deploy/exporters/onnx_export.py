@@ -41,6 +41,7 @@ from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+from cbam_deploy.validation.tolerances import OUTPUTS, Tolerance, tolerance_for
 
 _PACKAGES = ("cbam-deploy", "torch", "onnx", "onnx-ir", "onnxscript")
 
@@ -76,6 +77,7 @@ def export_onnx(
     method: Method = "percentile",
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
+    tolerance: float | None = None,
 ) -> ExportResult:
     """Export a model to the ONNX file `output`.
 
@@ -106,6 +108,8 @@ def export_onnx(
         method: how INT8 ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
+        tolerance: error over the largest output to allow between the FP32 file and PyTorch; it is
+            recorded. None allows what FP32 explains (`cbam_deploy.validation.tolerances`).
 
     Raises:
         BadInput: an option is wrong or contradicts another, the model or its checkpoint cannot be
@@ -118,6 +122,8 @@ def export_onnx(
     output = Path(output)
     check_place(output, artefact=True)
     check_apart(output, weights=weights)
+    if tolerance is not None:
+        tolerance_for("fp32", OUTPUTS, Tolerance(max_relative=tolerance))
     given = parse_inputs(inputs) if inputs else None
     if given is not None and image_size is not None:
         raise BadInput(
@@ -144,10 +150,10 @@ def export_onnx(
                 "an FP32 file takes no calibration and no FP16 inputs",
                 "add --precision fp16 or int8",
             )
-        return _export(load, output, fuse, begin)
+        return _export(load, output, fuse, tolerance, begin)
     check_options(precision, calibration, io_dtype)
     with scratch_folder() as folder:
-        exported = _export(load, folder / output.name, fuse, begin)
+        exported = _export(load, folder / output.name, fuse, tolerance, begin)
         converted = convert(
             exported.path,
             output,
@@ -169,7 +175,9 @@ def export_onnx(
     )
 
 
-def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float) -> ExportResult:
+def _export(
+    load: Callable[[], _Subject], output: Path, fuse: bool, tolerance: float | None, begin: float
+) -> ExportResult:
     """Write what `load` gives in FP32."""
     with progress() as bar:
         task = bar.add_task("loading the model", total=4)
@@ -178,13 +186,15 @@ def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float
         graph = trace(subject.module, subject.inputs, subject.output, subject.label)
         bar.update(task, advance=1, description="fusing gates")
         report = fuse_model(graph) if fuse else FusionReport(0, (), ())
-        provenance = subject.provenance.with_(gates=gate_counts(graph))
+        provenance = subject.provenance.with_(gates=gate_counts(graph), tolerance=tolerance)
         set_provenance(graph, provenance)
         bar.update(task, advance=1, description="comparing with PyTorch")
         errors: list[ExportError] = []
 
         def verify(path: Path) -> None:
-            errors.append(check_export(path, subject.module, subject.inputs, subject.label))
+            errors.append(
+                check_export(path, subject.module, subject.inputs, subject.label, tolerance)
+            )
 
         write_model(graph, output, verify)
     return ExportResult(
@@ -193,8 +203,7 @@ def _export(load: Callable[[], _Subject], output: Path, fuse: bool, begin: float
         bytes=output.stat().st_size,
         gates=provenance.gates,
         refused=report.refused,
-        max_abs_error=errors[0].max_abs,
-        max_relative_error=errors[0].max_relative,
+        error=errors[0],
         seconds=time.perf_counter() - begin,
         provenance=provenance,
     )

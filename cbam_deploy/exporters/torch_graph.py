@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.name_scopes import NAME_SCOPES
@@ -29,7 +30,7 @@ from cbam_deploy.validation.inputs import noise
 
 OPSET = 18
 # A batch of one would be taken for a constant.
-_EXAMPLE_BATCH = 2
+EXAMPLE_BATCH = 2
 _NO_COUNTERPART = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
@@ -49,10 +50,11 @@ def trace(
     """
     if isinstance(inputs, int):
         inputs = pictures(inputs)
-    feeds = noise(inputs.specs, _EXAMPLE_BATCH, seed=0, image_size=None, sizes=inputs.sizes)
+    feeds = noise(inputs.specs, EXAMPLE_BATCH, seed=0, image_size=None, sizes=inputs.sizes)
     examples = [torch.from_numpy(array) for array in feeds.values()]
     model = export_program(module, examples, output, label, inputs.specs).model
     _check_names(model, label)
+    _check_axes(model, inputs, label)
     if inputs.sizes:
         _name_axes(model, inputs.specs)
     return _without_notes(model)
@@ -84,7 +86,7 @@ def export_program(
         free, names = list(specs), [spec.name for spec in specs]
     pools = WholeMapPools(label)
     try:
-        with _quiet(), pools:
+        with _quiet(), pools, _tensors_alone(module):
             program = torch.onnx.export(
                 module,
                 tuple(examples),
@@ -98,17 +100,7 @@ def export_program(
     except Exception as error:  # Whatever is in the module may fail, in any way.
         if pools.fault is not None:
             raise pools.fault from error
-        reason = _root_reason(error)
-        if missing := _NO_COUNTERPART.search(reason):
-            raise BadInput(
-                f"{label}: torch cannot export {missing[1]}, of which ONNX has no counterpart",
-                "write it with other operators; a pool of the whole map is amax or mean",
-            ) from error
-        shapes = ", ".join("x".join(map(str, example.shape)) for example in examples)
-        raise BadInput(
-            f"{label}: torch cannot export it for inputs of {shapes} ({reason})",
-            "check that it runs on such a batch; --debug shows torch's own report",
-        ) from error
+        raise _refusal(error, label, examples, free) from error
     assert program is not None
     return program
 
@@ -136,6 +128,18 @@ def _check_names(model: ir.Model, label: str) -> None:
                 f"{label}: a value within it is called {value.name} like an input",
                 "give the input another name with --input",
             )
+
+
+def _check_axes(model: ir.Model, inputs: NetworkInputs, label: str) -> None:
+    """Raise `BadInput` where tracing has fixed an axis that is to be free."""
+    fixed = set()
+    for value, spec in zip(model.graph.inputs, inputs.specs, strict=True):
+        assert value.shape is not None
+        for axis, (found, asked) in enumerate(zip(value.shape, spec.shape, strict=True)):
+            if isinstance(asked, str) and isinstance(found, int):
+                fixed.add(axis)
+    if fixed:
+        raise _constant(inputs, label, sorted(fixed))
 
 
 def _name_axes(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
@@ -176,12 +180,79 @@ def _without_notes(model: ir.Model) -> ir.Model:
     return model
 
 
+def _refusal(
+    error: BaseException, label: str, examples: Sequence[torch.Tensor], specs: Sequence[TensorSpec]
+) -> BadInput:
+    """Torch's refusal in one line, with what helps as far as its kind is known."""
+    texts = [f"{type(cause).__name__} {cause}" for cause in _causes(error)]
+    text = " ".join(texts)
+    static = re.findall(r"static shape of \d+ for dimension \S*?\.shape\[(\d+)\]", text)
+    if static:
+        sizes = {
+            str(name): size
+            for spec, example in zip(specs, examples, strict=True)
+            for name, size in zip(spec.shape[1:], example.shape[1:], strict=True)
+        }
+        inputs = NetworkInputs(tuple(specs), sizes)
+        return _constant(inputs, label, sorted({int(axis) for axis in static}))
+    if missing := _NO_COUNTERPART.search(text):
+        return BadInput(
+            f"{label}: torch cannot export {missing[1]}, of which ONNX has no counterpart",
+            "write it with other operators; a pool of the whole map is amax or mean",
+        )
+    shapes = ", ".join("x".join(map(str, example.shape)) for example in examples)
+    remedy = "check that it runs on such a batch; --debug shows torch's own report"
+    if "data-dependent" in text or "DataDependent" in text:
+        remedy = (
+            "its Python code depends on values of tensors (if, int(), .item()): write that with "
+            "torch.where or other tensor operations"
+        )
+    return BadInput(
+        f"{label}: torch cannot export it for inputs of {shapes} ({_root_reason(error)})", remedy
+    )
+
+
+def _constant(inputs: NetworkInputs, label: str, axes: Sequence[int]) -> BadInput:
+    """The refusal of a network that fixes `axes` although they are to be free."""
+    what = "the batch" if 0 in axes else f"axis {', '.join(map(str, axes))} of its input"
+    fixed = inputs.as_options(
+        batch=1 if 0 in axes else None, sizes_free=not any(axis > 0 for axis in axes)
+    )
+    return BadInput(
+        f"{label}: its Python code makes {what} a constant when it is traced (a loop over it, "
+        "int(), a shape or a weight of that size)",
+        f"fix it ({fixed}), or take sizes from x.shape in tensor operations alone",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+@contextmanager
+def _tensors_alone(module: nn.Module) -> Iterator[None]:
+    """Leave what is no tensor out of what `module` returns: numbers, texts, objects."""
+
+    def keep_tensors(_module: nn.Module, _inputs: object, outputs: object) -> object:
+        leaves = tree_leaves(outputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return outputs if len(tensors) == len(leaves) else tensors
+
+    handle = module.register_forward_hook(keep_tensors)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _root_reason(error: BaseException) -> str:
     """The first line of the first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    *_, first = _causes(error)
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(first).__name__
 
 
 @contextmanager

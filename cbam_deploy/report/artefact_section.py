@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.report.content import KeyFigure, Section, Table
 from cbam_deploy.report.units import duration, size
 
@@ -80,10 +81,14 @@ def _model_rows(model: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("gate", gate and ", ".join(f"{key} {value}" for key, value in gate.items())),
         ("classes", model.get("num_classes")),
         ("stem", model.get("stem")),
-        ("weights", model.get("weights") or f"initial, seed {model.get('seed')}"),
+        ("weights", model.get("weights") or _initial_weights(model)),
         ("hash of the weights", model.get("weights_sha256")),
     ]
     return [(name, str(value)) for name, value in fields if value is not None]
+
+
+def _initial_weights(model: Mapping[str, Any]) -> str:
+    return ModelIdentity(str(model.get("name")), seed=model.get("seed", 0)).weights_origin
 
 
 def _input(preprocessing: Mapping[str, Any] | None) -> str:

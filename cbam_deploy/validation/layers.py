@@ -5,7 +5,8 @@ the same way again, run node by node in PyTorch, and compared by name with what 
 computes for the file. Two ways to look:
 
 - ``gates``: compares the output of each fused gate and of the network. When one leaves tolerance,
-  the values between it and the last good ones are compared too, which leads to the node.
+  the values between it and the last good ones are compared too, which leads to the node. Of a file
+  without fused gates that is its outputs, and after a fault all that leads to them.
 - ``all``: compares every value that both sides have.
 
 A value of the file that the reference lacks, or has in another shape, is reported as not
@@ -71,7 +72,7 @@ def compare_layers(
         device: of ONNX Runtime, ``cpu`` or ``cuda``.
 
     Raises:
-        BadInput: the file has no gate to compare, or no value is comparable.
+        BadInput: no value is comparable.
     """
     model = read_model(artefact)
     search = _Search(artefact, model, program, tolerance, device)
@@ -174,11 +175,6 @@ class _Search:
         every_place = places(self.model)
         outputs = {value.name for value in self.model.graph.outputs}
         checkpoints = [p for p in every_place if p.is_gate or p.value in outputs]
-        if not any(place.is_gate for place in checkpoints):
-            raise BadInput(
-                f"{self.artefact}: has no fused gate to compare",
-                "compare every node, or fuse the gates first (cbam-deploy fuse)",
-            )
         compared, unknown = self._compare(checkpoints)
         first = next((entry for entry in compared if entry.failures), None)
         if first is not None:

@@ -21,10 +21,18 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class OutputParity:
-    """The error of one output, and a sentence for each figure that leaves tolerance."""
+    """The error of one output, and a sentence for each figure that leaves tolerance.
+
+    Attributes:
+        error: against the reference.
+        failures: the sentences.
+        allowed: bound on the maximum relative error that followed from the reference's own error in
+            FP32, where that is more than the report's tolerance.
+    """
 
     error: TensorError
     failures: tuple[str, ...]
+    allowed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class ParityReport:
         message = f"{self.artefact}: parity does not hold: {fault[0] if fault else first}"
         if others:
             message += f" (and {len(others)} more)"
+        if self.layers is None and Path(self.artefact).suffix == ".engine":
+            return message, "validate the ONNX file that it was built from, with --layers"
         if self.layers is None:
             return message, "find the place in the ONNX file with --layers"
         return message, "the report lists every value that was compared"
@@ -117,7 +127,11 @@ class ParityReport:
                     "samples": batch.samples,
                     "seconds": batch.seconds,
                     "outputs": [
-                        {**output.error.to_json(), "failures": list(output.failures)}
+                        {
+                            **output.error.to_json(),
+                            "failures": list(output.failures),
+                            "allowed_relative_error": output.allowed,
+                        }
                         for output in batch.outputs
                     ],
                 }
@@ -165,6 +179,12 @@ class ParityReport:
         parts: list[Any] = [
             heading,
             self._table(),
+            *(
+                f"batch {batch.batch}, {output.error.name}: {output.allowed:.1e} of the "
+                "largest value is allowed, as PyTorch itself is that far from FP64"
+                for batch, output in self._outputs()
+                if output.allowed is not None
+            ),
             *(styled(sentence, "red") for sentence in self.failures),
         ]
         if self.layers is not None:
@@ -175,17 +195,10 @@ class ParityReport:
         from cbam_deploy.tables import Table
 
         table = Table("output", box=None, pad_edge=False)
-        for heading in (
-            "batch",
-            "samples",
-            "max abs",
-            "max rel",
-            "cosine",
-            "SNR",
-            "channel",
-            "top-1",
-            "NaN",
-        ):
+        columns = ["batch", "samples", "max abs", "max rel", "cosine", "SNR", "top-1", "NaN"]
+        if any(output.error.channel for _, output in self._outputs()):
+            columns.append("worst channel")
+        for heading in columns:
             table.add_column(heading, justify="right")
         for batch, output in self._outputs():
             error = output.error
@@ -197,9 +210,9 @@ class ParityReport:
                 f"{error.max_relative:.1e}",
                 f"{error.cosine:.7f}",
                 f"{error.snr_db:.1f} dB",
-                "" if error.channel_snr_db is None else f"{error.channel_snr_db:.1f} dB",
                 "" if error.top1_agreement is None else f"{error.top1_agreement:.1%}",
                 str(error.nonfinite),
+                *([] if error.channel is None else [f"{error.channel_snr_db:.1f} dB"]),
                 style="red" if output.failures else None,
             )
         return table

@@ -34,7 +34,7 @@ class Reference:
         try:
             with torch.inference_mode():
                 outputs = self.module(*(as_tensor(array) for array in inputs))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # The user's code may fail in any way.
             shapes = ", ".join(str(list(array.shape)) for array in inputs)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadInput(
@@ -83,5 +83,6 @@ def open_reference(
 
 def _label(identity: ModelIdentity) -> str:
     attention = "" if identity.attention in (None, "none") else f" + {identity.attention}"
-    weights = Path(identity.weights).name if identity.weights else f"seed {identity.seed}"
+    own = "as the factory made it" if ":" in identity.name else f"seed {identity.seed}"
+    weights = Path(identity.weights).name if identity.weights else own
     return f"{identity.name}{attention} ({weights})"

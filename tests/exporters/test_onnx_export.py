@@ -233,7 +233,7 @@ def test_every_output_of_a_factory_is_exported(factories, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("Branching", "torch cannot export it"), ("OneBatch", "cannot run it at batch 1")],
+    [("Branching", "torch cannot export it"), ("OneBatch", "makes the batch a constant")],
 )
 def test_model_that_cannot_be_exported_is_refused_in_one_line(
     factories, tmp_path, name, why, capfd

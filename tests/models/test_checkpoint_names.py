@@ -11,6 +11,7 @@ from published_gates import lively
 from rich.console import Console
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.export_check import ExportError
 from cbam_deploy.exporters.export_result import ExportResult
 from cbam_deploy.models import create_model, load_identified, load_model, resolve_identity
 from cbam_deploy.models.checkpoint_names import NAMINGS, OWN, PLAIN, own_names
@@ -187,7 +188,7 @@ def test_the_report_of_an_export_says_which_naming_was_recognised(tmp_path: Path
     asked, _ = resolve_identity("resnet20", num_classes=10, weights=str(path))
     _, identity = load_identified(asked)
     provenance = Provenance(model=identity)
-    result = ExportResult(Path("net.onnx"), "", 0, {}, (), 0.0, 0.0, 0.0, provenance)
+    result = ExportResult(Path("net.onnx"), "", 0, {}, (), ExportError(), 0.0, provenance)
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(result)
     shown = console.export_text()

@@ -1,5 +1,7 @@
 """A part of a tensor that is not computed is noticed however small; ordinary noise is not."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -124,3 +126,24 @@ def test_a_bound_of_ones_own_on_channels_decides():
     for bound, holds in ((6.1, False), (5.9, True)):
         own = tolerance_for("int8", OUTPUTS, Tolerance(min_channel_snr_db=bound))
         assert (check(tensor_error("y", reference, actual, own.channels), own) == ()) is holds
+
+
+def test_the_report_shows_the_worst_channel_where_one_stands_out(capsys):
+    from rich.console import Console
+
+    from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
+
+    def shown(actual):
+        tolerance = OUTPUTS["fp16"]
+        error = tensor_error("y", detector(9), actual, tolerance.channels)
+        batch = BatchParity(2, 2, 0.0, (OutputParity(error, check(error, tolerance)),))
+        report = ParityReport("f", "r", "m", "fp16", "noise", tolerance, (batch,), None, {})
+        Console(width=200).print(report)
+        assert json.loads(json.dumps(report.to_json(), allow_nan=False))
+        return capsys.readouterr().out
+
+    dead = detector(9)
+    dead[:, 4:] = 0
+    assert "worst channel" not in shown(detector(9))
+    assert "worst channel" in shown(dead)
+    assert "axis 1 by itself" in shown(dead)

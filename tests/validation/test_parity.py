@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from cbam_deploy import create_model, validate
+from cbam_deploy import create_model, export_onnx, validate
 from cbam_deploy.engine.manifest import dumps, manifest_path, read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
@@ -231,3 +231,27 @@ def test_the_report_is_json_and_junit_and_a_table(network_onnx):
     Console(width=120, file=shown).print(report)
     assert "does not hold" in shown.getvalue()
     assert "onnxruntime-cpu" in shown.getvalue()
+
+
+class Difference(nn.Module):
+    """Means of large numbers, of which a small difference is left."""
+
+    def forward(self, x):
+        return (x + 2e3).mean((2, 3)) - 2e3
+
+
+def test_a_network_that_magnifies_rounding_is_held_to_what_fp64_says_of_it(tmp_path):
+    path = tmp_path / "net.onnx"
+    export_onnx(Difference(), path, image_size=32)
+    report = validate(path, reference=Difference())
+    assert report.passed
+    loose = [b.outputs[0] for b in report.batches if b.outputs[0].allowed is not None]
+    assert loose
+    assert all(1e-4 < output.error.max_relative < output.allowed <= 1e-2 for output in loose)
+    assert not validate(path, reference=Difference(), max_relative=1e-4).passed
+
+    class Another(Difference):
+        def forward(self, x):
+            return super().forward(x) * 1.1
+
+    assert not validate(path, reference=Another()).passed
