@@ -23,6 +23,10 @@ class DeployError(Exception):
         self.hint = hint
 
 
+class Terminated(SystemExit):
+    """Somebody asked this process to end: no failure of the code that it happened to run."""
+
+
 class BadInput(DeployError):
     """A file, option or combination of options that cannot work (exit code 2)."""
 

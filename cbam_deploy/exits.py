@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from cbam_deploy.errors import CheckFailed, DeployError
+from cbam_deploy.errors import CheckFailed, DeployError, Terminated
 from cbam_deploy.terminal import lasting_streams, show, visible
 
 DEBUG = "CBAM_DEPLOY_DEBUG"  # Environment variable: show tracebacks of errors.
@@ -168,4 +168,4 @@ def _complain(message: str, hint: str, code: int) -> int:
 
 def _terminate(signum: int, _frame: object) -> NoReturn:
     # Unwinds the stack, so that temporary files are removed as on Ctrl-C.
-    sys.exit(128 + signum)
+    raise Terminated(128 + signum)

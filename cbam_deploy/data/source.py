@@ -33,7 +33,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Batch:
-    """Network inputs: `images` float32 [N, C, H, W]; `labels` int64 [N], None without labels."""
+    """Network inputs: contiguous `images` float32 [N, C, H, W]; `labels` int64 [N] or None."""
 
     images: NDArray[np.float32]
     labels: NDArray[np.int64] | None
@@ -151,7 +151,9 @@ class ImageSource:
             none_yet = False
             indices = [index for index, _ in group]
             labels = None if self.labels is None else self.labels[indices]
-            yield Batch(np.stack([picture for _, picture in group]), labels)
+            # np.stack keeps the order in memory, which decoders choose; networks may rely on it.
+            images = np.ascontiguousarray(np.stack([picture for _, picture in group]))
+            yield Batch(images, labels)
         if none_yet and not may_be_empty:
             raise BadInput(
                 f"{self.name}: none of {len(self)} pictures can be read"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data import Batch, ImageSource, Preprocessing, open_source
 from cbam_deploy.errors import BadInput
-from cbam_deploy.explain.grad_cam import grad_cam
+from cbam_deploy.explain.grad_cam import grad_cam, logits_of
 from cbam_deploy.explain.networks import Network, open_networks
 from cbam_deploy.explain.overlay import Picture, overlay, picture
 from cbam_deploy.explain.result import Agreement, Answer, Explained, GradCamReport
@@ -101,11 +101,13 @@ def _explain(
 ) -> tuple[Explained, Row]:
     """Answers of one network, and its row of the figure: each map from zero to its largest."""
     images = torch.from_numpy(batch.images)
-    with torch.no_grad():
-        logits = network.module(images).double().numpy()
     known = network.class_names
+    width = len(known or source.class_names) or None
+    with torch.no_grad():
+        # A copy: a network may write into what it is given.
+        logits = logits_of(network.module, images.clone(), width).double().numpy()
     classes = _classes(network.label, logits, batch, source, known)
-    found = grad_cam(network.module, images, torch.from_numpy(classes), layer)
+    found = grad_cam(network.module, images, torch.from_numpy(classes), layer, width)
     answers = _answers(network.label, logits, batch, source, known)
     tiles = tuple(
         Tile(overlay(image, heat, 0.0, float(heat.max())), *_note(answer))

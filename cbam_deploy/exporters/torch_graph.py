@@ -25,6 +25,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.name_scopes import NAME_SCOPES
 from cbam_deploy.exporters.network_inputs import BATCH, NetworkInputs, pictures
 from cbam_deploy.exporters.whole_map_pools import WholeMapPools
+from cbam_deploy.models.foreign_code import exits_as_errors
 from cbam_deploy.runtimes.base import TensorSpec
 from cbam_deploy.validation.inputs import noise
 
@@ -86,7 +87,7 @@ def export_program(
         free, names = list(specs), [spec.name for spec in specs]
     pools = WholeMapPools(label)
     try:
-        with _quiet(), pools, _tensors_alone(module):
+        with _quiet(), pools, exits_as_errors(), _tensors_alone(module):
             program = torch.onnx.export(
                 module,
                 tuple(examples),

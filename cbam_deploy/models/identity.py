@@ -180,7 +180,7 @@ def load_identified(identity: ModelIdentity) -> tuple[nn.Module, ModelIdentity]:
             state_dict = _zoo_state(model, named, identity)
         apply_state(model, state_dict, checkpoint.place)
         if checkpoint.account is not None:
-            _log.warning("note: %s: %s", identity.weights, checkpoint.account)
+            _log.warning("%s: %s", identity.weights, checkpoint.account)
     check_values(model, None, identity.name)
     if identity.weights is None:
         _check_hash(tensors_of(model), identity, f"{identity.name}: the initial weights")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.foreign_code import exits_as_errors
 
 Size = tuple[int, int]
 
@@ -91,7 +92,7 @@ def observe(model: nn.Module, example: Sequence[Tensor]) -> Call:
         )
         hooks.append(module.register_forward_hook(lambda _module, _args, result: leave(result)))
     try:
-        with evaluating(model):
+        with evaluating(model), exits_as_errors():
             model(*example)
     except Exception as error:  # The user's code may fail in any way.
         shapes = ", ".join(str(list(tensor.shape)) for tensor in example)

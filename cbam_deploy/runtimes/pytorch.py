@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.runtimes import cuda
 from cbam_deploy.runtimes.base import Arrays, Execution, Runner, TensorSpec
@@ -60,6 +61,7 @@ class PyTorchRunner(Runner):
         self._model, self._device_name, self._output_names = model, device, tuple(output_names)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._threads = threads
+        self._label = type(model).__name__ if isinstance(model, nn.Module) else model.name
         self._module: nn.Module | None = None
         self._held_bytes = 0
 
@@ -84,8 +86,9 @@ class PyTorchRunner(Runner):
     def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; raises `BadInput` when `feeds` do not fit the inputs."""
         check_feeds(feeds, self.inputs, self.batch_range)
+        module = self._loaded
         with self._settings():
-            outputs = self._named(self._loaded(*self._tensors(feeds)))
+            outputs = self._named(module(*self._tensors(feeds)))
         if self._device_name == "cuda":
             return cuda.to_host(outputs)
         return {name: own_array(tensor) for name, tensor in outputs.items()}
@@ -117,13 +120,17 @@ class PyTorchRunner(Runner):
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        """No gradients, no TF32, and as many threads as asked for; put back afterwards."""
+        """No gradients, no TF32, and as many threads as asked for; put back afterwards.
+
+        What the module raises meanwhile is `BadInput`.
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads or before)
         try:
             with (
                 torch.inference_mode(),
                 torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+                foreign_code(f"{self._label}: running it"),
             ):
                 yield
         finally:

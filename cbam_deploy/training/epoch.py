@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from cbam_deploy.data.source import Augment, ImageSource
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.training.feed import Pairs, on_device
+from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.training.feed import Pairs, memory_format_of, on_device
 from cbam_deploy.training.precision import Precision
 from cbam_deploy.training.processes import Processes, batch_share
 from cbam_deploy.training.settings import Settings
@@ -88,20 +89,17 @@ def train_epoch(
         share=processes.share,
         workers=workers,
     )
+    pairs = on_device(batches, device, memory_format_of(network))
     with (
         _seeded(settings.seed, epoch, processes.rank, device),
-        closing(_in_step(on_device(batches, device), size, processes)) as together,
+        closing(_in_step(pairs, size, processes)) as together,
     ):
         for step, (images, labels) in enumerate(together):
-            try:
-                with precision.forward():
-                    logits = wrapped(images).float()
-                    loss = cross_entropy(logits, labels)
-            except ValueError as error:  # BatchNorm's, of a single value per channel.
-                raise BadInput(
-                    f"the network cannot learn from a batch of {len(labels)} ({error})",
-                    "give another --batch-size or --image-size",
-                ) from error
+            what = f"a step of training on a batch of {len(labels)}"
+            hint = "give another --batch-size or --image-size"
+            with foreign_code(what, hint), precision.forward():
+                logits = wrapped(images).float()
+                loss = cross_entropy(logits, labels)
             precision.step(loss, optimizer)
             sums.add(loss.detach(), logits.detach(), labels)
             if step % _STEPS_BETWEEN_LOOKS == 0:
@@ -136,7 +134,7 @@ def test_epoch(
     sums = Sums(device)
     size = batch_share(batch_size, processes)
     batches = source.batches(size, share=processes.share, workers=workers)
-    with closing(on_device(batches, device)) as pairs:
+    with closing(on_device(batches, device, memory_format_of(network))) as pairs:
         for images, labels in pairs:
             logits = network(images)
             sums.add(cross_entropy(logits, labels), logits, labels)

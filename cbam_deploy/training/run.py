@@ -25,7 +25,14 @@ from cbam_deploy.training.result import Epoch, TrainResult
 from cbam_deploy.training.resumption import Learner, Progress
 from cbam_deploy.training.run_folder import BEST, claimed, open_run, save_epoch
 from cbam_deploy.training.settings import Amp, Augmentation, Settings
-from cbam_deploy.training.start import check_outputs, configuration, open_sets, place, with_classes
+from cbam_deploy.training.start import (
+    check_outputs,
+    configuration,
+    fastest_format,
+    open_sets,
+    place,
+    with_classes,
+)
 
 
 def train(
@@ -131,7 +138,7 @@ def train(
         check_outputs(network, identity.name, preprocessing, len(train_set.class_names))
         if where.type == "cuda" and processes.count > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(where, memory_format=fastest_format(network, preprocessing))  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cbam_deploy.data.source import ImageSource
 from cbam_deploy.data.splits import has_split
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.models.factory import is_factory
+from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.training.processes import Processes
 from cbam_deploy.training.settings import Settings
@@ -118,19 +120,30 @@ def check_outputs(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise BadInput(f"{name}: has no parameters to learn", "give a network that has some")
     size = preprocessing.image_size
-    try:
-        picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
-        with torch.no_grad():
-            logits = network.eval()(picture)
-    except Exception as error:  # It may be anybody's network.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(
-            f"{name}: fails on a picture of {size} x {size} pixels ({reason})",
-            "try another --image-size",
-        ) from error
+    picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+    what = f"{name}: running it on a picture of {size} x {size} pixels"
+    with foreign_code(what, "try another --image-size"), torch.no_grad():
+        logits = network.eval()(picture)
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [1, classes]:
         raise BadInput(
             f"{name}: gives {shape} for one picture, where {classes} classes need [1, {classes}]",
             "change the factory's number of outputs",
         )
+
+
+def fastest_format(network: nn.Module, preprocessing: Preprocessing) -> torch.memory_format:
+    """Channels last, in which convolutions learn a quarter faster, where the network takes it.
+
+    It does not where it relies on the order in memory, as by ``x.view(len(x), -1)``.
+    """
+    size = preprocessing.image_size
+    device = next(network.parameters()).device
+    other = copy.deepcopy(network).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    picture = torch.zeros(2, 3, size, size, device=device)
+    try:
+        with torch.no_grad():
+            other(picture.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.models.foreign_code import exits_as_errors
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.pytorch import own_array, own_tensor
 
@@ -32,7 +33,7 @@ class Reference:
             BadInput: the module does not take these inputs.
         """
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), exits_as_errors():
                 outputs = self.module(*(as_tensor(array) for array in inputs))
         except Exception as error:  # The user's code may fail in any way.
             shapes = ", ".join(str(list(array.shape)) for array in inputs)

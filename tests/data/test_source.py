@@ -40,6 +40,8 @@ def levels(source: ImageSource, batch_size: int, **options: object) -> list[list
         assert batch.labels is not None
         assert batch.labels.tolist() == grey
         assert batch.images.shape[1:] == (3, 4, 4)
+        # As a network needs them that flattens by `view`.
+        assert batch.images.flags.c_contiguous
         found.append(grey)
     return found
 

@@ -117,3 +117,59 @@ def test_a_frozen_network_is_explained_and_gets_no_gradients():
 def test_what_cannot_be_explained_is_refused(model, size, layer, message):
     with pytest.raises(BadInput, match=message):
         grad_cam(model, pictures(1, size), torch.tensor([0]), layer)
+
+
+class Several(nn.Module):
+    """A classifier that relies on the order in memory and returns more than logits."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 8 * 8, 5)
+        self.form = form
+
+    def forward(self, x):
+        features = self.conv(x).view(len(x), -1)
+        logits = self.fc(features)
+        return {
+            "pair": (logits, logits[:, :2]),
+            "features first": (features, logits),
+            "named": {"features": features, "logits": logits},
+            "nested": {"out": [features, (logits,)]},
+        }[self.form]
+
+
+@pytest.mark.parametrize("form", ["pair", "features first", "named", "nested"])
+def test_of_several_outputs_the_logits_are_explained(form):
+    network = Several(form).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = grad_cam(network, images, torch.tensor([1, 4]), width=5)
+    expected = network.fc(network.conv(images).flatten(1))
+    assert torch.equal(found.logits, expected)
+
+
+class Leaves(nn.Module):
+    def forward(self, x):
+        raise SystemExit(3)
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).detach().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Leaves(), r"Leaves: running it on \[1, 3, 8, 8\] failed \(SystemExit: 3\)"),
+        (Detached(), "do not depend on the output of conv"),
+        (nn.Conv2d(3, 4, 3), r"it returns \[1, 4, 6, 6\]"),
+    ],
+)
+def test_a_network_without_logits_to_explain_is_refused(network, message):
+    with pytest.raises(BadInput, match=message):
+        grad_cam(network, torch.zeros(1, 3, 8, 8), torch.tensor([0]))

@@ -305,7 +305,7 @@ def test_wrong_options_are_refused(tmp_path, options, why):
 
 
 def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "load_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(onnx_export, "load_identified", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(BadInput, match="folder"):
         export_onnx("resnet20", tmp_path / "nowhere" / "out.onnx")
 

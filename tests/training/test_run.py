@@ -255,7 +255,7 @@ def test_a_damaged_last_file_is_refused(quick: Quick, tmp_path: Path) -> None:
         ("nn.Sequential(nn.Linear(8, 2)).requires_grad_(False)", {}, "no parameters to learn"),
         ("Raises()", {}, "fails on a picture of 8 x 8 pixels ('lost')"),
         ("nn.Sequential(nn.Conv2d(3, 2, 8), nn.BatchNorm2d(2), nn.Flatten())",
-         {"batch_size": 1}, "cannot learn from a batch of 1 (Expected more than 1 value"),
+         {"batch_size": 1}, "on a batch of 1 failed (ValueError: Expected more than 1 value"),
     ],
 )  # fmt: skip
 def test_a_network_that_cannot_learn_is_refused(
@@ -317,3 +317,23 @@ def test_digits_are_tested_on_their_own_test_part() -> None:
     train_set, val_set = start.open_sets("digits", None, preprocessing)
     assert val_set is not None
     assert (len(train_set), len(val_set)) == (1442, 355)
+
+
+VIEW = """
+from torch import nn
+
+class Flattened(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 8 * 8, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(len(x), -1))
+"""
+
+
+def test_a_network_that_relies_on_the_order_in_memory_trains(quick: Quick, tmp_path: Path) -> None:
+    (tmp_path / "view.py").write_text(VIEW)
+    result = quick("run", model=f"{tmp_path}/view.py:Flattened", epochs=1)
+    assert result.epochs[0].val_accuracy is not None
