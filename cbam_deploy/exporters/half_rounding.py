@@ -25,26 +25,32 @@ def round_in_fp32(model: ir.Model) -> None:
             value.const_value = ir.Tensor(widened, name=value.name)
             value.type = ir.TensorType(FP32)
     names = Names(graph)
+    outputs: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         for value in node.outputs:
             if value.dtype == FP16:
-                _round(graph, node, value, names)
+                outputs[value] = _round(graph, node, value, names)
+    for index, value in enumerate(graph.outputs):
+        graph.outputs[index] = outputs.get(value, value)
     for value in graph.inputs:
         if value.dtype == FP16:
             _widen(graph, value, names)
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, names: Names) -> None:
-    """Let all who read `value`, an FP16 output of `node`, read it rounded; it keeps its name."""
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, names: Names) -> ir.Value:
+    """Let all who read `value`, an FP16 output of `node`, read it rounded; it keeps its name.
+
+    Returns:
+        The value in FP16, for where it is an output of the network.
+    """
     readers = list(value.uses())
     name = value.name or ""
     value.name = names.value(f"{name}_unrounded")
     value.type = ir.TensorType(FP32)
     if is_standard(node, "Cast"):
         node.attributes["to"] = ir.AttrInt64("to", int(FP32))
-    is_output = value.is_graph_output()
     half, full = name, name
-    if is_output:
+    if value.is_graph_output():
         full = names.value(f"{name}_wide")
     else:
         half = names.value(f"{name}_narrow")
@@ -53,10 +59,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, names: Names) -> Non
     graph.insert_after(node, [narrow, widen])
     for reader, index in readers:
         reader.replace_input_with(index, widen.outputs[0])
-    if is_output:
-        for index, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[index] = narrow.outputs[0]
+    return narrow.outputs[0]
 
 
 def _widen(graph: ir.Graph, value: ir.Value, names: Names) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -13,6 +15,7 @@ class Names:
     def __init__(self, graph: ir.Graph) -> None:
         self._values: set[str | None] = set()
         self._nodes: set[str | None] = set()
+        self._numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         self._take(graph)
         for node in ir.traversal.RecursiveGraphIterator(graph, enter_graph=self._take):
             self._nodes.add(node.name)
@@ -25,15 +28,15 @@ class Names:
 
     def value(self, wanted: str) -> str:
         """`wanted`, or it with a number where a value bears it; taken from now on."""
-        return _free(wanted, self._values)
+        return self._free(wanted, self._values)
 
     def node(self, wanted: str) -> str:
         """`wanted`, or it with a number where a node bears it; taken from now on."""
-        return _free(wanted, self._nodes)
+        return self._free(wanted, self._nodes)
 
-
-def _free(wanted: str, taken: set[str | None]) -> str:
-    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
-    name = next(name for name in itertools.chain([wanted], numbered) if name not in taken)
-    taken.add(name)
-    return name
+    def _free(self, wanted: str, taken: set[str | None]) -> str:
+        name = wanted
+        while name in taken:
+            name = f"{wanted}_{next(self._numbers[wanted])}"
+        taken.add(name)
+        return name

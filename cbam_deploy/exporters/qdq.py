@@ -61,6 +61,7 @@ def insert_pairs(
     for place in chosen:
         if place.weight is not None and place.axis is not None:
             pairs.of_weight(nodes[place.node], place.weight, place.axis)
+    pairs.finish()
 
 
 class _Pairs:
@@ -71,6 +72,7 @@ class _Pairs:
         self._names = Names(graph)
         self._steps: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, int], ir.Value] = {}
+        self._outputs: dict[ir.Value, ir.Value] = {}
 
     def step(self, tensor: str, scale: float) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of `tensor`; the same ones each time."""
@@ -102,9 +104,12 @@ class _Pairs:
             reader.replace_input_with(index, restored)
         if value.is_graph_output():
             value.name, restored.name = self._names.value(f"{tensor}_QuantizeLinear_Input"), tensor
-            for index, output in enumerate(self._graph.outputs):
-                if output is value:
-                    self._graph.outputs[index] = restored
+            self._outputs[value] = restored
+
+    def finish(self) -> None:
+        """Let the network's outputs be the rounded ones."""
+        for index, value in enumerate(self._graph.outputs):
+            self._graph.outputs[index] = self._outputs.get(value, value)
 
     def of_weight(self, node: ir.Node, weight: str, axis: int) -> None:
         """Let `node` read its weight from integers, with a scale of each channel."""

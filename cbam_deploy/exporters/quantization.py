@@ -138,7 +138,7 @@ def insert(
         BadInput: a name in `keep_float` is not that of an operation that could run in INT8.
     """
     possible = places(model)
-    names = {place.node for place in possible}
+    names, keep_float = {place.node for place in possible}, frozenset(keep_float)
     for name in keep_float:
         if name not in names:
             raise BadInput(

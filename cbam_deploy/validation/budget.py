@@ -186,7 +186,8 @@ def rank_layers(
     """
     chosen = places(model)
     scales = activation_scales(calibration, chosen)
-    layers = [_Layer(model, place, scales) for place in chosen]
+    nodes = {node.name: node for node in model.graph}
+    layers = [_Layer(model, nodes[place.node], place, scales) for place in chosen]
     tensors = dict.fromkeys(name for layer in layers for name in layer.activations)
     with progress() as bar:
         task = bar.add_task("measuring the noise of each layer", total=None)
@@ -205,8 +206,9 @@ def _within(baseline: float, accuracy: float, max_drop: float) -> bool:
 class _Layer:
     """One layer by itself: a session that computes it, fed with values as they are and rounded."""
 
-    def __init__(self, model: ir.Model, place: Place, scales: Mapping[str, float]) -> None:
-        node = next(node for node in model.graph if node.name == place.node)
+    def __init__(
+        self, model: ir.Model, node: ir.Node, place: Place, scales: Mapping[str, float]
+    ) -> None:
         self._place = place
         self._error = ErrorAccumulator(place.node)
         self._session = _session_of(model, node)

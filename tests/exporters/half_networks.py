@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -69,6 +71,13 @@ def dtypes(model: ir.Model) -> dict[str, str]:
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     values = np.random.default_rng(seed).standard_normal(shape) * scale
     return values.astype(np.float32)
+
+
+def count_calls(function, *arguments) -> int:
+    """How many Python functions run: what a computation takes, the same on every machine."""
+    profile = cProfile.Profile(builtins=False)
+    profile.runcall(function, *arguments)
+    return sum(entry.callcount for entry in profile.getstats())
 
 
 def relative_error(actual, expected):

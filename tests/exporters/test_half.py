@@ -11,6 +11,7 @@ import rich
 from half_networks import (
     FP16_TOLERANCE,
     check,
+    count_calls,
     dtypes,
     gated,
     network,
@@ -350,3 +351,14 @@ def test_the_report_is_json_and_a_table(capsys):
     assert set(data) == {field.name for field in dataclasses.fields(report)}
     rich.print(report)
     assert "2e+05" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("op", ["Identity", "Relu"])
+def test_work_grows_like_the_network(op):
+    def calls(count):
+        chain = "\n".join(f"v{i + 1} = {op} (v{i})" for i in range(count))
+        text = f"(float[batch, 4] v0) => (float[batch, 4] v{count}) {{ {chain} }}"
+        return count_calls(to_half, network(text))
+
+    calls(1)  # What is imported on the way counts once.
+    assert calls(100) < 2.2 * calls(50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import half_networks
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -306,6 +307,18 @@ def test_the_float_network_stays_as_it_is():
     text = ir.to_proto(model).SerializeToString()
     quantize(model, [images(2)], method="minmax")
     assert ir.to_proto(model).SerializeToString() == text
+
+
+def test_work_grows_like_the_network():
+    def calls(count):
+        layers = "\n".join(f"c{i} = Conv (v{i}, w) v{i + 1} = Relu (c{i})" for i in range(count))
+        text = f"(float[n, 2, 4, 4] v0) => (float[n, 2, 4, 4] v{count}) {{ {layers} }}"
+        model = half_networks.network(text, w=np.ones((2, 2, 1, 1), np.float32))
+        x = np.zeros((1, 2, 4, 4), np.float32)
+        return half_networks.count_calls(lambda: to_half(quantize(model, [x], method="minmax")[0]))
+
+    calls(1)  # What is imported on the way counts once.
+    assert calls(40) < 2.2 * calls(20)
 
 
 def test_no_name_in_the_network_can_clash_with_one_that_a_conversion_adds():
