@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
 from cbam_deploy.validation.accuracy import match_classes
 from cbam_deploy.validation.origin import read_origin
 
+_LONGEST_NAME = 100  # characters of a file name, as file systems take them
 Drawn = tuple[str, tuple[Row, ...]]  # Name and rows of one figure.
 
 
@@ -228,6 +231,14 @@ def _labels(batch: Batch, source: ImageSource) -> tuple[str, ...]:
     return tuple(source.class_names[label] for label in batch.labels)
 
 
+def _file_name(figure: str, earlier: Sequence[Path]) -> str:
+    """A name of letters, digits, dots and dashes for a figure, whose own an ONNX file may hold."""
+    name = re.sub(r"[^\w.-]", "-", figure, flags=re.ASCII)[:_LONGEST_NAME]
+    taken = {path.stem for path in earlier}
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(free for free in names if free not in taken)
+
+
 def _write(
     folder: Path, labels: tuple[str, ...], figures: list[Drawn], **found: Any
 ) -> GradCamReport:
@@ -238,11 +249,11 @@ def _write(
             f"{folder}: cannot be a folder ({error.strerror})", "name another"
         ) from error
     svgs = {}
-    files = []
+    files: list[Path] = []
     for name, rows in figures:
         svg, png = picture_grid(rows, labels)
         svgs[name] = svg
-        files.append(folder / f"{name.replace('/', '-')}.png")
+        files.append(folder / f"{_file_name(name, files)}.png")
         with atomic_output(files[-1]) as temporary:
             temporary.write_bytes(png)
     page = folder / "gradcam.html"
