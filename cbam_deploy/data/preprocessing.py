@@ -69,8 +69,9 @@ def for_input(name: str, shape: Sequence[int | str], sizes: Mapping[str, int]) -
     known = [size if isinstance(size, int) else sizes.get(size) for size in shape]
     if len(known) != 4 or (known[1] or 3) not in CHANNELS:
         raise BadInput(
-            f"input {name} takes {list(shape)}, and pictures are [batch, 1 or 3, height, width]",
-            "leave pictures out, or export the network with such an input",
+            f"input {name} takes [{', '.join(map(str, shape))}], and pictures are"
+            " [batch, 1 or 3, height, width]",
+            "leave --calibration or --data out: FP16, and a comparison on noise, need no pictures",
         )
     channels, height, width = (
         size or default for size, default in zip(known[1:], (3, 224, 224), strict=True)
