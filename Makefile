@@ -17,6 +17,7 @@ lint: .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: build/resnet50.onnx build/resnet20.onnx
 	$(BIN)/python benchmarks/gate_body.py

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cbam_deploy.engine.manifest import read_manifest
+from cbam_deploy.engines.manifest import read_manifest
 from cbam_deploy.machine import clocks, environment
 
 BOUND = 1.2

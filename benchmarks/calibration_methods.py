@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy import convert, evaluate, export_onnx, train
 from cbam_deploy.data import open_source
-from cbam_deploy.exporters.onnx_file import read_provenance
+from cbam_deploy.graphs.onnx_file import read_provenance
 from cbam_deploy.training.recipes import DIGITS
 
 METHODS = ("minmax", "percentile", "entropy")

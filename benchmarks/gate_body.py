@@ -24,8 +24,9 @@ import onnxruntime
 from gate_bodies import ALTERNATIVES, with_body
 
 from cbam_deploy import export_onnx
-from cbam_deploy.benchmarking.statistics import Estimate, paired_ratio
+from cbam_deploy.benchmarking.statistics import paired_ratio
 from cbam_deploy.machine import environment
+from cbam_deploy.report.units import Estimate
 
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 AIM = 1.08

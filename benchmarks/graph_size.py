@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cbam_deploy.exporters.fusion import fuse
+from cbam_deploy.exporters.gates.fusion import fuse
 from cbam_deploy.inspection import inspect
 
 CHANNELS, HIDDEN, EVERY = 20, 4, 400

@@ -27,12 +27,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbam_deploy.data import open_source
-from cbam_deploy.data.preprocessing import Preprocessing
-from cbam_deploy.exporters.calibration import calibration_batches
-from cbam_deploy.exporters.onnx_file import read_model, write_model
-from cbam_deploy.exporters.quantization import quantize
+from cbam_deploy.exporters.int8.calibration import calibration_batches
+from cbam_deploy.exporters.int8.quantization import quantize
+from cbam_deploy.graphs.onnx_file import read_model, write_model
 from cbam_deploy.machine import environment
-from cbam_deploy.validation.metrics import tensor_error
+from cbam_deploy.numerics.metrics import tensor_error
+from cbam_deploy.preprocessing import Preprocessing
 
 Pictures = NDArray[np.float32]
 BATCH = 4

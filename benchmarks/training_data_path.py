@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from cbam_deploy.data import ImageSource, Preprocessing, open_source
+from cbam_deploy.data import ImageSource, open_source
 from cbam_deploy.machine import environment
 from cbam_deploy.models import create_model
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.augment import random_resized_crop_and_flip
 from cbam_deploy.training.feed import on_device
 from cbam_deploy.training.precision import Precision

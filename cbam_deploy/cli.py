@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cbam_deploy import __version__, cli_studies
-from cbam_deploy.cli_files import read, updated, written, written_in
-from cbam_deploy.cli_options import (
+from cbam_deploy.command_files import declarations
+from cbam_deploy.commands import studying
+from cbam_deploy.commands.files import read, updated, written, written_in
+from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
     MIBS,
@@ -53,8 +54,8 @@ from cbam_deploy.cli_options import (
     percentage,
     real,
 )
-from cbam_deploy.command_files import declarations
-from cbam_deploy.exits import DEBUG, deliver, run
+from cbam_deploy.commands.outcome import DEBUG, deliver, run
+from cbam_deploy.version import __version__
 
 # What `train` writes: the names of training/run_folder.py, which this module must not load.
 RUN_FILES = ("best.safetensors", "last.pt", "history.json")
@@ -446,7 +447,7 @@ def bench_command(
         device=device,
     )
     if html is not None:
-        from cbam_deploy.report.html import bench_page
+        from cbam_deploy.benchmarking.section import bench_page
 
         bench_page(measured, html)
     deliver(measured, as_json, report)
@@ -571,7 +572,7 @@ def demo_command(
     deliver(demo(output, seed=seed), as_json)
 
 
-cli_studies.register(app)
+studying.register(app)
 
 
 @app.callback(invoke_without_command=True)

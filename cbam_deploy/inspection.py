@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbam_deploy.artefacts import artefact_kind, graph_precision
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance, file_sha256
-from cbam_deploy.runtimes.base import TensorSpec
-from cbam_deploy.validation.origin import artefact_kind, graph_precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from cbam_deploy.engine.manifest import Manifest
-    from cbam_deploy.tables import Group, Table
+    from cbam_deploy.engines.manifest import Manifest
+    from cbam_deploy.report.tables import Group, Table
 
 GATE_DOMAIN = "cbam_deploy"
 SCHEMA_VERSION = 1
@@ -78,7 +78,7 @@ class Inspection:
         operators: number of nodes by operator; empty for an engine.
         manifest: of an engine.
         float_feature_maps: feature maps of a quantized network that travel through memory as float
-            (`exporters.feature_maps`); None for other networks and for engines.
+            (`exporters.int8.feature_maps`); None for other networks and for engines.
         checks: what was compared.
     """
 
@@ -128,7 +128,7 @@ class Inspection:
         }
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Table, Text, styled
+        from cbam_deploy.report.tables import Group, Table, Text, styled
 
         facts = Table.grid(padding=(0, 2))
         for subject, text in self._facts():
@@ -163,7 +163,7 @@ class Inspection:
             yield "gates", "none fused"
 
     def _gate_table(self) -> Table:
-        from cbam_deploy.tables import Table
+        from cbam_deploy.report.tables import Table
 
         table = Table(box=None, pad_edge=False)
         for heading in ("gate", "operator"):
@@ -190,9 +190,9 @@ def inspect(artefact: str | Path) -> Inspection:
 
 
 def _inspect_onnx(path: Path) -> Inspection:
-    from cbam_deploy.exporters.feature_maps import float_feature_maps
-    from cbam_deploy.exporters.onnx_file import read_model, read_provenance
-    from cbam_deploy.exporters.onnx_weights import weight_faults
+    from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
+    from cbam_deploy.graphs.onnx_file import read_model, read_provenance
+    from cbam_deploy.graphs.weights import weight_faults
 
     model = read_model(path)
     provenance = read_provenance(model)
@@ -224,7 +224,7 @@ def _inspect_onnx(path: Path) -> Inspection:
 
 
 def _inspect_engine(path: Path) -> Inspection:
-    from cbam_deploy.engine.manifest import read_manifest
+    from cbam_deploy.engines.manifest import read_manifest
 
     manifest = read_manifest(path)
     intact = Check("engine and manifest", True, "are as they were built")
@@ -257,13 +257,13 @@ def _inspect_engine(path: Path) -> Inspection:
 
 
 def _source_gates(path: Path) -> tuple[Gate, ...]:
-    from cbam_deploy.exporters.onnx_file import read_model
+    from cbam_deploy.graphs.onnx_file import read_model
 
     return _graph_gates(read_model(path))
 
 
 def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
-    from cbam_deploy.exporters.gate_function import foreign_operators
+    from cbam_deploy.graphs.gate_bodies import foreign_operators
 
     foreign = foreign_operators(model)
     bodies = {

@@ -23,7 +23,7 @@ from cbam_deploy.errors import MissingCapability
 from cbam_deploy.provenance import package_versions
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import RenderableType
+    from cbam_deploy.report.tables import RenderableType
 
 PACKAGES = (
     "cbam-deploy",
@@ -206,7 +206,7 @@ class MachineReport:
 
     def __rich__(self) -> RenderableType:
         """Two tables: what this machine is, and what it can do."""
-        from cbam_deploy.tables import Group, Table, styled
+        from cbam_deploy.report.tables import Group, Table, styled
 
         machine = Table.grid(padding=(0, 2))
         for label, value in _described(self.environment):

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.json_data import parse, read
-from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.preprocessing import Preprocessing
 
 METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1

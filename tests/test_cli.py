@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cbam_deploy.cli import app
-from cbam_deploy.cli_options import percentage
+from cbam_deploy.commands.options import percentage
 from cbam_deploy.errors import BadInput
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt_rtx", "polygraphy", "numpy", "sklearn")

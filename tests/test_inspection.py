@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import export_onnx, inspect
-from cbam_deploy.engine.manifest import Manifest, ShapeRange, dumps, manifest_path
+from cbam_deploy.engines.manifest import Manifest, ShapeRange, dumps, manifest_path
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import file_sha256
-from cbam_deploy.runtimes.base import TensorSpec
 
 
 def shown(result):

@@ -90,7 +90,7 @@ def test_pair_is_put_in_place_only_together(tmp_path):
 def test_sigterm_removes_the_temporary_file(tmp_path):
     script = (
         "import sys, os, signal\n"
-        "from cbam_deploy.exits import run\n"
+        "from cbam_deploy.commands.outcome import run\n"
         "from cbam_deploy.outputs import atomic_output\n"
         "def command():\n"
         "    with atomic_output(sys.argv[1]) as temporary:\n"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.spec import SE, GateSpec
+from cbam_deploy.gates.description import SE, GateSpec
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity, Provenance, package_versions
 
 FULL = Provenance(

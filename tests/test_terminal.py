@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import terminal
-from cbam_deploy.tables import Group, Table, styled
+from cbam_deploy.report.tables import Group, Table, styled
 from cbam_deploy.terminal import lasting_streams, visible
 
 HOSTILE = ["[bold]cat", "[/x]", "dog\\", "\\[red]", ":smile:", "[link=x]y[/link]", "a[0]"]
@@ -56,10 +56,10 @@ def test_control_sequences_in_an_error_are_written_out(cli):
 
 
 COMMANDS = {
-    0: "from cbam_deploy.exits import run\nrun(lambda: print('é'))",
+    0: "from cbam_deploy.commands.outcome import run\nrun(lambda: print('é'))",
     2: (
         "from cbam_deploy.errors import BadInput\n"
-        "from cbam_deploy.exits import run\n"
+        "from cbam_deploy.commands.outcome import run\n"
         "def command():\n"
         "    print('shown')\n"
         "    raise BadInput('fault é', 'hint')\n"
@@ -112,7 +112,7 @@ def test_streams_that_cannot_encode_a_character_show_it_escaped(code):
 def test_a_file_never_gets_the_descriptor_of_a_closed_stream(tmp_path):
     script = (
         "import os, sys\n"
-        "from cbam_deploy.exits import run\n"
+        "from cbam_deploy.commands.outcome import run\n"
         "def command():\n"
         f"    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "        os.write(1, b'stray')\n"

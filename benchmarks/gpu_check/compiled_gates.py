@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
 from benchmarks.gpu_check.job import Job
+from cbam_deploy.gates.description import CBAM
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.spec import CBAM
 
 _PROCESSES = 12
 Gate = Callable[[Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_check.gate_cases import BATCHES
 from benchmarks.gpu_check.job import Failed, Job
 from benchmarks.gpu_check.timing import Timer, described_clocks
-from cbam_deploy.models import create_model
+from cbam_deploy import create_model
 
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 _SLACK = 2.0

@@ -45,7 +45,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _measure(job: Job, path: Path) -> None:
-    from cbam_deploy.engine.build import build_engine
+    from cbam_deploy.engines.build import build_engine
     from cbam_deploy.runtimes import open_runtime
 
     with tempfile.TemporaryDirectory() as temporary:

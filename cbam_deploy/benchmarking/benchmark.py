@@ -23,8 +23,9 @@ from cbam_deploy.benchmarking.statistics import paired_ratio, quantile, throughp
 from cbam_deploy.benchmarking.warm_up import WarmUp, warm_up
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.progress import progress
-from cbam_deploy.runtimes.base import Arrays, Execution, Runner
+from cbam_deploy.runtimes.base import Execution, Runner
 
 
 @dataclass(frozen=True)

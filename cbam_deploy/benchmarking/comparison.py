@@ -26,8 +26,9 @@ import numpy as np
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry, Verdict
 from cbam_deploy.benchmarking.sources import PYTORCH
-from cbam_deploy.benchmarking.statistics import Estimate, Samples, ratio_of_medians
+from cbam_deploy.benchmarking.statistics import Samples, ratio_of_medians
 from cbam_deploy.errors import BadInput
+from cbam_deploy.report.units import Estimate
 
 
 def compare_with_baseline(report: BenchReport, max_slowdown: float | None) -> Comparison:

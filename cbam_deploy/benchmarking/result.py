@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
+from cbam_deploy.report.units import Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

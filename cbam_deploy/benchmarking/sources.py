@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cbam_deploy.artefacts import read_origin
+from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.provenance import file_sha256
-from cbam_deploy.runtimes.base import Arrays, Runner, TensorSpec
-from cbam_deploy.validation.inputs import noise
-from cbam_deploy.validation.origin import read_origin
+from cbam_deploy.runtimes.base import Runner
 
 PYTORCH = "pytorch"
 

@@ -11,25 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.report.units import Estimate
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 Samples = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and the ends of its confidence interval, all in one unit."""
-
-    value: float
-    low: float
-    high: float
 
 
 def quantile(samples: Samples, probability: float) -> float:

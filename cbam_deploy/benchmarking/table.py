@@ -5,9 +5,8 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry, Verdict
-from cbam_deploy.benchmarking.statistics import Estimate
-from cbam_deploy.report.units import digits, half_width, interval, milliseconds, size
-from cbam_deploy.tables import Group, RenderableType, Table, Text
+from cbam_deploy.report.tables import Group, RenderableType, Table, Text
+from cbam_deploy.report.units import Estimate, digits, half_width, interval, milliseconds, size
 
 _STYLES = {"held": "green", "slower": "bold red", "in doubt": "yellow", "not judged": "dim"}
 

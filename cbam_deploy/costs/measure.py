@@ -13,7 +13,7 @@ from cbam_deploy.library_errors import said_of_the_file
 if TYPE_CHECKING:
     from torch import nn
 
-    from cbam_deploy.models.spec import GateSpec
+    from cbam_deploy.gates.description import GateSpec
     from cbam_deploy.provenance import ModelIdentity
 
 
@@ -73,7 +73,7 @@ def complexity(
 @said_of_the_file
 def _of_file(path: Path, image_size: int | None) -> Complexity:
     from cbam_deploy.costs.graphs import count_graph
-    from cbam_deploy.exporters.onnx_file import read_model, read_provenance
+    from cbam_deploy.graphs.onnx_file import read_model, read_provenance
 
     model = read_model(path)
     provenance = read_provenance(model)

@@ -32,7 +32,7 @@ def count_module(module: nn.Module, inputs: Sequence[Tensor], label: str) -> tup
     Raises:
         BadInput: it does not run on `inputs`, or has fused gates.
     """
-    if any(isinstance(part, AttentionGate) and part.fused for part in module.modules()):
+    if any(isinstance(part, AttentionGate) and part.operators for part in module.modules()):
         raise BadInput(f"{label} has fused gates, which cannot be counted", "build it without")
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
     with foreign_code(f"{label}: running it on {shapes}", "give the size it takes: --image-size"):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import Group, Table
+    from cbam_deploy.report.tables import Group, Table
 
 SCHEMA_VERSION = 1
 COUNTED = (
@@ -94,7 +94,7 @@ class Complexity:
         }
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Table, styled
+        from cbam_deploy.report.tables import Group, Table, styled
 
         source = {"pytorch": "PyTorch modules", "onnx": "the ONNX graph"}[self.counted_from]
         facts = Table.grid(padding=(0, 2))
@@ -122,7 +122,7 @@ class Complexity:
         return f"{len(self.gates)} with {parameters:,} parameters, {products:,} ({share:.2g}%)"
 
     def _part_table(self) -> Table:
-        from cbam_deploy.tables import Table
+        from cbam_deploy.report.tables import Table
 
         table = Table(box=None, pad_edge=False)
         for heading in ("part", "kind"):

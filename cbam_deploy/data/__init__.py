@@ -1,29 +1,17 @@
-"""Pictures in, batches out: image folders, built-in sets, one preprocessing.
-
-The names below are imported on first use: `provenance` needs `data.preprocessing` alone.
-"""
+"""Pictures in, batches out: image folders, built-in sets, what networks are fed."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from cbam_deploy.data.opening import open_source
-    from cbam_deploy.data.preprocessing import Preprocessing
     from cbam_deploy.data.source import Batch, ImageSource
+    from cbam_deploy.data.source_names import open_source
 
-__all__ = ["Batch", "ImageSource", "Preprocessing", "open_source"]
+__all__ = ["Batch", "ImageSource", "open_source"]
 
-_MODULES = {
-    "Batch": "source",
-    "ImageSource": "source",
-    "Preprocessing": "preprocessing",
-    "open_source": "opening",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__, submod_attrs={"source": ["Batch", "ImageSource"], "source_names": ["open_source"]}
+)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.pictures import require_pillow
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.preprocessing import Preprocessing
 
 BUILTIN = ("digits", "photos")
 _WINDOW = 256

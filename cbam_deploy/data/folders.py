@@ -12,10 +12,10 @@ import numpy as np
 from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.listing import class_folders, listing, pictures_below
 from cbam_deploy.data.pictures import EXTENSIONS, decode, require_pillow
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.data.splits import Parts, find_parts
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 
 def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSource:

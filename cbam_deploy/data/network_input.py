@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 
 def levels(images: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.preprocessing import Preprocessing, Stretched
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.preprocessing import Preprocessing, Stretched
 
 if TYPE_CHECKING:
     from PIL.Image import Image

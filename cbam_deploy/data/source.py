@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.pictures import UnreadablePicture, normalize, resize_and_crop
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cbam_deploy.data import Batch, ImageSource, Preprocessing, open_source
+from cbam_deploy.artefacts import read_origin
+from cbam_deploy.data import Batch, ImageSource, open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.grad_cam import grad_cam, logits_of
 from cbam_deploy.explain.networks import Network, open_networks
 from cbam_deploy.explain.overlay import Picture, overlay, picture
 from cbam_deploy.explain.result import Agreement, Answer, Explained, GradCamReport
+from cbam_deploy.explain.section import gradcam_page
 from cbam_deploy.explain.spatial_maps import SpatialMaps, correlation, spatial_maps
 from cbam_deploy.outputs import atomic_output
-from cbam_deploy.report.gradcam_section import gradcam_page
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
 from cbam_deploy.validation.accuracy import match_classes
-from cbam_deploy.validation.origin import read_origin
 
 _LONGEST_NAME = 100  # characters of a file name, as file systems take them
 Drawn = tuple[str, tuple[Row, ...]]  # Name and rows of one figure.

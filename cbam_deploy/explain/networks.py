@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_model, load_state, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.factory import is_factory
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
 
 _ATTENTION = {"none": "plain", "se": "SE", "cbam": "CBAM", None: ""}

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import levels
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.preprocessing import Preprocessing
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 _SIDE = 112  # Smallest side shown, in pixels.

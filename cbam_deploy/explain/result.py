@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import Group
+    from cbam_deploy.report.tables import Group
 
 SCHEMA_VERSION = 1
 
@@ -92,7 +92,7 @@ class GradCamReport:
         return {"schema": "cbam_deploy.gradcam", "schema_version": SCHEMA_VERSION, **found}
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Table
+        from cbam_deploy.report.tables import Group, Table
 
         which = "true" if any(self.labels) else "predicted"
         title = f"P of the {which} class"

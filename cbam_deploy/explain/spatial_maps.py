@@ -16,15 +16,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import network_input
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.gate_function import DOMAIN
-from cbam_deploy.exporters.onnx_file import read_model
-from cbam_deploy.exporters.onnx_weights import check_weights
+from cbam_deploy.graphs.gate_bodies import DOMAIN
+from cbam_deploy.graphs.onnx_file import read_model
+from cbam_deploy.graphs.weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
-_INNER = "spatial_attention"  # Its name in the bodies of `exporters.gate_function`.
+_INNER = "spatial_attention"  # Its name in the bodies of `graphs.gate_bodies`.
 
 
 @dataclass(frozen=True)

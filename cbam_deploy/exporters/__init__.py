@@ -1,23 +1,17 @@
-"""PyTorch to ONNX, and ONNX to ONNX: export, fusion of gates, files.
-
-The names below are imported on first use: `fuse` needs no torch.
-"""
+"""PyTorch to ONNX, and ONNX to ONNX: export, fusion of gates, precision."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from cbam_deploy.exporters.fusion import fuse
+    from cbam_deploy.exporters.gates.fusion import fuse
     from cbam_deploy.exporters.onnx_export import export_onnx
 
 __all__ = ["export_onnx", "fuse"]
 
-_MODULES = {"export_onnx": "onnx_export", "fuse": "fusion"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__, submod_attrs={"onnx_export": ["export_onnx"], "gates.fusion": ["fuse"]}
+)

@@ -10,13 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.exporters.half_rounding import round_in_fp32
-from cbam_deploy.exporters.onnx_file import read_model, read_provenance
+from cbam_deploy.exporters.half.rounding import round_in_fp32
+from cbam_deploy.graphs.onnx_file import read_model, read_provenance
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
+    from cbam_deploy.data.feeds import Feeds
     from cbam_deploy.runtimes.base import Runner
-    from cbam_deploy.validation.inputs import Feeds
 
 # A file below these is broken. FP16 rounds to 11 bits: CBAM-ResNet-50 keeps a cosine of 0.99999.
 # INT8 rounds to 8 bits, and how much of that a network bears differs: 20 dB of noise are a cosine
@@ -54,8 +54,8 @@ def check_conversion(
         CheckFailed: ONNX Runtime cannot load or run the converted file, or an output is NaN or
             infinite where the source's is not, or further from it than `SMALLEST_COSINE` allows.
     """
+    from cbam_deploy.numerics.metrics import tensor_error
     from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-    from cbam_deploy.validation.metrics import tensor_error
 
     model = read_model(converted)
     provenance = read_provenance(model)
@@ -102,7 +102,7 @@ def _run(network: Runner, feeds: Feeds) -> dict[str, NDArray[Any]]:
 def _feeds(
     runner: Runner, pictures: ImageSource | None, seed: int, sizes: Mapping[str, int]
 ) -> Feeds:
-    from cbam_deploy.validation import inputs
+    from cbam_deploy.data import feeds as inputs
 
     low, high = runner.batch_range
     batch = max(low, min(PICTURES, high or PICTURES))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cbam_deploy.exporters.half import HalfReport
-from cbam_deploy.exporters.half_rules import KeptNode
+from cbam_deploy.exporters.half.conversion import HalfReport
+from cbam_deploy.exporters.half.rules import KeptNode
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    from cbam_deploy.exporters.quantization import QuantizationReport
-    from cbam_deploy.tables import RenderableType
-    from cbam_deploy.validation.budget import BudgetReport
+    from cbam_deploy.exporters.int8.budget import BudgetReport
+    from cbam_deploy.exporters.int8.quantization import QuantizationReport
+    from cbam_deploy.report.tables import RenderableType
 
 Precision = Literal["fp16", "int8", "int8+fp32"]
 SCHEMA_VERSION = 1
@@ -79,7 +79,7 @@ class ConvertResult:
         }
 
     def __rich__(self) -> RenderableType:
-        from cbam_deploy.tables import Group, Table
+        from cbam_deploy.report.tables import Group, Table
 
         table = Table(show_header=False, title=str(self.path), title_justify="left")
         share = self.bytes / self.source_bytes

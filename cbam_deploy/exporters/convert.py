@@ -7,7 +7,7 @@ file is compared with the original in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import onnx_ir as ir
 
 from cbam_deploy.command_files import check_apart
-from cbam_deploy.data.preprocessing import for_input
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.calibration import (
+from cbam_deploy.exporters.conversion_check import check_conversion
+from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
+from cbam_deploy.exporters.half.conversion import HalfReport, IoDtype, settle_types, to_half
+from cbam_deploy.exporters.half.rules import is_float, is_standard, is_weight
+from cbam_deploy.exporters.int8.calibration import (
     Calibration,
     Images,
     Method,
@@ -26,28 +29,26 @@ from cbam_deploy.exporters.calibration import (
     image_input,
     picture_dtype,
 )
-from cbam_deploy.exporters.conversion_check import check_conversion
-from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
-from cbam_deploy.exporters.gate_function import foreign_operators, gate_counts, gate_nodes
-from cbam_deploy.exporters.half import HalfReport, IoDtype, settle_types, to_half
-from cbam_deploy.exporters.half_rules import is_float, is_standard, is_weight
-from cbam_deploy.exporters.onnx_file import (
+from cbam_deploy.graphs.gate_bodies import foreign_operators, gate_counts, gate_nodes
+from cbam_deploy.graphs.onnx_file import (
     read_model,
     read_provenance,
     set_provenance,
     write_model,
 )
-from cbam_deploy.exporters.onnx_weights import check_weights
+from cbam_deploy.graphs.weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.outputs import check_place, scratch_folder
+from cbam_deploy.preprocessing import for_input
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
-    from cbam_deploy.exporters.quantization import QuantizationReport
-    from cbam_deploy.validation.budget import BudgetReport
+    from cbam_deploy.exporters.int8.budget import BudgetReport
+    from cbam_deploy.exporters.int8.quantization import QuantizationReport
 
 CALIBRATION_IMAGES = 64
+Measure = Callable[[Path], float]
 _PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")
 _MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -64,7 +65,7 @@ def convert(
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
-    data: str | None = None,
+    measure: Measure | None = None,
     seed: int = 0,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
@@ -79,9 +80,9 @@ def convert(
         method: how INT8 ranges are found: ``minmax``, ``entropy`` or ``percentile``.
         images: how many pictures to calibrate on, drawn by `seed`.
         io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
-        max_accuracy_drop: how far top-1 on `data` may fall with INT8, such as 0.005 for half a
-            point; the noisiest layers are given back to float until it holds.
-        data: SOURCE with labels, for `max_accuracy_drop`.
+        max_accuracy_drop: how far what `measure` returns may fall with INT8, such as 0.005 for half
+            a point; the noisiest layers are given back to float until it holds.
+        measure: the accuracy, between 0 and 1, of an ONNX file.
         seed: of everything random.
 
     Raises:
@@ -93,7 +94,7 @@ def convert(
     begin = time.perf_counter()
     source, output = Path(source), Path(output)
     check_options(precision, calibration, io_dtype)
-    _check_budget(precision, max_accuracy_drop, data)
+    _check_budget(precision, max_accuracy_drop, measure)
     check_place(output, artefact=True)
     check_apart(output, source=source)
     model = read_model(source)
@@ -105,10 +106,10 @@ def convert(
     request = _Request(source, history, precision, method, io_dtype, pictures, dtype, images, seed)
     if precision == "fp16":
         step = _Step(model, _activation_ranges(request, model))
-    elif max_accuracy_drop is None or data is None:
+    elif max_accuracy_drop is None or measure is None:
         step = _quantized(request, model)
     else:
-        step = _quantized_within(request, model, max_accuracy_drop, data)
+        step = _quantized_within(request, model, max_accuracy_drop, measure)
     finished = _finish(request, step)
     cosines: list[float] = []
 
@@ -197,16 +198,18 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
 
 def _quantized(request: _Request, model: ir.Model) -> _Step:
     """The model in INT8, all of it that can be."""
-    from cbam_deploy.exporters.quantization import insert
+    from cbam_deploy.exporters.int8.quantization import insert
 
     prepared, calibration = _calibrated(request, model)
     quantized, report = insert(prepared, calibration)
     return _Step(quantized, calibration, report)
 
 
-def _quantized_within(request: _Request, model: ir.Model, max_drop: float, data: str) -> _Step:
+def _quantized_within(
+    request: _Request, model: ir.Model, max_drop: float, measure: Measure
+) -> _Step:
     """The model in INT8, as much of it as an accuracy budget allows."""
-    from cbam_deploy.validation.budget import meet_budget
+    from cbam_deploy.exporters.int8.budget import meet_budget
 
     prepared, calibration = _calibrated(request, model)
 
@@ -216,12 +219,12 @@ def _quantized_within(request: _Request, model: ir.Model, max_drop: float, data:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
             write_model(model, path)
-            return _top1(path, data)
+            return measure(path)
 
     quantized, report, budget = meet_budget(
         prepared,
         calibration,
-        baseline=_top1(request.source, data),
+        baseline=measure(request.source),
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
         sample=request.batches,
@@ -231,8 +234,8 @@ def _quantized_within(request: _Request, model: ir.Model, max_drop: float, data:
 
 def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibration]:
     """The model ready for INT8, and the ranges it needs."""
-    from cbam_deploy.exporters.placement import calibrated_tensors, places
-    from cbam_deploy.exporters.quantization import prepare
+    from cbam_deploy.exporters.int8.placement import calibrated_tensors, places
+    from cbam_deploy.exporters.int8.quantization import prepare
 
     prepared = prepare(model)
     tensors = calibrated_tensors(places(prepared))
@@ -242,15 +245,9 @@ def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibrati
     return prepared, found
 
 
-def _top1(path: Path, data: str) -> float:
-    from cbam_deploy.validation.accuracy import evaluate
-
-    return evaluate(path, data=data).networks[0].top1
-
-
 def _finish(request: _Request, step: _Step) -> _Finished:
     """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
-    from cbam_deploy.validation.origin import graph_precision
+    from cbam_deploy.artefacts import graph_precision
 
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
@@ -291,14 +288,14 @@ def check_options(precision: str, calibration: str | None, io_dtype: str) -> Non
         )
 
 
-def _check_budget(precision: str, max_accuracy_drop: float | None, data: str | None) -> None:
-    if max_accuracy_drop is None and data is None:
+def _check_budget(precision: str, max_accuracy_drop: float | None, measure: Measure | None) -> None:
+    if max_accuracy_drop is None and measure is None:
         return
     if precision == "fp16":
         raise BadInput(
             "an accuracy budget is for INT8", "compare FP16 files with evaluate --max-drop"
         )
-    if max_accuracy_drop is None or data is None:
+    if max_accuracy_drop is None or measure is None:
         raise BadInput(
             "an accuracy budget needs both the drop and the data to measure it on",
             "give --max-accuracy-drop together with --data",

@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
-from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.comparison.reference import Reference
+from cbam_deploy.data.feeds import Feeds
+from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tolerances import LAYERS
+from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from cbam_deploy.runtimes.pytorch import own_tensor
-from cbam_deploy.validation.inputs import Feeds
-from cbam_deploy.validation.reference import Reference
-from cbam_deploy.validation.tolerances import LAYERS
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,18 @@ def wrong_operator(
     path: Path, reference: Reference, feeds: Feeds, specs: Sequence[TensorSpec]
 ) -> Cause:
     """An operation became another one in the file: the first node where values differ."""
-    from cbam_deploy.validation.layers import ReferenceProgram, compare_layers
+    from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
 
     relax = "or allow as much with --tolerance"
     try:
         program = ReferenceProgram(reference, feeds, specs)
-        report = compare_layers(path, program, layers="all", tolerance=LAYERS["fp32"])
+        report = compare_layers(
+            path,
+            program,
+            layers="all",
+            tolerance=LAYERS["fp32"],
+            open_runner=lambda values: OnnxRuntimeRunner(path, extra_outputs=values),
+        )
         fault = report.first_fault
     except Exception:  # What is wrong with the file may keep it from being looked into as well.
         fault = None

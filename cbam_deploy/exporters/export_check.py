@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from cbam_deploy.comparison.reference import Reference
+from cbam_deploy.comparison.rounding import rounding_errors
+from cbam_deploy.data.feeds import Feeds, noise
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.export_cause import (
     Cause,
@@ -20,13 +23,10 @@ from cbam_deploy.exporters.export_cause import (
     random_result,
     wrong_operator,
 )
-from cbam_deploy.exporters.network_inputs import NetworkInputs
-from cbam_deploy.exporters.torch_graph import EXAMPLE_BATCH
-from cbam_deploy.validation.inputs import Feeds, noise
-from cbam_deploy.validation.metrics import tensor_error
-from cbam_deploy.validation.reference import Reference
-from cbam_deploy.validation.rounding import rounding_errors
-from cbam_deploy.validation.tolerances import OUTPUTS, check, fp32_bound, relaxed_to
+from cbam_deploy.numerics.metrics import tensor_error
+from cbam_deploy.numerics.tolerances import OUTPUTS, check, fp32_bound, relaxed_to
+from cbam_deploy.tracing.network_inputs import NetworkInputs
+from cbam_deploy.tracing.torch_graph import EXAMPLE_BATCH
 
 Array = NDArray[Any]
 
@@ -69,7 +69,7 @@ def check_export(
         inputs: what it takes.
         label: what to call it in messages.
         tolerance: largest error allowed over the largest reference value; None for what FP32
-            explains, the module's own error against FP64 included (`validation.tolerances`).
+            explains, the module's own error against FP64 included (`numerics.tolerances`).
 
     Raises:
         BadInput: the module does not take every batch or size.

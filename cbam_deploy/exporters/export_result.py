@@ -11,7 +11,7 @@ from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
     from cbam_deploy.exporters.export_check import ExportError
-    from cbam_deploy.tables import RenderableType
+    from cbam_deploy.report.tables import RenderableType
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ExportResult:
         }
 
     def __rich__(self) -> RenderableType:
-        from cbam_deploy.tables import Group, Table
+        from cbam_deploy.report.tables import Group, Table
 
         gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
         title = str(self.path) if self.conversion is None else "exported in FP32"

@@ -16,18 +16,16 @@ from typing import Any, Literal
 from torch import nn
 
 from cbam_deploy.command_files import check_apart
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.calibration import Method
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.export_check import ExportError, check_export
 from cbam_deploy.exporters.export_result import ExportResult
-from cbam_deploy.exporters.fusion import FusionReport, fuse_model
-from cbam_deploy.exporters.gate_function import gate_counts
-from cbam_deploy.exporters.half import IoDtype
-from cbam_deploy.exporters.network_inputs import NetworkInputs, parse_inputs, pictures
-from cbam_deploy.exporters.onnx_file import set_provenance, write_model
-from cbam_deploy.exporters.torch_graph import trace
+from cbam_deploy.exporters.gates.fusion import FusionReport, fuse_model
+from cbam_deploy.exporters.half.conversion import IoDtype
+from cbam_deploy.exporters.int8.calibration import Method
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.graphs.gate_bodies import gate_counts
+from cbam_deploy.graphs.onnx_file import set_provenance, write_model
 from cbam_deploy.models import (
     load_identified,
     resolve_identity,
@@ -36,12 +34,14 @@ from cbam_deploy.models import (
 )
 from cbam_deploy.models.factory import unwrapped
 from cbam_deploy.models.foreign_code import foreign_code
-from cbam_deploy.models.spec import GateSpec
 from cbam_deploy.models.weight_check import check_values, tensors_of
+from cbam_deploy.numerics.tolerances import OUTPUTS, Tolerance, tolerance_for
 from cbam_deploy.outputs import check_place, scratch_folder
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
-from cbam_deploy.validation.tolerances import OUTPUTS, Tolerance, tolerance_for
+from cbam_deploy.tracing.network_inputs import NetworkInputs, parse_inputs, pictures
+from cbam_deploy.tracing.torch_graph import trace
 
 _PACKAGES = ("cbam-deploy", "torch", "onnx", "onnx-ir", "onnxscript")
 
@@ -109,7 +109,7 @@ def export_onnx(
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
         tolerance: error over the largest output to allow between the FP32 file and PyTorch; it is
-            recorded. None allows what FP32 explains (`cbam_deploy.validation.tolerances`).
+            recorded. None allows what FP32 explains (`cbam_deploy.numerics.tolerances`).
 
     Raises:
         BadInput: an option is wrong or contradicts another, the model or its checkpoint cannot be

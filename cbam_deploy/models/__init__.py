@@ -1,12 +1,10 @@
-"""What is deployed: the gate module, the zoo, gates for any CNN, checkpoints.
-
-The names below are imported on first use: `models.spec` is needed where torch is not.
-"""
+"""The PyTorch side: the gate module, the zoo, gates for any CNN, checkpoints."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from cbam_deploy.models.checkpoints import (
@@ -44,26 +42,19 @@ __all__ = [
     "state_dict_sha256",
 ]
 
-_MODULES = {
-    "AttentionGate": "gate",
-    "Checkpoint": "checkpoints",
-    "InsertedGates": "insertion",
-    "apply_state": "checkpoints",
-    "build_model": "identity",
-    "create_model": "zoo",
-    "default_image_size": "zoo",
-    "insert_gates": "insertion",
-    "list_models": "zoo",
-    "load_identified": "identity",
-    "load_model": "identity",
-    "load_state": "checkpoints",
-    "resolve_identity": "identity",
-    "resolve_preprocessing": "identity",
-    "state_dict_sha256": "checkpoints",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpoints": ["Checkpoint", "apply_state", "load_state", "state_dict_sha256"],
+        "gate": ["AttentionGate"],
+        "identity": [
+            "build_model",
+            "load_identified",
+            "load_model",
+            "resolve_identity",
+            "resolve_preprocessing",
+        ],
+        "insertion": ["InsertedGates", "insert_gates"],
+        "zoo": ["create_model", "default_image_size", "list_models"],
+    },
+)

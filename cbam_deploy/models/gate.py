@@ -7,15 +7,12 @@ Shen, Sun, CVPR 2018) is the variant `spec.SE`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cbam_deploy.models.spec import ChannelPool, GateSpec, Spatial
-
-if TYPE_CHECKING:
-    from cbam_deploy.plugins.torch_gate import FusedGate
+from cbam_deploy.gates.description import ChannelPool, GateSpec, Spatial
 
 
 class ChannelAttention(nn.Module):
@@ -85,6 +82,18 @@ class SpatialAttention(nn.Module):
         return attention
 
 
+class FusedOperators(Protocol):
+    """Operators that compute a whole gate, such as those of `plugins.torch_gate`."""
+
+    def computes(self, gate: AttentionGate) -> bool:
+        """Whether they compute `gate` as it is now."""
+        ...
+
+    def __call__(self, gate: AttentionGate, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The gate of `x` [N, C, H, W], or relu(gate(x) + residual)."""
+        ...
+
+
 class AttentionGate(nn.Module):
     """Refine a feature map by the attention that `spec` names.
 
@@ -95,6 +104,10 @@ class AttentionGate(nn.Module):
     Args:
         channels: C, channels of the feature map.
         spec: the variant.
+
+    Attributes:
+        operators: what computes the gate in place of standard operators, where it can; parameters
+            and results stay the same, up to rounding.
     """
 
     channel: ChannelAttention
@@ -103,31 +116,16 @@ class AttentionGate(nn.Module):
     def __init__(self, channels: int, spec: GateSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._fused: FusedGate | None = None
+        self.operators: FusedOperators | None = None
         if spec.arrangement != "spatial":
             self.channel = ChannelAttention(channels, spec.reduction, spec.channel_pool)
         if spec.arrangement != "channel":
             self.spatial = SpatialAttention(channels, spec.kernel_size, spec.spatial)
 
-    @property
-    def fused(self) -> bool:
-        """Whether `fuse` was called."""
-        return self._fused is not None
-
-    def fuse(self) -> None:
-        """Compute by the operators of `plugins.torch_op` where they can; parameters stay the same.
-
-        Raises:
-            BadInput: there is no operator for this variant.
-        """
-        from cbam_deploy.plugins.torch_gate import FusedGate
-
-        self._fused = FusedGate(self.spec)
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The refined map, of the shape [N, C, H, W] of `x` and of `residual`."""
-        if self._fused is not None and self._fused.computes(self):
-            return self._fused(self, x, residual)
+        if self.operators is not None and self.operators.computes(self):
+            return self.operators(self, x, residual)
         refined = self._refine(x)
         return refined if residual is None else (refined + residual).relu()
 

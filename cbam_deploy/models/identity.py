@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoint_names import GATE, NamedState, own_names
 from cbam_deploy.models.checkpoints import (
     Checkpoint,
@@ -24,7 +24,6 @@ from cbam_deploy.models.checkpoints import (
 )
 from cbam_deploy.models.factory import call_factory, is_factory
 from cbam_deploy.models.foreign_code import foreign_code
-from cbam_deploy.models.spec import GateSpec
 from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.models.zoo import (
     check_name,
@@ -33,6 +32,7 @@ from cbam_deploy.models.zoo import (
     default_stem,
     gate_for,
 )
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity, Provenance
 
 _log = logging.getLogger(__name__)

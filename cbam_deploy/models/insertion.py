@@ -32,14 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, GateSpec
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.gate_places import after_blocks, after_stages
 from cbam_deploy.models.initialization import initialize
 from cbam_deploy.models.observation import Call, observe
-from cbam_deploy.models.spec import CBAM, GateSpec
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import RenderableType
+    from cbam_deploy.report.tables import RenderableType
 
 GATE = "attention_gate"
 _EXAMPLE = (1, 3, 224, 224)
@@ -78,7 +78,7 @@ class InsertedGates:
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        from cbam_deploy.tables import Table
+        from cbam_deploy.report.tables import Table
 
         table = Table("after", "gate", "channels", title=f"{len(self.places)} gates inserted")
         for place in self.places:

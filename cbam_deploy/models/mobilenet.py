@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.initialization import initialize
 from cbam_deploy.models.resnet import Stem
-from cbam_deploy.models.spec import GateSpec
 
 # Outputs and stride of each depthwise-separable block.
 _BLOCKS = (

@@ -13,9 +13,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.initialization import initialize
-from cbam_deploy.models.spec import GateSpec
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -164,7 +164,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 def _join(block: BasicBlock | Bottleneck, out: Tensor, x: Tensor) -> Tensor:
     """relu(gate(out) + shortcut(x)); a fused gate takes the shortcut in, and writes the result."""
-    if isinstance(block.gate, AttentionGate) and block.gate.fused:
+    if isinstance(block.gate, AttentionGate) and block.gate.operators is not None:
         fused: Tensor = block.gate(out, block.downsample(x))
         return fused
     out = block.gate(out)

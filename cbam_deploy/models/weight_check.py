@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.finiteness import Demand, fault
+from cbam_deploy.numerics.finiteness import Demand, fault
 
 COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

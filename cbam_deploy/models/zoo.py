@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models.initialization import settle
 from cbam_deploy.models.mobilenet import MobileNet
 from cbam_deploy.models.resnet import ResNet, ResNetConfig, Stem
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
 
 ATTENTIONS = ("cbam", "se", "none")
 STEMS = get_args(Stem)
@@ -50,7 +49,6 @@ def create_model(
     stem: str | None = None,
     gate: GateSpec | None = None,
     seed: int | None = None,
-    fused: bool = False,
 ) -> nn.Module:
     """Build a network with initial weights, in training mode.
 
@@ -62,9 +60,6 @@ def create_model(
         gate: another variant of the gate than the one `attention` stands for.
         seed: makes the initial weights reproducible and leaves torch's generator as it was; None
             draws them from torch's generator.
-        fused: run gates by ``torch.ops.cbam_deploy``, on GPUs one kernel per gate with the residual
-            addition and ReLU that follow it. Parameters and results are the same, up to rounding.
-            CBAM's gates are fused in evaluation only: in training their BatchNorm needs the batch.
 
     Returns:
         A module from pictures [N, 3, H, W] float32 to logits [N, num_classes].
@@ -76,15 +71,11 @@ def create_model(
     stem = stem or default_stem(name)
     spec = gate_for(attention, gate)
     _check_options(name, num_classes, stem)
-    if fused and spec is None:
-        raise BadInput("attention none has no gates to fuse", "leave fused out")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         model = _build(name, spec, num_classes, stem)
         settle(model)
-    if fused:
-        _fuse_gates(model)
     return model
 
 
@@ -133,12 +124,6 @@ def _build(name: str, spec: GateSpec | None, num_classes: int, stem: str) -> nn.
     if name == "mobilenet":
         return MobileNet(spec, num_classes, checked)
     return ResNet(_RESNETS[name], spec, num_classes, checked)
-
-
-def _fuse_gates(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, AttentionGate):
-            module.fuse()
 
 
 def _check_options(name: str, num_classes: int, stem: str) -> None:

@@ -9,17 +9,16 @@ graphs that captured their addresses see the new values after the next call outs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cbam_deploy import models
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.spec import GateSpec
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-
-if TYPE_CHECKING:
-    from cbam_deploy.models.gate import AttentionGate
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,43 @@ class _Source:
     def is_still(self, tensor: Tensor) -> bool:
         same = self.alias.data_ptr() == tensor.data_ptr() and self.alias.dtype == tensor.dtype
         return same and self.version == tensor._version and self.alias.device == tensor.device
+
+
+def create_model(
+    name: str,
+    *,
+    attention: str = "cbam",
+    num_classes: int = 1000,
+    stem: str | None = None,
+    gate: GateSpec | None = None,
+    seed: int | None = None,
+    fused: bool = False,
+) -> nn.Module:
+    """`models.create_model`, whose gates may run by the fused operators.
+
+    Args:
+        name: as there; so are the five that follow.
+        attention: ``cbam``, ``se`` or ``none``.
+        num_classes: outputs of the classifier.
+        stem: ``imagenet`` or ``cifar``; None takes the network's own.
+        gate: another variant of the gate than the one `attention` stands for.
+        seed: makes the initial weights reproducible.
+        fused: run gates by ``torch.ops.cbam_deploy``, on GPUs one kernel per gate with the residual
+            addition and ReLU that follow it. Parameters and results are the same, up to rounding.
+            CBAM's gates are fused in evaluation only: in training their BatchNorm needs the batch.
+
+    Raises:
+        BadInput: as there, or there is no gate to fuse, or no operator for its variant.
+    """
+    if fused and attention == "none":
+        raise BadInput("attention none has no gates to fuse", "leave fused out")
+    model = models.create_model(
+        name, attention=attention, num_classes=num_classes, stem=stem, gate=gate, seed=seed
+    )
+    for module in model.modules() if fused else ():
+        if isinstance(module, AttentionGate):
+            module.operators = FusedGate(module.spec)
+    return model
 
 
 class FusedGate:

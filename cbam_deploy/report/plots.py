@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.report.units import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

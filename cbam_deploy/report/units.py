@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-
-from cbam_deploy.benchmarking.statistics import Estimate
+from dataclasses import dataclass
 
 MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the ends of its confidence interval, all in one unit."""
+
+    value: float
+    low: float
+    high: float
 
 
 def digits(value: float, significant: int = 3) -> str:

@@ -39,8 +39,8 @@ def open_runtime(
     if path.suffix == ".onnx":
         if runtime not in (None, *ONNX_RUNTIMES):
             raise BadInput(f"{path}: {runtime} does not run ONNX files", "build an engine from it")
-        from cbam_deploy.exporters.onnx_file import read_model
-        from cbam_deploy.exporters.onnx_weights import check_weights
+        from cbam_deploy.graphs.onnx_file import read_model
+        from cbam_deploy.graphs.weights import check_weights
         from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
         if not checked:
@@ -55,7 +55,7 @@ def open_runtime(
 
 
 def _open_engine(path: Path, runtime: str | None, device: str | None) -> Runner:
-    from cbam_deploy.engine.manifest import read_manifest
+    from cbam_deploy.engines.manifest import read_manifest
 
     built_by = read_manifest(path, verify=False).runtime
     if runtime not in (None, "auto", built_by):

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.numerics.tensors import Arrays, TensorSpec
+
 RunnerT = TypeVar("RunnerT", bound="Runner")
-Arrays = Mapping[str, NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape (a string where the size is free, such as ``batch``) and numpy dtype name."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
 
 
 class Execution(ABC):

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.runtimes.base import Arrays, Execution, Runner, TensorSpec
-from cbam_deploy.runtimes.feeds import check_feeds
+from cbam_deploy.numerics.feed_check import check_feeds
+from cbam_deploy.numerics.tensors import Arrays, TensorSpec
+from cbam_deploy.runtimes.base import Execution, Runner
 
 DEVICES = ("cpu", "cuda")
 INSTALL_CUDA = (
@@ -183,7 +184,7 @@ def _serialized(path: Path) -> bytes:
     """The file with weights behind links in it, which ONNX Runtime follows only from a path."""
     import onnx_ir as ir
 
-    from cbam_deploy.exporters.onnx_file import read_model
+    from cbam_deploy.graphs.onnx_file import read_model
 
     return bytes(ir.to_proto(read_model(path)).SerializeToString())
 

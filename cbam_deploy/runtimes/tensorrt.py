@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cbam_deploy.engine.backend import TENSORRT_RTX, captured_log, load_backend
-from cbam_deploy.engine.manifest import Manifest, check_runtime, read_manifest
+from cbam_deploy.engines.backend import TENSORRT_RTX, captured_log, load_backend
+from cbam_deploy.engines.manifest import Manifest, check_runtime, read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
+from cbam_deploy.numerics.feed_check import check_feeds, check_ranges
+from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.runtimes import cuda
-from cbam_deploy.runtimes.base import Arrays, Execution, Runner
-from cbam_deploy.runtimes.feeds import check_feeds, check_ranges
+from cbam_deploy.runtimes.base import Execution, Runner
 
 
 class TensorRTRunner(Runner):

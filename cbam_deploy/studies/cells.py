@@ -8,7 +8,7 @@ from typing import Any
 
 from cbam_deploy.errors import BadInput, CheckFailed, MissingCapability
 from cbam_deploy.exporters import export_onnx
-from cbam_deploy.exporters.onnx_file import read_provenance
+from cbam_deploy.graphs.onnx_file import read_provenance
 from cbam_deploy.machine import gpus
 from cbam_deploy.models import load_state
 from cbam_deploy.provenance import Provenance
@@ -72,7 +72,7 @@ def _weights(provenance: Provenance) -> str | None:
 
 def engine(onnx: Path) -> Path | None:
     """The engine of a file, for this machine's GPU where it has one; None without TensorRT."""
-    from cbam_deploy.engine import build_engine
+    from cbam_deploy.engines import build_engine
 
     path = onnx.with_suffix(".engine")
     try:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import Group
+    from cbam_deploy.report.tables import Group
 
 SCHEMA_VERSION = 1
 COLUMNS = (
@@ -175,7 +175,7 @@ class AblationReport:
             yield f"- {note}"
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Table
+        from cbam_deploy.report.tables import Group, Table
 
         table = Table(box=None, pad_edge=False)
         for number, heading in enumerate(_SHORT):

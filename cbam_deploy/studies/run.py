@@ -10,12 +10,11 @@ from cbam_deploy.benchmarking import bench
 from cbam_deploy.benchmarking.result import Entry
 from cbam_deploy.costs import complexity
 from cbam_deploy.data import open_source
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import environment, gpus
 from cbam_deploy.outputs import write_text
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
-from cbam_deploy.report.ablation_section import ablation_page
 from cbam_deploy.report.json_file import write_json
 from cbam_deploy.studies.cells import artefact, engine, fill
 from cbam_deploy.studies.result import (
@@ -25,6 +24,7 @@ from cbam_deploy.studies.result import (
     Latency,
     VariantResult,
 )
+from cbam_deploy.studies.section import ablation_page
 from cbam_deploy.studies.variants import VARIANTS, Variant
 from cbam_deploy.training.recipes import DIGITS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 
 
 @dataclass(frozen=True)

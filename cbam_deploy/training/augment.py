@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cbam_deploy.data.pictures import resize_and_crop
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import Augment
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.settings import Augmentation
 
 if TYPE_CHECKING:

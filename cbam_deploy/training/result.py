@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import Table
+    from cbam_deploy.report.tables import Table
 
 _SHOWN = 10  # classes
 
@@ -88,7 +88,7 @@ class TrainResult:
         }
 
     def __rich__(self) -> Table:
-        from cbam_deploy.tables import Table
+        from cbam_deploy.report.tables import Table
 
         table = Table("", "", show_header=False, title="Training")
         best = self.best

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.data.source import ImageSource, check_workers
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoints import load_state
 from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
-from cbam_deploy.models.spec import GateSpec
 from cbam_deploy.progress import progress as progress_bar
 from cbam_deploy.provenance import Provenance, package_versions
 from cbam_deploy.training.augment import augmentation_for

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cbam_deploy.data.opening import open_source
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
+from cbam_deploy.data.source_names import open_source
 from cbam_deploy.data.splits import has_split
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.models.factory import is_factory
 from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.training.processes import Processes
 from cbam_deploy.training.settings import Settings

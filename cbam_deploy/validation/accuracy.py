@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.artefacts import read_origin
 from cbam_deploy.data.class_names import class_indices, normalized
 from cbam_deploy.data.network_input import is_levels, network_input
-from cbam_deploy.data.preprocessing import Preprocessing, for_input
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.rounded_runner import open_artefact
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
+from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.preprocessing import Preprocessing, for_input
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance
-from cbam_deploy.runtimes.base import Runner, TensorSpec
+from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
-from cbam_deploy.validation.artefact import open_artefact
-from cbam_deploy.validation.origin import read_origin
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cbam_deploy.tables import Group
+    from cbam_deploy.report.tables import Group
 
 SCHEMA_VERSION = 1
 
@@ -83,7 +83,7 @@ class AccuracyReport:
         }
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Table
+        from cbam_deploy.report.tables import Group, Table
 
         table = Table(box=None, pad_edge=False)
         table.add_column("network", overflow="fold")

@@ -6,22 +6,20 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.preprocessing import Preprocessing, for_input
+from cbam_deploy.artefacts import Origin, artefact_kind, read_origin
+from cbam_deploy.comparison.layer_report import Layers
+from cbam_deploy.data.feeds import Feeds, InputStream, default_batches
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.rounded_runner import open_artefact
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
-from cbam_deploy.progress import progress
-from cbam_deploy.runtimes.base import Runner
-from cbam_deploy.validation.inputs import Feeds, InputStream, default_batches
-from cbam_deploy.validation.metrics import ErrorAccumulator
-from cbam_deploy.validation.origin import Origin, artefact_kind, read_origin
-from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
-from cbam_deploy.validation.tolerances import (
+from cbam_deploy.numerics.metrics import ErrorAccumulator
+from cbam_deploy.numerics.tolerances import (
     LAYERS,
     OUTPUTS,
     Tolerance,
@@ -30,15 +28,18 @@ from cbam_deploy.validation.tolerances import (
     relaxed_to,
     tolerance_for,
 )
+from cbam_deploy.preprocessing import Preprocessing, for_input
+from cbam_deploy.progress import progress
+from cbam_deploy.runtimes.base import Runner
+from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from cbam_deploy.comparison.layer_report import LayerReport
+    from cbam_deploy.comparison.reference import Reference
     from cbam_deploy.data import ImageSource
-    from cbam_deploy.validation.layer_report import LayerReport
-    from cbam_deploy.validation.reference import Reference
 
-Layers = Literal["gates", "all"]
 # Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
 # have a single unit, whose value near zero in one sample would be all rounding error.
 _LAYER_SAMPLES = 4
@@ -66,7 +67,7 @@ def validate(
 ) -> ParityReport:
     """Compare `artefact` with PyTorch in FP32 on the CPU: every output, at several batch sizes.
 
-    On a CPU, FP16 values of ONNX files are rounded as on a GPU (`validation.artefact`).
+    On a CPU, FP16 values of ONNX files are rounded as on a GPU (`exporters.half.rounded_runner`).
 
     Args:
         artefact: an ``.onnx`` or ``.engine`` file.
@@ -76,7 +77,7 @@ def validate(
         batch_sizes: None means both ends of what the artefact takes, and one between.
         layers: also compare values inside an ONNX file: of its fused ``gates``, or ``all``.
         max_abs: bound on an output's error. This and the next five replace bounds of the
-            precision's own tolerance; `cbam_deploy.validation.tolerances` defines them.
+            precision's own tolerance; `cbam_deploy.numerics.tolerances` defines them.
         max_relative: bound on the error over the largest reference value.
         min_cosine: bound on the cosine.
         min_snr_db: bound on the signal-to-noise ratio, in dB.
@@ -92,8 +93,7 @@ def validate(
             or an option does not fit them.
         MissingCapability: this machine cannot run the artefact.
     """
-    from cbam_deploy.validation.artefact import open_artefact
-    from cbam_deploy.validation.reference import open_reference
+    from cbam_deploy.comparison.reference import open_reference
 
     path = Path(artefact)
     origin = read_origin(path)
@@ -135,7 +135,7 @@ def _layers(
     layers: Layers,
     device: str | None,
 ) -> LayerReport:
-    from cbam_deploy.validation.layers import ReferenceProgram, compare_layers
+    from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
 
     smallest, largest = origin.batch_range
     batch = max(smallest, _LAYER_SAMPLES if largest is None else min(_LAYER_SAMPLES, largest))
@@ -144,7 +144,7 @@ def _layers(
         ReferenceProgram(reference, next(inputs.batches(batch)), inputs.specs),
         layers=layers,
         tolerance=LAYERS[origin.precision],
-        device=device,
+        open_runner=lambda values: open_artefact(path, device=device, extra_outputs=values),
     )
 
 
@@ -199,7 +199,7 @@ class _Pair:
 
     def _relaxed(self, outputs: list[OutputParity], batches: Iterable[Feeds]) -> list[OutputParity]:
         """`outputs` held to what follows from PyTorch's own error in FP32, where that is more."""
-        from cbam_deploy.validation.rounding import rounding_errors
+        from cbam_deploy.comparison.rounding import rounding_errors
 
         worst = [0.0] * len(outputs)
         dtypes: list[np.dtype[Any]] = []

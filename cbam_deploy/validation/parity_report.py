@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.validation.layer_report import LayerReport
-from cbam_deploy.validation.metrics import TensorError
-from cbam_deploy.validation.tolerances import Tolerance
+from cbam_deploy.comparison.layer_report import LayerReport
+from cbam_deploy.numerics.metrics import TensorError
+from cbam_deploy.numerics.tolerances import Tolerance
 
 if TYPE_CHECKING:
     from cbam_deploy.report.junit import Case
-    from cbam_deploy.tables import Group, Table
+    from cbam_deploy.report.tables import Group, Table
 
 
 SCHEMA_VERSION = 1
@@ -167,7 +167,7 @@ class ParityReport:
         return cases
 
     def __rich__(self) -> Group:
-        from cbam_deploy.tables import Group, Text, styled
+        from cbam_deploy.report.tables import Group, Text, styled
 
         verdict = styled("holds", "green") if self.passed else styled("does not hold", "red")
         heading = Text.assemble(
@@ -192,7 +192,7 @@ class ParityReport:
         return Group(*parts)
 
     def _table(self) -> Table:
-        from cbam_deploy.tables import Table
+        from cbam_deploy.report.tables import Table
 
         table = Table("output", box=None, pad_edge=False)
         columns = ["batch", "samples", "max abs", "max rel", "cosine", "SNR", "top-1", "NaN"]

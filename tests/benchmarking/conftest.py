@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cbam_deploy.benchmarking.result import BenchReport, Entry
-from cbam_deploy.benchmarking.statistics import Estimate
-from cbam_deploy.runtimes.base import Execution, Runner, TensorSpec
+from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.report.units import Estimate
+from cbam_deploy.runtimes.base import Execution, Runner
 
 
 class Machine:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from cbam_deploy.benchmarking.comparison import compare_with_baseline, compare_with_report
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.errors import BadInput
+from cbam_deploy.report.units import Estimate
 
 
 def noisy(median, spread=0.02, rounds=20, seed=0):

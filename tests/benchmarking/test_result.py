@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from cbam_deploy.benchmarking.result import Comparison, Verdict, read_report
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.errors import BadInput
 from cbam_deploy.report.json_file import write_json
+from cbam_deploy.report.units import Estimate
 
 
 @pytest.fixture

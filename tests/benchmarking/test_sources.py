@@ -3,7 +3,7 @@ import pytest
 
 from cbam_deploy.benchmarking.sources import PYTORCH, PyTorchSource, Source, list_sources
 from cbam_deploy.errors import BadInput
-from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.numerics.tensors import TensorSpec
 
 
 @pytest.fixture

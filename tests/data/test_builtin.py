@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.data import open_source
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.preprocessing import Preprocessing
 
 SMALL = Preprocessing.for_size(8)
 

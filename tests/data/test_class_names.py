@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from cbam_deploy.data.class_names import class_indices
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 KNOWN = ("ananas", "école", "zebra", "Großer Ara", "ice_cream", "İstanbul")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbam_deploy.data import ImageSource, Preprocessing, open_source
+from cbam_deploy.data import ImageSource, open_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 
 def put(root: Path, *names: str) -> None:

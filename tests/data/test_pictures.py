@@ -17,8 +17,8 @@ from cbam_deploy.data.pictures import (
     require_pillow,
     resize_and_crop,
 )
-from cbam_deploy.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, for_input
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, for_input
 
 
 def gradient(width: int, height: int) -> Image.Image:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from cbam_deploy.data.pictures import UnreadablePicture
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=4, resize=4, mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cbam_deploy.data import ImageSource, Preprocessing, open_source
+from cbam_deploy.data import ImageSource, open_source
 from cbam_deploy.data.splits import find_parts, has_split, part_kind
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 
 
 def put(root: Path, *names: str) -> None:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from cbam_deploy.exporters.network_inputs import parse_inputs
 from cbam_deploy.models.checkpoint_names import NAMINGS, PLAIN
+from cbam_deploy.tracing.network_inputs import parse_inputs
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "own-models.md").read_text(encoding="utf-8")
 

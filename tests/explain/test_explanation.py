@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from cbam_deploy import gradcam
-from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.explanation import _note
 from cbam_deploy.explain.overlay import overlay, picture
 from cbam_deploy.explain.result import Answer
-from cbam_deploy.report.html import demo_page
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.runtimes import open_runtime
+from cbam_deploy.studies.demo_page import demo_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.spatial_maps import correlation, spatial_maps
 from cbam_deploy.models import load_model, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.preprocessing import Preprocessing
 
 AT_32 = Preprocessing.for_size(32)
 

@@ -8,8 +8,8 @@ import pytest
 from gated_networks import SIZE
 
 from cbam_deploy.exporters import fuse
-from cbam_deploy.exporters.onnx_file import write_model
-from cbam_deploy.exporters.torch_graph import trace
+from cbam_deploy.graphs.onnx_file import write_model
+from cbam_deploy.tracing.torch_graph import trace
 
 
 def _export(module, path):

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from cbam_deploy.exporters.gate_function import DOMAIN, WEIGHTS, set_functions
+from cbam_deploy.graphs.gate_bodies import DOMAIN, WEIGHTS, set_functions
 
 
 def random_weights(op, channels, *, hidden=4, kernel_size=7, seed=0):

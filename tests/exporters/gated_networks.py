@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
 
 CHANNELS = 16
 SIZE = 8  # of the pictures, in pixels

@@ -9,7 +9,7 @@ import torch
 from onnx import parser
 from torch.nn import functional
 
-from cbam_deploy.exporters.gate_function import gate_function
+from cbam_deploy.graphs.gate_bodies import gate_function
 
 CHANNELS = 16
 SIZE = 16

@@ -15,8 +15,8 @@ from PIL import Image
 
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.convert import convert
-from cbam_deploy.exporters.half_rounding import round_in_fp32
-from cbam_deploy.exporters.onnx_file import (
+from cbam_deploy.exporters.half.rounding import round_in_fp32
+from cbam_deploy.graphs.onnx_file import (
     read_model,
     read_provenance,
     set_provenance,
@@ -143,7 +143,7 @@ def test_a_file_that_computes_something_else_is_not_written(fp32, tmp_path, prec
 
 
 def test_a_file_that_onnx_runtime_does_not_load_is_not_written(tmp_path, monkeypatch):
-    from cbam_deploy.exporters import half
+    from cbam_deploy.exporters.half import conversion as half
 
     weights = {"w": normal(4, 3, 1, 1), "u": normal(4, 3, 1, 1, seed=1), "v": normal(4, 8, 1, 1)}
     write_model(network(JOINED, **weights), tmp_path / "net.onnx")

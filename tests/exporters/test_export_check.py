@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from cbam_deploy import validate
+from cbam_deploy.comparison.rounding import rounding_errors
 from cbam_deploy.errors import BadInput, CheckFailed, DeployError
 from cbam_deploy.exporters import export_onnx
 from cbam_deploy.exporters.export_check import check_export
-from cbam_deploy.exporters.network_inputs import parse_inputs, pictures
-from cbam_deploy.exporters.onnx_file import read_provenance
-from cbam_deploy.validation.rounding import rounding_errors
+from cbam_deploy.graphs.onnx_file import read_provenance
+from cbam_deploy.tracing.network_inputs import parse_inputs, pictures
 
 SIZE = 8
 

@@ -8,7 +8,7 @@ import pytest
 from gate_models import gate_model, random_weights
 from onnx.reference import ReferenceEvaluator
 
-from cbam_deploy.exporters.gate_function import CBAM_WEIGHTS, GROUPS, SE_WEIGHTS, WEIGHTS
+from cbam_deploy.graphs.gate_bodies import CBAM_WEIGHTS, GROUPS, SE_WEIGHTS, WEIGHTS
 
 CHANNELS = {"grouped": 2 * GROUPS, "ungrouped": 12}
 GATES = [(op, size) for op in WEIGHTS for size in (3, 7) if "Cbam" in op or size == 7]

@@ -17,22 +17,22 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy import validate
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters import export_onnx, fuse, onnx_export
 from cbam_deploy.exporters.convert import convert
-from cbam_deploy.exporters.fusion import fuse_model
-from cbam_deploy.exporters.onnx_file import (
+from cbam_deploy.exporters.gates.fusion import fuse_model
+from cbam_deploy.exporters.int8.placement import is_feature_map
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.graphs.onnx_file import (
     read_model,
     read_provenance,
     set_provenance,
     write_model,
 )
-from cbam_deploy.exporters.placement import is_feature_map
-from cbam_deploy.exporters.torch_graph import export_program, trace
 from cbam_deploy.models import create_model, load_model
-from cbam_deploy.models.spec import CBAM
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
+from cbam_deploy.tracing.torch_graph import export_program, trace
 
 FACTORY = """
 from torch import nn

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cbam_deploy.engine.source import read_source
+from cbam_deploy.engines.source import read_source
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters import onnx_file
-from cbam_deploy.exporters.onnx_file import (
+from cbam_deploy.graphs import onnx_file
+from cbam_deploy.graphs.onnx_file import (
     read_model,
     read_provenance,
     set_provenance,

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.fusion import fuse_model
-from cbam_deploy.exporters.network_inputs import parse_inputs
-from cbam_deploy.exporters.torch_graph import trace
+from cbam_deploy.exporters.gates.fusion import fuse_model
+from cbam_deploy.tracing.network_inputs import parse_inputs
+from cbam_deploy.tracing.torch_graph import trace
 
 
 class Pools(nn.Module):

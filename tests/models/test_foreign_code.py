@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.costs import complexity
 from cbam_deploy.errors import BadInput, Terminated
 from cbam_deploy.explain.grad_cam import grad_cam
-from cbam_deploy.exporters.torch_graph import trace
 from cbam_deploy.models import insert_gates
 from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.runtimes.pytorch import PyTorchRunner
-from cbam_deploy.validation.reference import Reference
+from cbam_deploy.tracing.torch_graph import trace
 
 PICTURES = np.zeros((1, 3, 8, 8), np.float32)
 

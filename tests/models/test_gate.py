@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from cbam_deploy.gates.description import CBAM, SE, Arrangement, ChannelPool, GateSpec
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.spec import CBAM, SE, Arrangement, ChannelPool, GateSpec
 
 CHANNELS = 20  # Not divisible by 16: the hidden layer has floor(20 / 16) = 1 unit.
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models import (
     create_model,
     load_identified,
@@ -18,7 +18,7 @@ from cbam_deploy.models import (
     resolve_preprocessing,
     state_dict_sha256,
 )
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
 
 RECORDED = Provenance(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ungated_networks import NETWORKS, PICTURE, Detector, lively
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models import AttentionGate, InsertedGates, create_model, insert_gates
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
 
 EXAMPLE = torch.zeros(1, 3, PICTURE, PICTURE)
 BLOCKS = {

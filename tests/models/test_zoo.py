@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import SE, GateSpec
 from cbam_deploy.models import create_model, list_models
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.mobilenet import SeparableBlock
 from cbam_deploy.models.resnet import BasicBlock, Bottleneck
-from cbam_deploy.models.spec import SE, GateSpec
 from cbam_deploy.models.zoo import gate_for
 
 # Millions of parameters with attention none, se and cbam: tables 4 and 5 of the CBAM paper.

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models import create_model
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy import create_model
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
 from cbam_deploy.plugins.torch_gate import FusedGate
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

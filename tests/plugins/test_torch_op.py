@@ -8,8 +8,8 @@ import torch
 from gate_cases import random_weights
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.spec import CBAM, SE, GateSpec
 from cbam_deploy.plugins import torch_op
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.reference import apply_gate, disagreement
@@ -184,7 +184,7 @@ def test_dense_keeps_what_is_dense():
 
 
 def test_namespace_is_that_of_the_onnx_operators():
-    from cbam_deploy.exporters.gate_function import DOMAIN
+    from cbam_deploy.graphs.gate_bodies import DOMAIN
 
     assert torch_op.NAMESPACE == DOMAIN
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry, Verdict
-from cbam_deploy.benchmarking.statistics import Estimate
+from cbam_deploy.report.units import Estimate
 
 
 def make_entry(artefact, runtime, batch, median, relative=None):

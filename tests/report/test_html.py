@@ -4,9 +4,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cbam_deploy.benchmarking.section import bench_page
 from cbam_deploy.errors import BadInput
 from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
-from cbam_deploy.report.html import bench_page, demo_page, render_page
+from cbam_deploy.report.html import render_page
+from cbam_deploy.studies.demo_page import demo_page
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 FETCHING = {"src", "srcset", "href", "xlink:href", "data", "action", "poster", "background"}

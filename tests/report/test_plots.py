@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.errors import MissingCapability
 from cbam_deploy.report.plots import Spread, bars_plot, curves_plot, spread_plot
+from cbam_deploy.report.units import Estimate
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from cbam_deploy.benchmarking.statistics import Estimate
 from cbam_deploy.report import units
+from cbam_deploy.report.units import Estimate
 
 
 @pytest.mark.parametrize(

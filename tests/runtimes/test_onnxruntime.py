@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
 

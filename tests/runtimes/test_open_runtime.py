@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cbam_deploy.engine.build import build_engine
-from cbam_deploy.engine.manifest import manifest_path
+from cbam_deploy.engines.build import build_engine
+from cbam_deploy.engines.manifest import manifest_path
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.runtimes import open_runtime
 
@@ -49,7 +49,7 @@ def test_altered_engine_is_refused_before_the_gpu_is_asked_for(engine):
 
 
 def test_engine_of_another_version_is_refused(engine, monkeypatch):
-    monkeypatch.setattr("cbam_deploy.engine.manifest.installed_version", lambda runtime: "1.6.0.1")
+    monkeypatch.setattr("cbam_deploy.engines.manifest.installed_version", lambda runtime: "1.6.0.1")
     with pytest.raises(BadInput, match=r"but 1\.6\.0\.1 is installed here"):
         open_runtime(engine)
 
@@ -59,7 +59,7 @@ def test_engine_without_weights_is_refused(engine, monkeypatch):
     data = json.loads(path.read_text())
     data["options"] = {"strip_weights": True}
     del data["digest"]
-    monkeypatch.setattr("cbam_deploy.engine.manifest._digest", lambda content: None)
+    monkeypatch.setattr("cbam_deploy.engines.manifest._digest", lambda content: None)
     path.write_text(json.dumps(data))
     with pytest.raises(BadInput, match="holds no weights"):
         open_runtime(engine)

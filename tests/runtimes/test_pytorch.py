@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.runtimes.base import TensorSpec
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
 INPUT = TensorSpec("input", ("batch", 3, 8, 8), "float32")

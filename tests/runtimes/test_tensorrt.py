@@ -16,9 +16,9 @@ import pytest
 import tensorrt_rtx as trt
 import torch
 
-from cbam_deploy.engine.backend import Backend
-from cbam_deploy.engine.build import build_engine
-from cbam_deploy.engine.manifest import read_manifest
+from cbam_deploy.engines.backend import Backend
+from cbam_deploy.engines.build import build_engine
+from cbam_deploy.engines.manifest import read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import Gpu
 from cbam_deploy.runtimes import tensorrt

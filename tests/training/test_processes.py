@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_state
 from cbam_deploy.models.factory import call_factory
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.processes import Processes, batch_share
 from cbam_deploy.training.result import TrainResult
 

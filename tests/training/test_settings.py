@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cbam_deploy.data.pictures import resize_and_crop
-from cbam_deploy.data.preprocessing import Preprocessing
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.augment import (
     augmentation_for,
     random_resized_crop_and_flip,

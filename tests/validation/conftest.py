@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cbam_deploy.engine.manifest import Manifest, ShapeRange, dumps, manifest_path
+from cbam_deploy.engines.manifest import Manifest, ShapeRange, dumps, manifest_path
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import ModelIdentity, Provenance, file_sha256
-from cbam_deploy.runtimes.base import TensorSpec
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from cbam_deploy import evaluate
-from cbam_deploy.data import Preprocessing, open_source
+from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 from cbam_deploy.validation.accuracy import match_classes, ranks
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy

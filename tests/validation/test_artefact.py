@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.rounded_runner import ROUNDING, open_artefact
 from cbam_deploy.runtimes import open_runtime
-from cbam_deploy.validation.artefact import ROUNDING, open_artefact
 
 
 @pytest.fixture

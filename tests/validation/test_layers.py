@@ -5,12 +5,13 @@ import onnx
 import pytest
 
 from cbam_deploy import create_model, validate
+from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
+from cbam_deploy.comparison.reference import Reference
+from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
-from cbam_deploy.runtimes.base import TensorSpec
-from cbam_deploy.validation.inputs import noise
-from cbam_deploy.validation.layers import ReferenceProgram, compare_layers
-from cbam_deploy.validation.reference import Reference
-from cbam_deploy.validation.tolerances import LAYERS
+from cbam_deploy.exporters.half.rounded_runner import open_artefact
+from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tolerances import LAYERS
 
 GATES_OF_RESNET20 = 9
 
@@ -23,7 +24,13 @@ def compare():
     program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None))
 
     def run(artefact, layers):
-        return compare_layers(artefact, program, layers=layers, tolerance=LAYERS["fp32"])
+        return compare_layers(
+            artefact,
+            program,
+            layers=layers,
+            tolerance=LAYERS["fp32"],
+            open_runner=lambda values: open_artefact(artefact, extra_outputs=values),
+        )
 
     return run
 

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from cbam_deploy import create_model, export_onnx, validate
-from cbam_deploy.engine.manifest import dumps, manifest_path, read_manifest
+from cbam_deploy.engines.manifest import dumps, manifest_path, read_manifest
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.tolerances import OUTPUTS
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
-from cbam_deploy.validation.tolerances import OUTPUTS
 
 
 def without_provenance(model):

@@ -1,0 +1,1 @@
+"""A PyTorch module run beside a graph, down to every value inside."""

@@ -1,0 +1,142 @@
+"""The result of a layer-by-layer comparison: what was compared and where it first went wrong."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cbam_deploy.graphs.origins import Place
+from cbam_deploy.numerics.metrics import TensorError
+from cbam_deploy.numerics.tolerances import Tolerance
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.tables import Group
+
+Layers = Literal["gates", "all"]
+_SHOWN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One value of the artefact against the reference, and the sentences on what is wrong."""
+
+    place: Place
+    error: TensorError
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """All values that were compared, in the graph's order.
+
+    Attributes:
+        layers: ``gates`` or ``all``.
+        tolerance: what each value is held to.
+        compared: every comparable value; with ``gates``, after a fault, also those that lead to it.
+        not_comparable: values without a counterpart in the reference, and why.
+        seconds: time the comparison took.
+    """
+
+    layers: str
+    tolerance: Tolerance
+    compared: tuple[LayerError, ...]
+    not_comparable: tuple[tuple[Place, str], ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every compared value is within tolerance."""
+        return self.first_fault is None
+
+    @property
+    def first_fault(self) -> LayerError | None:
+        """The first value, in the graph's order, that leaves tolerance."""
+        return next((entry for entry in self.compared if entry.failures), None)
+
+    @property
+    def first_gate(self) -> LayerError | None:
+        """The first gate whose output leaves tolerance."""
+        return next((e for e in self.compared if e.failures and e.place.is_gate), None)
+
+    @property
+    def last_good(self) -> LayerError | None:
+        """The last value before `first_fault` that is within tolerance."""
+        good = None
+        for entry in self.compared:
+            if entry.failures:
+                return good
+            good = entry
+        return good
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Where the first fault is and how large; empty when there is none."""
+        fault, gate, good = self.first_fault, self.first_gate, self.last_good
+        if fault is None:
+            return ()
+        where = f"first fault at {fault.place}: {'; '.join(fault.failures)}"
+        if good is not None:
+            where += f"; the value {good.place.value} before it holds"
+        if gate is not None and gate is not fault:
+            where += f"; the first gate that it reaches is {gate.place.node}"
+        return (where,)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        fault, gate = self.first_fault, self.first_gate
+        return {
+            "layers": self.layers,
+            "passed": self.passed,
+            "seconds": self.seconds,
+            "tolerance": asdict(self.tolerance),
+            "first_fault": fault and fault.place.to_json(),
+            "first_gate": gate and gate.place.to_json(),
+            "compared": [
+                {
+                    **entry.place.to_json(),
+                    **entry.error.to_json(),
+                    "failures": list(entry.failures),
+                }
+                for entry in self.compared
+            ],
+            "not_comparable": [
+                {**place.to_json(), "reason": reason} for place, reason in self.not_comparable
+            ],
+        }
+
+    def __rich__(self) -> Group:
+        from cbam_deploy.report.tables import Group, Table
+
+        what = "gates and outputs" if self.layers == "gates" else "values"
+        count = f"{len(self.compared)} {what} compared"
+        if self.not_comparable:
+            count += f", {len(self.not_comparable)} not comparable"
+        shown = self._shown()
+        if len(shown) < len(self.compared):
+            count += ", those around the first fault:" if self.first_fault else ", the worst:"
+        table = Table(box=None, pad_edge=False)
+        for heading in ("value", "operator", "module"):
+            table.add_column(heading)
+        for heading in ("max rel", "SNR"):
+            table.add_column(heading, justify="right")
+        for entry in shown:
+            table.add_row(
+                entry.place.value,
+                entry.place.op.rpartition(".")[2],
+                entry.place.module,
+                f"{entry.error.max_relative:.1e}",
+                f"{entry.error.snr_db:.1f} dB",
+                style="red" if entry.failures else None,
+            )
+        return Group(count, table)
+
+    def _shown(self) -> tuple[LayerError, ...]:
+        """All gates; of many values, those around the first fault, or the worst."""
+        if len(self.compared) <= _SHOWN_ROWS:
+            return self.compared
+        fault = self.first_fault
+        if fault is not None:
+            at = self.compared.index(fault)
+            return self.compared[max(0, at - _SHOWN_ROWS // 2) : at + _SHOWN_ROWS // 2]
+        worst = sorted(self.compared, key=lambda entry: -entry.error.max_relative)[:_SHOWN_ROWS]
+        return tuple(entry for entry in self.compared if entry in worst)

@@ -1,5 +1,0 @@
-"""TensorRT engines: building them, and the manifest beside each."""
-
-from cbam_deploy.engine.build import BuildResult, build_engine
-
-__all__ = ["BuildResult", "build_engine"]

@@ -1,0 +1,251 @@
+"""What `build-engine` must know about an ONNX file before TensorRT sees it.
+
+TensorRT's parser crashes on some malformed graphs (a function that calls itself, for one), so every
+graph passes the ONNX checker first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cbam_deploy.engines.manifest import ShapeRange
+from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.skeleton import without_weights
+from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.provenance import Provenance
+
+if TYPE_CHECKING:
+    import onnx
+
+GATE_DOMAIN = "cbam_deploy"
+EXTERNAL_KEY = b"location"  # stands in every reference to data outside the file
+DEFAULT_OPT_BATCH = 8
+DEFAULT_MAX_BATCH = 64
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """One ONNX file, as far as building an engine depends on it.
+
+    Attributes:
+        path: the file.
+        inputs: specs of the network inputs, initializers left out.
+        outputs: specs of the network outputs.
+        gates: fused gate nodes by name, with their operator.
+        precision: ``int8`` with quantization nodes, ``fp16`` with half-precision weights, else
+            ``fp32``.
+        provenance: its history, where it has one.
+        external: whether weights may lie in other files beside it.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gates: dict[str, str]
+    precision: str
+    provenance: Provenance | None
+    external: bool
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap]:
+    """The bytes of a file, without copying them; raises ValueError for an empty one."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
+
+
+def read_source(path: str | Path) -> OnnxSource:
+    """Check an ONNX file and summarize it.
+
+    Raises:
+        BadInput: it cannot be read, is no valid ONNX model, has a gate without function body, or
+            weights that are no numbers.
+    """
+    from cbam_deploy.graphs.onnx_file import read_model, recorded_provenance
+    from cbam_deploy.graphs.weights import check_weights
+
+    path = Path(path)
+    model, external = _checked_model(path)
+    check_weights(read_model(path), path)
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    gates = {node.name or node.output[0]: node for node in graph.node if node.domain == GATE_DOMAIN}
+    bodies = {function.name for function in model.functions if function.domain == GATE_DOMAIN}
+    for name, node in gates.items():
+        if node.op_type not in bodies:
+            raise BadInput(
+                f"{path}: gate {name} ({node.op_type}) has no function body to build from",
+                "export or fuse the model again with cbam-deploy",
+            )
+    return OnnxSource(
+        path=path,
+        inputs=_specs(value for value in graph.input if value.name not in weights),
+        outputs=_specs(graph.output),
+        gates={name: node.op_type for name, node in gates.items()},
+        precision=_precision(model),
+        provenance=recorded_provenance(path, model),
+        external=external,
+    )
+
+
+def batch_profile(
+    source: OnnxSource,
+    min_batch: int | None,
+    opt_batch: int | None,
+    max_batch: int | None,
+    sizes: Sequence[str] = (),
+) -> dict[str, ShapeRange]:
+    """The shapes an engine of `source` shall accept, by input name.
+
+    Batches left None are 1, 8 and 64, moved as far as the given ones force them. Where the file
+    fixes its batch, the engine has that batch.
+
+    Args:
+        source: the file.
+        min_batch: smallest batch.
+        opt_batch: batch to optimize for.
+        max_batch: largest batch.
+        sizes: ``AXIS=MIN,OPT,MAX`` for every free axis but the batch.
+
+    Raises:
+        BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or `sizes` is malformed,
+            leaves a free axis out or names one that the file has not.
+    """
+    ranges = _ranges(source, sizes)
+    batches = _ordered(min_batch, opt_batch, max_batch)
+    _check_fixed(source, {"min": min_batch, "opt": opt_batch, "max": max_batch})
+    return {
+        spec.name: ShapeRange(
+            *(
+                _shape(source, spec, batch, {name: ends[end] for name, ends in ranges.items()})
+                for end, batch in enumerate(batches)
+            )
+        )
+        for spec in source.inputs
+    }
+
+
+def _ordered(
+    min_batch: int | None, opt_batch: int | None, max_batch: int | None
+) -> tuple[int, int, int]:
+    low = 1 if min_batch is None else min_batch
+    high = max(DEFAULT_MAX_BATCH, low, opt_batch or 0) if max_batch is None else max_batch
+    middle = sorted((low, DEFAULT_OPT_BATCH, high))[1] if opt_batch is None else opt_batch
+    if not 1 <= low <= middle <= high:
+        raise BadInput(
+            f"batches must be 1 <= min <= opt <= max, not min {low}, opt {middle}, max {high}",
+            "change --min-batch, --opt-batch or --max-batch",
+        )
+    return low, middle, high
+
+
+def _check_fixed(source: OnnxSource, given: dict[str, int | None]) -> None:
+    """Refuse batches that a file without a dynamic batch cannot have."""
+    if any(isinstance(size, str) for spec in source.inputs for size in spec.shape[:1]):
+        return
+    for spec in source.inputs:
+        for end, batch in given.items():
+            if batch is not None and spec.shape[:1] != (batch,):
+                raise BadInput(
+                    f"{source.path}: input {spec.name} has the fixed shape {list(spec.shape)}; "
+                    f"--{end}-batch {batch} cannot be met",
+                    "leave the batch options out, or export with a dynamic batch",
+                )
+
+
+def _ranges(source: OnnxSource, texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """What `texts` say of the free axes of `source`."""
+    free = {size for spec in source.inputs for size in spec.shape[1:] if isinstance(size, str)}
+    ranges = {}
+    for text in texts:
+        found = re.fullmatch(r"([^=]+)=(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
+        if found is None:
+            raise BadInput(f"--size {text}: is not understood", "write it as H=320,640,1280")
+        low, middle, high = (int(size) for size in found.groups()[1:])
+        if not 1 <= low <= middle <= high:
+            raise BadInput(f"--size {text}: sizes must be 1 <= min <= opt <= max", "change them")
+        if found[1] not in free:
+            axes = ", ".join(sorted(free)) or "none"
+            raise BadInput(
+                f"{source.path}: has no free axis {found[1]} besides its batch",
+                f"its free axes are: {axes}",
+            )
+        if found[1] in ranges:
+            raise BadInput(f"--size {text}: {found[1]} is given twice", "give each axis once")
+        ranges[found[1]] = (low, middle, high)
+    return ranges
+
+
+def _shape(
+    source: OnnxSource, spec: TensorSpec, batch: int, sizes: Mapping[str, int]
+) -> tuple[int, ...]:
+    """The shape of one input at `batch` and `sizes`."""
+    missing = dict.fromkeys(
+        size for size in spec.shape[1:] if isinstance(size, str) and size not in sizes
+    )
+    if missing:
+        raise BadInput(
+            f"{source.path}: input {spec.name} is also dynamic in {', '.join(missing)}, and nothing"
+            " says in which range",
+            f"give --size {next(iter(missing))}=MIN,OPT,MAX for each, or export with fixed sizes",
+        )
+    rest = (sizes[size] if isinstance(size, str) else size for size in spec.shape[1:])
+    first = (batch if isinstance(size, str) else size for size in spec.shape[:1])
+    return (*first, *rest)
+
+
+def _checked_model(path: Path) -> tuple[onnx.ModelProto, bool]:
+    """The model without its weights, checked, and whether these may lie in other files."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    from cbam_deploy.graphs.onnx_file import check_proto
+    from cbam_deploy.graphs.well_formed import MOST_BYTES
+
+    hint = "export the model again, or check the path"
+    try:
+        with mapped(path) as data:
+            skeleton, raw_bytes = without_weights(data, kept=MOST_BYTES)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
+    except (DecodeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: not a valid ONNX file ({reason})", hint) from error
+    external = EXTERNAL_KEY in skeleton
+    if external:
+        from cbam_deploy.graphs.external_data import check_external_data
+
+        check_external_data(path, model)
+    check_proto(path, model, raw_bytes)
+    return model, external
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    from onnx import helper
+
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+            for size in tensor.shape.dim
+        )
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        specs.append(TensorSpec(value.name, shape, dtype))
+    return tuple(specs)
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    import onnx
+
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    half = onnx.TensorProto.FLOAT16
+    return "fp16" if any(t.data_type == half for t in model.graph.initializer) else "fp32"

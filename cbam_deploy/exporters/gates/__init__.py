@@ -1,0 +1,1 @@
+"""Attention gates of a graph: found, proven, replaced by one node."""

@@ -1,0 +1,200 @@
+"""A gate of a graph as a model of its own, beside the node that shall replace it.
+
+         ┌─ the gate's nodes ─ (Add R ─ Relu) ─ original
+    X ───┤
+         └─ CbamGate ────────────────────────── fused
+
+The gate is a function of X alone. R enters where it is added, so that it does not matter what R is
+in the graph: X itself, as in relu(gate(x) + x), or made from it. All is in FP32 whatever the gate's
+type: that the two are the same function is asked, not how FP16 rounds it. A Reshape or Expand may
+take its target from elsewhere in the graph, often the batch of the network's input; here it gets
+the shape that its result is known to have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from cbam_deploy.exporters.gates.reading import Refused, input_of
+from cbam_deploy.exporters.gates.search import FoundGate
+from cbam_deploy.graphs.gate_bodies import DOMAIN, GROUPS, VERSION, gate_function
+from cbam_deploy.graphs.shapes import Shapes
+
+X, R, GATED, ORIGINAL, FUSED = "X", "R", "gated", "original", "fused"
+
+_IR_VERSION = 10
+# Sizes are computed by fewer nodes than this, unless from some other part of the network.
+_MOST_NODES = 200
+
+
+def gate_alone(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto:
+    """A model of inputs X (and R) [N, C, H, W], outputs `ORIGINAL` and `FUSED`, all FP32.
+
+    Args:
+        gate: a gate of a graph.
+        opset: version of ONNX's own operators in its model.
+        shapes: of its graph.
+
+    Raises:
+        Refused: the gate takes something other than its maps and constants.
+    """
+    excerpt = _excerpt(gate, shapes)
+    channels = len(gate.weights["B1"])
+    names = [X] if gate.residual is None else [X, R]
+    fused = helper.make_node(gate.op, [*names, *gate.weights], [FUSED], domain=DOMAIN)
+
+    def value_info(name: str) -> onnx.ValueInfoProto:
+        shape: list[int | str | None] = ["N", channels, "H", "W"]
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        [*excerpt.nodes, fused],
+        "gate",
+        [value_info(name) for name in names],
+        [value_info(ORIGINAL), value_info(FUSED)],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in (excerpt.constants | gate.weights).items()
+        ],
+    )
+    function = gate_function(gate.op, opset, grouped=channels % GROUPS == 0)
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=[ir.serde.serialize_function(function)],
+        ir_version=_IR_VERSION,
+    )
+
+
+@dataclass
+class _Excerpt:
+    """Nodes and constants, under the names they have beside the gate."""
+
+    names: dict[ir.Value, str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def name(self, value: ir.Value | None) -> str:
+        """Names of the graph get a prefix, so that none of them is one of ours."""
+        return "" if value is None else self.names.get(value, f"_{value.name}")
+
+
+def _excerpt(gate: FoundGate, shapes: Shapes) -> _Excerpt:
+    """All that computes the output of `gate` from its maps."""
+    adds = gate.residual is not None
+    excerpt = _Excerpt({gate.x: X, gate.gated: GATED if adds else ORIGINAL})
+    foreign = {node for node in gate.nodes if _has_foreign_target(node, gate.x)}
+    for node in _makers(gate.gated, gate.x, foreign):
+        proto = ir.to_proto(node)
+        _single_precision(proto)
+        del proto.input[:], proto.output[:]
+        for value in node.inputs:
+            array = None if value is None or value is gate.x else _constant(value)
+            if array is not None:
+                excerpt.constants[excerpt.name(value)] = array
+            proto.input.append(excerpt.name(value))
+        proto.output.extend(map(excerpt.name, node.outputs))
+        if node in foreign:
+            proto.input[1] = f"target_{len(excerpt.nodes)}"
+            excerpt.nodes += _known_target(node, gate.x, shapes, proto.input[1], excerpt.constants)
+        excerpt.nodes.append(proto)
+    if adds:
+        excerpt.nodes += [
+            helper.make_node("Add", [GATED, R], ["sum"]),
+            helper.make_node("Relu", ["sum"], [ORIGINAL]),
+        ]
+    return excerpt
+
+
+def _makers(value: ir.Value, x: ir.Value, foreign: Collection[ir.Node] = ()) -> list[ir.Node]:
+    """The nodes that compute `value` from `x` and constants, first to last.
+
+    Args:
+        value: what is computed.
+        x: where to stop.
+        foreign: nodes of which only the first input is followed.
+
+    Raises:
+        Refused: there is something else it is computed from.
+    """
+    order: dict[ir.Node, None] = {}
+    seen: set[ir.Node] = set()
+    ahead: list[ir.Value | ir.Node] = [value]
+    while ahead:
+        top = ahead.pop()
+        if isinstance(top, ir.Node):  # All of its inputs are done.
+            order[top] = None
+            continue
+        node = top.producer()
+        if top is x or _constant(top) is not None or node in seen:
+            continue
+        if node is None or len(seen) > _MOST_NODES:
+            raise Refused(f"{value.name} also depends on {top.name}, which is not what it gates")
+        seen.add(node)
+        inputs = node.inputs[:1] if node in foreign else node.inputs
+        ahead += [node, *(source for source in inputs if source is not None)]
+    return list(order)
+
+
+def _has_foreign_target(node: ir.Node, x: ir.Value) -> bool:
+    """Whether `node` reshapes or expands to a target that depends on more than `x`."""
+    if node.domain or node.op_type not in ("Reshape", "Expand"):
+        return False
+    try:
+        _makers(input_of(node, 1), x)
+    except Refused:
+        return True
+    return False
+
+
+def _known_target(
+    node: ir.Node, x: ir.Value, shapes: Shapes, name: str, constants: dict[str, NDArray[Any]]
+) -> list[onnx.NodeProto]:
+    """Nodes that compute, from X and new `constants`, the shape that the output of `node` has."""
+    dims, of_x = shapes.dims(node.outputs[0]), shapes.dims(x)
+    if dims is None or of_x is None:
+        raise Refused(f"{node.outputs[0].name} has a shape that is computed from elsewhere")
+    all_sizes = f"{name}_of_x"
+    nodes = [helper.make_node("Shape", [X], [all_sizes])]
+    parts = []
+    inferred = False
+    for axis, size in enumerate(dims):
+        part = f"{name}_{axis}"
+        parts.append(part)
+        if isinstance(size, int):
+            constants[part] = np.array([size], np.int64)
+        elif size is not None and size in of_x:
+            constants[f"{part}_axis"] = np.array([of_x.index(size)], np.int64)
+            nodes.append(helper.make_node("Gather", [all_sizes, f"{part}_axis"], [part], axis=0))
+        elif node.op_type == "Reshape" and not inferred:
+            inferred = True
+            constants[part] = np.array([-1], np.int64)
+        else:
+            raise Refused(f"{node.outputs[0].name} has a shape that is computed from elsewhere")
+    return [*nodes, helper.make_node("Concat", parts, [name], axis=0)]
+
+
+def _constant(value: ir.Value) -> NDArray[Any] | None:
+    """A weight or Constant, in FP32 where it is in FP16."""
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return None
+    array = tensor.numpy()
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _single_precision(node: onnx.NodeProto) -> None:
+    """Let a Cast to FP16 be one to FP32."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to":
+            attribute.i = (
+                onnx.TensorProto.FLOAT if attribute.i == onnx.TensorProto.FLOAT16 else attribute.i
+            )

@@ -1,0 +1,261 @@
+"""Make each attention gate of a graph one node of domain `cbam_deploy`, with a body anyone can run.
+
+    ... ─ ReduceMean, ReduceMax, Gemm, ..., Mul ─ Add ─ Relu ─ ...      about twenty nodes
+
+    ... ─ CbamGateAddRelu(X, R, W0, B0, W1, B1, WS, BS) ─ ...           one node, and its function
+
+What is a gate is found by `gate_search`; every gate is run against its replacement (`gate_check`)
+before it is replaced. The value that the last node made keeps its name, and the rest of the graph
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.gates.proof import find_difference
+from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates
+from cbam_deploy.graphs.gate_bodies import (
+    DOMAIN,
+    FIRST_OPSET,
+    VERSION,
+    WEIGHTS,
+    foreign_operators,
+    gate_counts,
+    gate_nodes,
+    set_functions,
+)
+from cbam_deploy.graphs.gate_body_opsets import needs_dtype
+from cbam_deploy.graphs.name_scopes import NAME_SCOPES
+from cbam_deploy.graphs.onnx_file import (
+    read_model,
+    read_provenance,
+    set_provenance,
+    write_model,
+)
+from cbam_deploy.graphs.shapes import Shapes
+from cbam_deploy.graphs.weights import check_weights
+from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.progress import progress
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.tables import RenderableType
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What fusion did to a graph.
+
+    Attributes:
+        found: number of gates that were no nodes of ours, fused or not.
+        fused: name and operator of each new gate node.
+        refused: for each gate left as it was, where it is and a sentence that says why.
+        present: number of gates that were nodes before.
+    """
+
+    found: int
+    fused: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...]
+    present: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "found": self.found,
+            "fused": [{"node": name, "op": op} for name, op in self.fused],
+            "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
+            "present": self.present,
+        }
+
+    def __rich__(self) -> RenderableType:
+        from cbam_deploy.report.tables import Table
+
+        before = f", {self.present} fused before" if self.present else ""
+        title = f"{len(self.fused)} of {self.found} attention gates fused{before}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("gate", "op", "left as it is because"):
+            table.add_column(heading)
+        for name, op in self.fused:
+            table.add_row(name, op, "")
+        for where, reason in self.refused:
+            table.add_row(where, "", reason)
+        return table if table.rows else title
+
+
+@said_of_the_file
+def fuse(source: str | Path, output: str | Path) -> FusionReport:
+    """Fuse the attention gates of the ONNX file `source`; write the result to `output`.
+
+    Raises:
+        BadInput: `source` is no valid ONNX file, or `output` cannot be written.
+    """
+    model = read_model(source)
+    check_weights(model, source)
+    provenance = read_provenance(model)
+    with progress() as bar:
+        task = bar.add_task("fusing gates", total=None)
+        try:
+            report = fuse_model(
+                model, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        except BadInput as error:
+            raise BadInput(f"{source}: {error.message}", error.hint) from error
+    if provenance is not None:
+        set_provenance(model, provenance.with_(gates=gate_counts(model)))
+    write_model(model, output)
+    return report
+
+
+def fuse_model(
+    model: ir.Model, on_progress: Callable[[int, int], None] | None = None
+) -> FusionReport:
+    """Fuse the attention gates of `model`'s main graph, in place.
+
+    Args:
+        model: a model whose maps are FP32 or FP16.
+        on_progress: called with the number of gates done and in all.
+
+    Raises:
+        BadInput: a node is of one of our operators but has not its inputs, or a weight is damaged.
+    """
+    foreign = foreign_operators(model)
+    present = [node for node in gate_nodes(model) if node.op_type not in foreign]
+    for node in present:
+        _check_inputs(node)
+    opset = model.opset_imports.get("", 0)
+    shapes = Shapes(model)
+    gates, refused = find_gates(model.graph, shapes)
+    refused += [
+        RefusedGate(node.name or node.outputs[0].name or "", foreign[node.op_type])
+        for node in gate_nodes(model)
+        if node.op_type in foreign
+    ]
+    dtype = _map_type(present, gates, shapes)
+    sound = []
+    for done, gate in enumerate(gates, start=1):
+        reason = (
+            foreign.get(gate.op)
+            or _cannot_take(gate, opset, dtype)
+            or find_difference(gate, opset, shapes)
+        )
+        if reason is None:
+            sound.append(gate)
+        else:
+            refused.append(RefusedGate(_where(gate), reason))
+        if on_progress:
+            on_progress(done, len(gates))
+    fused = _replace_all(model.graph, sound)
+    if fused:
+        set_functions(model, dtype)
+    return FusionReport(
+        found=len(fused) + len(refused),
+        fused=tuple((node.name or "", node.op_type) for node in fused),
+        refused=tuple((gate.where, gate.reason) for gate in refused),
+        present=len(present),
+    )
+
+
+def _map_type(
+    present: Sequence[ir.Node], gates: Sequence[FoundGate], shapes: Shapes
+) -> ir.DataType:
+    """The one type of all gates' maps; FP32 where there are both."""
+    types = [gate.dtype for gate in gates]
+    types += [shapes.dtype(value) for node in present if (value := node.inputs[0]) is not None]
+    only_half = bool(types) and all(dtype == ir.DataType.FLOAT16 for dtype in types)
+    return ir.DataType.FLOAT16 if only_half else ir.DataType.FLOAT
+
+
+def _cannot_take(gate: FoundGate, opset: int, dtype: ir.DataType) -> str | None:
+    """Why a model of this opset, whose gates have bodies for `dtype`, cannot have `gate` fused."""
+    if opset < FIRST_OPSET:
+        return f"the model is of opset {opset}; gates are fused from {FIRST_OPSET} on"
+    if needs_dtype(opset) and gate.dtype != dtype:
+        return f"{gate.x.name} is {gate.dtype.name}, and in opset {opset} all gates are of one type"
+    return None
+
+
+def _check_inputs(node: ir.Node) -> None:
+    expected = len(WEIGHTS[node.op_type]) + (2 if node.op_type.endswith("AddRelu") else 1)
+    if len(node.inputs) != expected:
+        raise BadInput(
+            f"gate {node.name} ({node.op_type}) has {len(node.inputs)} inputs, not {expected}",
+            "make the file again with this version of cbam-deploy",
+        )
+
+
+def _where(gate: FoundGate) -> str:
+    return gate.scopes[-1] if gate.scopes else gate.output.name or ""
+
+
+def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
+    """Put one node in the place of each gate.
+
+    Last gate first: the output that a gate replaces may be the residual of one behind it.
+    """
+    names = {node.name for node in graph}
+    values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    values |= {value.name for node in graph for value in node.outputs}
+    read = (value for gate in gates for node in gate.nodes for value in node.inputs)
+    before = {value for value in read if value is not None}
+    made = [_replace(graph, gate, names, values) for gate in reversed(gates)][::-1]
+    for value in before:
+        unused = value.is_initializer() and not value.uses()
+        if unused and value.name and not (value.is_graph_input() or value.is_graph_output()):
+            del graph.initializers[value.name]
+    return made
+
+
+def _replace(
+    graph: ir.Graph, gate: FoundGate, names: set[str | None], values: set[str | None]
+) -> ir.Node:
+    """Put one node in the place of the one that makes the gate's output.
+
+    Args:
+        graph: what it is in.
+        gate: a gate that was checked.
+        names: names of nodes that are taken; gets the new one.
+        values: names of values that are taken; gets the new ones.
+    """
+    name = _free_name(_where(gate), names)
+    weights = []
+    for key, array in gate.weights.items():
+        weight_name = _free_name(f"{name}.{key}", values)
+        tensor = ir.tensor(array, name=weight_name)
+        value = ir.Value(
+            name=weight_name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=tensor,
+        )
+        graph.register_initializer(value)
+        weights.append(value)
+    maps = [gate.x] if gate.residual is None else [gate.x, gate.residual]
+    node = ir.node(
+        gate.op,
+        [*maps, *weights],
+        {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)},
+        domain=DOMAIN,
+        name=name,
+        metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,
+    )
+    last = gate.output.producer()
+    assert last is not None
+    ir.convenience.replace_nodes_and_values(
+        graph, last, gate.nodes, [node], [gate.output], node.outputs
+    )
+    return node
+
+
+def _free_name(wanted: str, taken: set[str | None]) -> str:
+    """`wanted`, or it with a number, which is then taken too."""
+    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
+    name = next(name for name in itertools.chain([wanted], numbered) if name not in taken)
+    taken.add(name)
+    return name

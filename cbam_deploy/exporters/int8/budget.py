@@ -1,0 +1,278 @@
+"""INT8 within an accuracy budget: the layers that add the most noise go back to float.
+
+The noise of a layer is the signal-to-noise ratio of its output with only that layer quantized:
+once it computes on what the float network gives it, once on the same and its weight rounded to
+INT8. Layers are given back worst first, and the accuracy is measured after each, until the budget
+holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.exporters.int8.calibration import Calibration, Images, watch
+from cbam_deploy.exporters.int8.placement import Place, places
+from cbam_deploy.exporters.int8.qdq import weight_scales
+from cbam_deploy.exporters.int8.quantization import (
+    QuantizationReport,
+    activation_scales,
+    fake_quantize,
+    insert,
+)
+from cbam_deploy.numerics.metrics import ErrorAccumulator
+from cbam_deploy.progress import progress
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.tables import Group
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """The noise one layer adds: `snr_db` of its output, infinite where rounding changes nothing."""
+
+    node: str
+    operator: str
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class BudgetStep:
+    """One measurement: top-1 `accuracy` (0 to 1) after `given_back`; None for all in INT8."""
+
+    given_back: str | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """How the budget was met, or that it was not.
+
+    Attributes:
+        baseline: top-1 of the float32 network, between 0 and 1.
+        max_accuracy_drop: the budget, on the same scale.
+        ranking: every layer that INT8 concerns, the noisiest first; empty where none had to be
+            given back.
+        steps: the measurements, in order; the last one counts.
+    """
+
+    baseline: float
+    max_accuracy_drop: float
+    ranking: tuple[LayerNoise, ...]
+    steps: tuple[BudgetStep, ...]
+
+    @property
+    def given_back(self) -> tuple[str, ...]:
+        """Names of the layers that are float again, in the order in which they were given back."""
+        return tuple(step.given_back for step in self.steps if step.given_back is not None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the last step is within the budget."""
+        return _within(self.baseline, self.steps[-1].accuracy, self.max_accuracy_drop)
+
+    def failure(self) -> tuple[str, str]:
+        """What to tell a person when the budget cannot be met: a message and a hint."""
+        best = max(self.steps, key=lambda step: step.accuracy)
+        count = [step.given_back for step in self.steps].index(best.given_back)
+        return (
+            f"INT8 stays more than {self.max_accuracy_drop:.2%} below the float32 network's"
+            f" {self.baseline:.2%}: the best is {best.accuracy:.2%}, with {count} of"
+            f" {len(self.ranking)} layers given back to float",
+            "allow a larger drop, calibrate on more pictures or by another method, or use fp16",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data; JSON has no infinity, so an infinite ratio becomes None."""
+        ranking = [
+            {**asdict(layer), "snr_db": layer.snr_db if np.isfinite(layer.snr_db) else None}
+            for layer in self.ranking
+        ]
+        return {
+            "schema": "cbam_deploy.budget",
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            "baseline": self.baseline,
+            "max_accuracy_drop": self.max_accuracy_drop,
+            "ranking": ranking,
+            "given_back": list(self.given_back),
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+    def __rich__(self) -> Group:
+        from cbam_deploy.report.tables import Group, Table
+
+        steps = Table("given back to float", "top-1", "drop", box=None, pad_edge=False)
+        steps.add_row("(float32)", f"{self.baseline:.2%}", "")
+        for step in self.steps:
+            drop = self.baseline - step.accuracy
+            name = step.given_back if step.given_back else "(all in INT8)"
+            steps.add_row(name, f"{step.accuracy:.2%}", f"{drop:+.2%}")
+        if not self.ranking:
+            return Group(steps)
+        layers = Table("noisiest layers", "operator", "SNR", box=None, pad_edge=False)
+        for layer in self.ranking[: max(10, len(self.given_back))]:
+            layers.add_row(layer.node, layer.operator, f"{layer.snr_db:.1f} dB")
+        return Group(steps, "", layers)
+
+
+def meet_budget(
+    model: ir.Model,
+    calibration: Calibration,
+    *,
+    baseline: float,
+    max_accuracy_drop: float,
+    evaluate: Callable[[ir.Model], float],
+    sample: Callable[[], Iterable[Images]],
+    keep_float: Collection[str] = (),
+) -> tuple[ir.Model, QuantizationReport, BudgetReport]:
+    """Quantize as much of the network as the budget allows.
+
+    Args:
+        model: a float32 network, as `quantization.prepare` gives it.
+        calibration: its ranges.
+        baseline: its top-1, between 0 and 1.
+        max_accuracy_drop: how far top-1 may fall, between 0 and 1.
+        evaluate: top-1 of a quantized network, between 0 and 1.
+        sample: gives network inputs to measure the layers' noise on; called only when layers must
+            be given back.
+        keep_float: names of nodes that are to stay in float from the start.
+
+    Raises:
+        CheckFailed: the budget does not even hold with every layer in float.
+        BadInput: the budget is not between 0 and 1.
+    """
+    if not 0 <= max_accuracy_drop <= 1:
+        raise BadInput(
+            f"an accuracy drop of {max_accuracy_drop:.2%} is not between 0% and 100%",
+            "give a share such as 0.5%",
+        )
+    quantized, report = insert(model, calibration, keep_float=keep_float)
+    steps = [BudgetStep(None, evaluate(quantized))]
+    ranking: tuple[LayerNoise, ...] = ()
+    if not _within(baseline, steps[0].accuracy, max_accuracy_drop):
+        ranking = rank_layers(model, calibration, sample())
+        for layer in (layer for layer in ranking if layer.node not in keep_float):
+            kept = [*report.kept_float, layer.node]
+            quantized, report = insert(model, calibration, keep_float=kept)
+            steps.append(BudgetStep(layer.node, evaluate(quantized)))
+            if _within(baseline, steps[-1].accuracy, max_accuracy_drop):
+                break
+    result = BudgetReport(baseline, max_accuracy_drop, ranking, tuple(steps))
+    if not result.passed:
+        raise CheckFailed(*result.failure())
+    return quantized, report, result
+
+
+def rank_layers(
+    model: ir.Model, calibration: Calibration, batches: Iterable[Images]
+) -> tuple[LayerNoise, ...]:
+    """The layers that INT8 concerns, the noisiest first.
+
+    Memory does not grow with the number of pictures (see `calibration.watch`).
+
+    Args:
+        model: a float32 network, as `quantization.prepare` gives it.
+        calibration: its ranges.
+        batches: network inputs, float32 [N, C, H, W] each.
+    """
+    chosen = places(model)
+    scales = activation_scales(calibration, chosen)
+    nodes = {node.name: node for node in model.graph}
+    layers = [_Layer(model, nodes[place.node], place, scales) for place in chosen]
+    tensors = dict.fromkeys(name for layer in layers for name in layer.activations)
+    with progress() as bar:
+        task = bar.add_task("measuring the noise of each layer", total=None)
+        for values, count in watch(model, list(tensors), batches):
+            for layer in layers:
+                layer.add(values)
+            bar.advance(task, count)
+    return tuple(sorted((layer.noise() for layer in layers), key=lambda noise: noise.snr_db))
+
+
+def _within(baseline: float, accuracy: float, max_drop: float) -> bool:
+    # Accuracies are counts over the number of pictures, rounded to float64.
+    return baseline - accuracy <= max_drop + 1e-12
+
+
+class _Layer:
+    """One layer by itself: a session that computes it, fed with values as they are and rounded."""
+
+    def __init__(
+        self, model: ir.Model, node: ir.Node, place: Place, scales: Mapping[str, float]
+    ) -> None:
+        self._place = place
+        self._error = ErrorAccumulator(place.node)
+        self._session = _session_of(model, node)
+        names = [value.name for value in node.inputs if value is not None and value.name]
+        weights = model.graph.initializers
+        self.activations = tuple(name for name in names if name not in weights)
+        self._weights = {name: _array(weights[name]) for name in names if name in weights}
+        self._rounded = dict(self._weights)
+        if place.weight is not None and place.axis is not None:
+            self._rounded[place.weight] = _rounded_weight(self._weights[place.weight], place.axis)
+        self._scales = {name: scales[name] for name in place.reads}
+        self._result_scale = scales[place.writes] if place.writes is not None else None
+
+    def add(self, values: dict[str, NDArray[np.float32]]) -> None:
+        """Compute the layer on one batch of its inputs, both ways."""
+        inputs = {name: values[name] for name in self.activations}
+        rounded = {
+            name: fake_quantize(value, self._scales[name]) if name in self._scales else value
+            for name, value in inputs.items()
+        }
+        reference = self._session.run(None, {**inputs, **self._weights})[0]
+        actual = self._session.run(None, {**rounded, **self._rounded})[0]
+        if self._result_scale is not None:
+            actual = fake_quantize(actual, self._result_scale)
+        self._error.add(reference, actual)
+
+    def noise(self) -> LayerNoise:
+        """The result over all batches."""
+        return LayerNoise(self._place.node, self._place.operator, self._error.result().snr_db)
+
+
+def _rounded_weight(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
+    return fake_quantize(weight, weight_scales(weight, axis).reshape(shape))
+
+
+def _array(value: ir.Value) -> NDArray[Any]:
+    if value.const_value is None:
+        raise ValueError(f"initializer {value.name!r} has no data")
+    return value.const_value.numpy()
+
+
+def _session_of(model: ir.Model, node: ir.Node) -> Any:
+    """A session of one node; its weights are inputs like the others."""
+    import onnx
+    import onnxruntime
+
+    node_proto = ir.to_proto(node)
+    body = model.functions.get(node.op_identifier())
+    types = {value.name: value.dtype for value in node.inputs if value is not None}
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, int(types[name] or ir.DataType.FLOAT), None)
+        for name in dict.fromkeys(node_proto.input)
+        if name
+    ]
+    output = onnx.helper.make_tensor_value_info(node_proto.output[0], onnx.TensorProto.FLOAT, None)
+    alone = onnx.helper.make_model(
+        onnx.helper.make_graph([node_proto], "layer", inputs, [output]),
+        functions=[] if body is None else [ir.to_proto(body)],
+        opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
+        ir_version=model.ir_version,
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        alone.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,48 @@
+"""Feature maps that travel through memory as float in a quantized network.
+
+Between DQ and Q, a runtime such as TensorRT fuses what it can into one kernel, so the float tensors
+in there exist in registers only. Every other float feature map is written and read at its full
+size. Speed at INT8 is lost exactly there.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from cbam_deploy.exporters.int8.placement import is_feature_map
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish"})
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+def float_feature_maps(model: ir.Model) -> tuple[str, ...]:
+    """Names of the feature maps outside of any DQ -> operation -> Q sandwich, in graph order.
+
+    A map is inside when Q alone reads it, or when one node alone reads it that is fused into the
+    map's producer: an activation behind a convolution or an addition, or an addition behind a
+    convolution. What DQ gives is read where it is used, and never counts; nor does the network's
+    input, which cannot be int8. In a network without Q, every map counts.
+    """
+    values = [value for node in model.graph for value in node.outputs]
+    return tuple(value.name or "" for value in values if _travels_as_float(value))
+
+
+def _travels_as_float(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is None or producer.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant"):
+        return False
+    if value.dtype not in (None, *_FLOATS) or not is_feature_map(value):
+        return False
+    readers = [use.node for use in value.uses()]
+    if value.is_graph_output() or not readers:
+        return True
+    if all(reader.op_type == "QuantizeLinear" for reader in readers):
+        return False
+    return len(readers) > 1 or not _fuses(producer, readers[0])
+
+
+def _fuses(producer: ir.Node, reader: ir.Node) -> bool:
+    if reader.op_type in _ACTIVATIONS:
+        return producer.op_type in _WEIGHTED or producer.op_type == "Add"
+    return reader.op_type == "Add" and producer.op_type in _WEIGHTED

@@ -1,0 +1,203 @@
+"""INT8 by post-training quantization: symmetric Q/DQ in the ONNX file, placed for TensorRT.
+
+A weight's scale is max|w| / 127 for each output channel, an activation's is t / 127 with t by
+calibration (`calibration`). `placement` tells what is quantized, `qdq` puts Q and DQ there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, calibrate
+from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
+from cbam_deploy.exporters.int8.placement import Place, calibrated_tensors, places
+from cbam_deploy.exporters.int8.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.tables import Table
+
+# QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
+OLDEST_OPSET = 13
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was quantized.
+
+    Attributes:
+        method: of calibration.
+        images: number of pictures calibrated on.
+        quantized: the operations that run in INT8.
+        kept_float: names of the operations that would run in INT8, and were kept in float.
+        scales: of activations, by tensor.
+        float_feature_maps: feature maps that travel as float all the same.
+    """
+
+    method: Method
+    images: int
+    quantized: tuple[Place, ...]
+    kept_float: tuple[str, ...]
+    scales: dict[str, float]
+    float_feature_maps: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "schema": "cbam_deploy.quantization",
+            "schema_version": 1,
+            "method": self.method,
+            "images": self.images,
+            "quantized": [place.node for place in self.quantized],
+            "kept_float": list(self.kept_float),
+            "scales": self.scales,
+            "float_feature_maps": list(self.float_feature_maps),
+        }
+
+    def __rich__(self) -> Table:
+        from collections import Counter
+
+        from cbam_deploy.report.tables import Table, styled
+
+        table = Table.grid(padding=(0, 2))
+        counts = Counter(place.operator for place in self.quantized)
+        listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
+        table.add_row(styled("calibration", "bold"), f"{self.method} over {self.images} pictures")
+        table.add_row(styled("in INT8", "bold"), listed or "nothing")
+        table.add_row(styled("kept in float", "bold"), ", ".join(self.kept_float) or "nothing")
+        table.add_row(styled("float feature maps", "bold"), str(len(self.float_feature_maps)))
+        return table
+
+
+def quantize(
+    source: ir.Model | str | Path,
+    batches: Iterable[Images],
+    *,
+    method: Method = "percentile",
+    keep_float: Collection[str] = (),
+    images: int | None = None,
+) -> tuple[ir.Model, QuantizationReport]:
+    """Calibrate and quantize; `source` stays as it is.
+
+    Args:
+        source: a float32 network, or its file.
+        batches: network inputs, float32 [N, C, H, W] each; gone through once.
+        method: ``minmax``, ``entropy`` or ``percentile``.
+        keep_float: names of nodes (convolutions, gates, additions, ...) to leave in float.
+        images: how many pictures there will be, for the progress bar.
+
+    Raises:
+        BadInput: the network cannot be quantized (see `prepare`), there is no picture, or one is
+            of the wrong size.
+    """
+    model = prepare(source)
+    tensors = calibrated_tensors(places(model, keep_float))
+    calibration = calibrate(model, tensors, batches, method=method, images=images)
+    return insert(model, calibration, keep_float=keep_float)
+
+
+def prepare(source: ir.Model | str | Path) -> ir.Model:
+    """A copy of the network with named nodes, initializers for constants, and shapes.
+
+    Raises:
+        BadInput: it is quantized already, not in float32, older than opset 13, or has no
+            convolution.
+    """
+    if isinstance(source, ir.Model):
+        model = source.clone()
+    else:
+        from cbam_deploy.graphs.onnx_file import read_model
+
+        model = read_model(source)
+    _check(model)
+    model = common.LiftConstantsToInitializersPass()(model).model
+    model = common.NameFixPass()(model).model
+    return common.ShapeInferencePass()(model).model
+
+
+def insert(
+    model: ir.Model, calibration: Calibration, *, keep_float: Collection[str] = ()
+) -> tuple[ir.Model, QuantizationReport]:
+    """Put Q and DQ into a copy of the network.
+
+    Args:
+        model: as `prepare` gives it.
+        calibration: ranges of at least `placement.calibrated_tensors`.
+        keep_float: names of nodes to leave in float: their weights stay float, and what they read
+            is not rounded for them, though it may be for others who read it.
+
+    Raises:
+        BadInput: a name in `keep_float` is not that of an operation that could run in INT8.
+    """
+    possible = places(model)
+    names, keep_float = {place.node for place in possible}, frozenset(keep_float)
+    for name in keep_float:
+        if name not in names:
+            raise BadInput(
+                f"there is no node {name!r} to keep in float",
+                f"one of the {len(names)} that INT8 concerns: {', '.join(sorted(names)[:3])}, ...",
+            )
+    chosen = tuple(place for place in possible if place.node not in keep_float)
+    scales = activation_scales(calibration, chosen)
+    quantized = model.clone()
+    kept = tuple(place.node for place in possible if place.node in keep_float)
+    insert_pairs(quantized.graph, chosen, scales, frozenset(kept))
+    report = QuantizationReport(
+        method=calibration.method,
+        images=calibration.images,
+        quantized=chosen,
+        kept_float=kept,
+        scales=scales,
+        float_feature_maps=float_feature_maps(quantized),
+    )
+    return quantized, report
+
+
+def activation_scales(calibration: Calibration, chosen: Iterable[Place]) -> dict[str, float]:
+    """The step between two INT8 values of each activation that `chosen` read or write."""
+    chosen = tuple(chosen)
+    scales = {}
+    for name in calibrated_tensors(chosen):
+        scale = max(calibration.magnitude(name) / LARGEST, SMALLEST_SCALE)
+        scales[name] = float(np.float32(scale))
+    for place in chosen:
+        if place.same_scale and place.writes is not None:
+            scales[place.writes] = scales[place.reads[0]]
+    return scales
+
+
+def fake_quantize(values: NDArray[np.float32], scale: NDArray[Any] | float) -> NDArray[np.float32]:
+    """What is left of `values` after Q and DQ; `scale` broadcasts against them."""
+    step = np.asarray(scale, np.float32)
+    return np.asarray(np.clip(np.rint(values / step), -128, 127) * step, np.float32)
+
+
+def _check(model: ir.Model) -> None:
+    operators = {node.op_type for node in model.graph}
+    if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
+        raise BadInput(
+            "the network is quantized already", "start from the float32 file it was made from"
+        )
+    weights = {value.dtype for value in model.graph.initializers.values()}
+    if weights & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+        raise BadInput(
+            "the network has 16-bit weights", "quantize the float32 file it was made from"
+        )
+    opset = model.opset_imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise BadInput(
+            f"the network is of opset {opset}; INT8 needs {OLDEST_OPSET} or later",
+            "export it again with a later opset",
+        )
+    if "Conv" not in operators:
+        raise BadInput(
+            "the network has no convolution to quantize", "INT8 is for convolutional networks"
+        )

@@ -1,0 +1,54 @@
+"""Which nodes of a quantized graph run in INT8: those whose floats all lie between DQ and Q.
+
+Runtimes choose for themselves what they fuse there, and move Q and DQ along chains of nodes to fuse
+more. So no operator is left out: all floats of such a region are of one type, the scales' too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from cbam_deploy.exporters.half.rules import is_float, is_standard, is_weight
+
+_ENDS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def int8_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
+    """Nodes whose floats do not leave such a region.
+
+    All floats they read are weights, or come from DequantizeLinear or from another such node; all
+    they write is read by QuantizeLinear, or by another such node.
+    """
+    found = {node for node in graph if not is_standard(node, *_ENDS)}
+    outside = [node for node in found if not _is_enclosed(node, found)]
+    while outside:
+        node = outside.pop()
+        if node in found:
+            found.remove(node)
+            outside += [other for other in _neighbours(node) if other in found]
+    return frozenset(found)
+
+
+def _is_enclosed(node: ir.Node, found: set[ir.Node]) -> bool:
+    activations = [value for value in node.inputs if is_float(value) and not is_weight(value)]
+    sources = [value.producer() for value in activations if value is not None]
+    readers = [use.node for value in node.outputs for use in value.uses()]
+    return (
+        bool(sources and readers)
+        and not any(value.is_graph_output() for value in node.outputs)
+        and all(source in found or is_standard(source, "DequantizeLinear") for source in sources)
+        and all(reader in found or is_standard(reader, "QuantizeLinear") for reader in readers)
+    )
+
+
+def _neighbours(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes that cannot be enclosed once `node` is not."""
+    for read in node.inputs:
+        producer = read.producer() if read is not None else None
+        if producer is not None:
+            yield producer
+    for value in node.outputs:
+        if is_float(value):
+            yield from value.consumers()

@@ -1,0 +1,1 @@
+"""Tensors by their numbers: specs, errors, tolerances."""

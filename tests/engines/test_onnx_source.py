@@ -1,0 +1,130 @@
+"""Reading an ONNX file without its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as some
+from onnx import helper, numpy_helper, parser
+
+from cbam_deploy.engines.build import build_engine
+from cbam_deploy.engines.source import read_source
+from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.skeleton import without_weights
+from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
+
+RECURSIVE = """
+<ir_version: 10, opset_import: ["" : 18, "cbam_deploy" : 1]>
+recursive (float[batch, 3] input) => (float[batch, 3] output)
+{
+  output = cbam_deploy.Again (input)
+}
+<domain: "cbam_deploy", opset_import: ["" : 18, "cbam_deploy" : 1]>
+Again (X) => (Y)
+{
+  Z = Relu (X)
+  Y = cbam_deploy.Again (Z)
+}
+"""
+
+
+@given(
+    sizes=some.lists(some.integers(0, 300), max_size=4),
+    text=some.text(max_size=20),
+    kept=some.lists(some.floats(width=32, allow_nan=False), max_size=5),
+)
+def test_skeleton_is_the_model_without_its_raw_weights(sizes, text, kept):
+    model = parser.parse_model(RECURSIVE)
+    model.doc_string = text
+    for index, size in enumerate(sizes):
+        values = np.arange(size, dtype=np.int16)
+        model.graph.initializer.append(numpy_helper.from_array(values, f"w{index}"))
+    floats = helper.make_tensor("floats", onnx.TensorProto.FLOAT, [len(kept)], kept)
+    model.graph.initializer.append(floats)
+    skeleton = onnx.ModelProto.FromString(without_weights(model.SerializeToString())[0])
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+    assert skeleton == model
+
+
+def test_model_cut_off_anywhere_is_told_apart_from_a_whole_one(convolution):
+    whole = convolution().read_bytes()
+    complete = onnx.ModelProto.FromString(without_weights(whole)[0])
+    for length in range(1, len(whole)):
+        try:
+            found = onnx.ModelProto.FromString(without_weights(whole[:length])[0])
+        except (ValueError, DecodeError):
+            continue
+        assert found != complete
+
+
+@given(some.binary(max_size=200))
+def test_skeleton_of_any_bytes_is_bytes_or_a_value_error(data):
+    with contextlib.suppress(ValueError):
+        assert len(without_weights(data)[0]) <= len(data)
+
+
+def test_function_that_calls_itself_is_refused_before_it_crashes_the_parser(tmp_path):
+    path = tmp_path / "recursive.onnx"
+    path.write_bytes(parser.parse_model(RECURSIVE).SerializeToString())
+    with pytest.raises(BadInput, match="must not be recursive"):
+        build_engine(path, tmp_path / "net.engine")
+
+
+def test_weights_of_the_wrong_size_are_refused(convolution, tmp_path):
+    path = convolution()
+    model = onnx.load(path)
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput, match="weight has 860 bytes, its shape needs 864"):
+        build_engine(path, tmp_path / "net.engine")
+
+
+def test_summary_of_a_model(gated):
+    model = onnx.load(gated)
+    provenance = Provenance(model=ModelIdentity("resnet20"), precision="fp32")
+    helper.set_model_props(model, {METADATA_KEY: provenance.dumps()})
+    onnx.save(model, gated)
+    source = read_source(gated)
+    assert source.gates == {"node_first": "SeGate", "node_output": "SeGate"}
+    assert [spec.name for spec in source.inputs] == ["input"]
+    assert source.provenance == provenance
+    assert source.precision == "fp32"
+
+
+def test_quantization_nodes_make_a_model_int8(convolution):
+    path = convolution()
+    assert read_source(path).precision == "fp32"
+    model = parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 18]>
+        quantized (float[batch, 3] input) => (float[batch, 3] output)
+        {
+          scale = Constant <value_float = 0.5> ()
+          small = QuantizeLinear (input, scale)
+          output = DequantizeLinear (small, scale)
+        }
+        """
+    )
+    onnx.save(model, path)
+    assert read_source(path).precision == "int8"
+
+
+@pytest.mark.parametrize("location", ["/etc/hostname", "../secret.bin", "missing.bin"])
+def test_external_data_outside_the_folder_is_refused(convolution, tmp_path, location):
+    path = convolution()
+    model = onnx.load(path)
+    (tmp_path.parent / "secret.bin").write_bytes(os.urandom(864))
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput, match=r"net.onnx: (weight weight lies outside|missing.bin)"):
+        read_source(path)
