@@ -12,10 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from cbam_deploy import complexity
+from cbam_deploy import complexity, create_model
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import GateSpec
-from cbam_deploy import create_model
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import METADATA_KEY, Provenance
 

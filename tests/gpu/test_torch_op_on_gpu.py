@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cbam_deploy.gates.description import CBAM, SE
 from cbam_deploy import create_model
+from cbam_deploy.gates.description import CBAM, SE
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
 from cbam_deploy.plugins.gate import Gate

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from cbam_deploy import create_model
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import CBAM, SE, GateSpec
-from cbam_deploy import create_model
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins.torch_gate import FusedGate
 
