@@ -104,6 +104,7 @@ def export_command(
     tolerance: Annotated[
         float | None,
         typer.Option(
+            parser=real(0, math.inf),
             metavar="ERROR",
             help="Largest error to allow, over the largest output [default: FP32's own].",
         ),

@@ -9,6 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from cbam_deploy.engines.manifest import read_manifest
+
 READERS = {
     "fuse": ["-o", "out.onnx"],
     "convert": ["-o", "out.onnx"],
@@ -161,7 +163,9 @@ def test_altered_engine_or_manifest_is_refused(cli, folder, digits_engine, comma
 @pytest.mark.parametrize("command", ["validate", "evaluate", "bench"])
 def test_sound_engine_without_a_gpu_is_exit_3(cli, folder, digits_engine, command):
     engine = engine_copy(digits_engine, folder)
-    ended = cli(command, engine.name, *READERS[command])
+    weights = read_manifest(engine).provenance.model.weights
+    named = ["--weights", weights] if command == "validate" else []
+    ended = cli(command, engine.name, *READERS[command], *named)
     assert ended.code == 3
     assert "GPU" in ended.error
 

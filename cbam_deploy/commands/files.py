@@ -132,15 +132,13 @@ def _companions(source: Path) -> tuple[Path, ...]:
     if source.suffix != ".onnx":
         return (source.with_name(f"{source.name}.json"),) if source.suffix == ".engine" else ()
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    from cbam_deploy.engines.source import mapped
     from cbam_deploy.graphs.external_data import external_tensors
-    from cbam_deploy.graphs.skeleton import without_weights
 
     try:
-        with mapped(source) as data:
-            model = onnx.ModelProto.FromString(without_weights(data))
-    except Exception:  # What is wrong with it, the command says when it reads it.
+        model = onnx.load(source, load_external_data=False)
+    except (OSError, DecodeError):  # The command says so when it reads it.
         return ()
     locations = {
         entry.value

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from cbam_deploy.errors import BadInput
@@ -145,9 +146,21 @@ def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for nodes in (*model.graphs(), *model.functions.values()):
         for node in nodes:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                tensor = ir.convenience.get_const_tensor(node.outputs[0])
+                tensor = _values(node)
                 if tensor is not None:
                     yield node.outputs[0], tensor
+
+
+def _values(constant: ir.Node) -> ir.TensorProtocol | None:
+    """Values of a Constant node, if they are floats; onnx-ir's own reader renames the tensor."""
+    for name, attribute in constant.attributes.items():
+        if attribute.is_ref():
+            continue
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.tensor(np.array(attribute.value, np.float32))
+    return None
 
 
 def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:

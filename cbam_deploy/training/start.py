@@ -120,9 +120,9 @@ def check_outputs(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise BadInput(f"{name}: has no parameters to learn", "give a network that has some")
     size = preprocessing.image_size
-    picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     what = f"{name}: running it on a picture of {size} x {size} pixels"
     with foreign_code(what, "try another --image-size"), torch.no_grad():
+        picture = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
         logits = network.eval()(picture)
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [1, classes]:

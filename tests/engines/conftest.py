@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
+
+from cbam_deploy.graphs.gate_bodies import gate_function
 
 CONVOLUTION = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -26,18 +29,6 @@ gated (float[batch,3,16,16] input) => (float[batch,8,16,16] output)
   features = Conv <pads = [1, 1, 1, 1]> (input, weight)
   first = cbam_deploy.SeGate (features, w0, b0, w1, b1)
   output = cbam_deploy.SeGate (first, w0, b0, w1, b1)
-}
-<domain: "cbam_deploy", opset_import: ["" : 18]>
-SeGate (X, W0, B0, W1, B1) => (Y)
-{
-  axes = Constant <value_ints = [2, 3]> ()
-  mean = ReduceMean <keepdims = 0> (X, axes)
-  squeezed = Gemm <transB = 1> (mean, W0, B0)
-  hidden = Relu (squeezed)
-  logits = Gemm <transB = 1> (hidden, W1, B1)
-  scale = Sigmoid (logits)
-  map = Unsqueeze (scale, axes)
-  Y = Mul (X, map)
 }
 """
 
@@ -71,5 +62,7 @@ def convolution(tmp_path: Path) -> Callable[..., Path]:
 def gated(tmp_path: Path) -> Path:
     """A network with two gates, nodes of one ONNX local function."""
     path = tmp_path / "gated.onnx"
-    onnx.save(_model(GATED, *SHAPES), path)
+    model = _model(GATED, *SHAPES)
+    model.functions.append(ir.to_proto(gate_function("SeGate", 18)))
+    onnx.save(model, path)
     return path

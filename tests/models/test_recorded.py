@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models import create_model, load_model, resolve_identity
+from cbam_deploy.models import create_model, load_identified, load_model, resolve_identity
 from cbam_deploy.models.recorded import reference_identity
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
 
@@ -112,7 +112,8 @@ def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
 
 
 def test_the_named_checkpoint_must_be_the_recorded_one_wherever_it_lies(checkpoint, tmp_path):
-    recorded, _ = resolve_identity("resnet20", num_classes=3, weights=str(checkpoint))
+    asked, _ = resolve_identity("resnet20", num_classes=3, weights=str(checkpoint))
+    _, recorded = load_identified(asked)
     provenance = Provenance(recorded)
     assert reference_identity("m.onnx", provenance, weights=checkpoint) == recorded
     moved = checkpoint.rename(tmp_path / "moved.safetensors")
