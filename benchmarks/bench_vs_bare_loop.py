@@ -22,7 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbam_deploy import open_runtime
-from cbam_deploy.benchmarking.rounds import measure_in_rounds, plan_turns
+from cbam_deploy.benchmarking.interleaving import measure_in_rounds, plan_turns
 from cbam_deploy.benchmarking.statistics import paired_ratio
 from cbam_deploy.benchmarking.warm_up import warm_up
 from cbam_deploy.machine import environment

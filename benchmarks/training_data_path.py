@@ -28,7 +28,7 @@ from cbam_deploy.models import create_model
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.augment import random_resized_crop_and_flip
 from cbam_deploy.training.feed import on_device
-from cbam_deploy.training.precision import Precision
+from cbam_deploy.training.precision import MixedPrecision
 
 IMAGENET_SIZE = (500, 375)
 
@@ -120,7 +120,7 @@ def learning(given: argparse.Namespace, device: torch.device) -> Callable[[int],
     network = create_model(given.model, attention=given.attention, seed=0)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    precision = Precision(given.amp, device)
+    precision = MixedPrecision(given.amp, device)
     size = (given.batch_size, 3, given.image_size, given.image_size)
     images = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(given.batch_size, dtype=torch.int64, device=device)

@@ -245,12 +245,12 @@ def doctor() -> MachineReport:
     return MachineReport(environment(), tuple(_capability(*row) for row in _requirements()))
 
 
-Check = tuple[Callable[[], bool], str, str]
+Requirement = tuple[Callable[[], bool], str, str]
 
 
-def _capability(name: str, *checks: Check) -> Capability:
+def _capability(name: str, *requirements: Requirement) -> Capability:
     """`name` is possible when every check holds; else the first that fails says what to do."""
-    for holds, missing, remedy in checks:
+    for holds, missing, remedy in requirements:
         if not holds():
             return Capability(name, False, missing, remedy)
     return Capability(name, True)
@@ -290,7 +290,7 @@ def _requirements() -> list[tuple[Any, ...]]:
     ]
 
 
-def _package(module: str, remedy: str) -> Check:
+def _package(module: str, remedy: str) -> Requirement:
     return (lambda: importlib.util.find_spec(module) is not None, f"package {module}", remedy)
 
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # The comparable values in the graph's order; the others and why they are not.
-Comparison = tuple[list[LayerError], list[tuple[Place, str]]]
+LayerComparison = tuple[list[LayerError], list[tuple[Place, str]]]
 # A runner of the file that also gives out the values of these names.
 Open = Callable[[Sequence[str]], Runner]
 
@@ -167,10 +167,10 @@ class _Search:
     tolerance: Tolerance
     open_runner: Open
 
-    def everything(self) -> Comparison:
+    def everything(self) -> LayerComparison:
         return self._compare(places(self.model))
 
-    def gates(self) -> Comparison:
+    def gates(self) -> LayerComparison:
         every_place = places(self.model)
         outputs = {value.name for value in self.model.graph.outputs}
         checkpoints = [p for p in every_place if p.is_gate or p.value in outputs]
@@ -185,7 +185,7 @@ class _Search:
             unknown = [*unknown, *inner_unknown]
         return compared, unknown
 
-    def _compare(self, wanted: Sequence[Place]) -> Comparison:
+    def _compare(self, wanted: Sequence[Place]) -> LayerComparison:
         """Errors of the comparable values in the order of `wanted`, and why others are not."""
         names = self._reference_names(wanted)
         actual = self._run_onnx([place.value for place in wanted if place.value in names])

@@ -234,11 +234,11 @@ def _quantized_within(
 
 def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibration]:
     """The model ready for INT8, and the ranges it needs."""
-    from cbam_deploy.exporters.int8.placement import calibrated_tensors, places
+    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
     from cbam_deploy.exporters.int8.quantization import prepare
 
     prepared = prepare(model)
-    tensors = calibrated_tensors(places(prepared))
+    tensors = calibrated_tensors(quantized_nodes(prepared))
     found = calibrate(
         prepared, tensors, request.batches(), method=request.method, images=request.total
     )

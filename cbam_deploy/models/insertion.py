@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import CBAM, GateSpec
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.models.gate_places import after_blocks, after_stages
 from cbam_deploy.models.initialization import initialize
+from cbam_deploy.models.insertion_points import after_blocks, after_stages
 from cbam_deploy.models.observation import Call, observe
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def insert_gates(
         spec: the variant of the gates.
         where: paths of modules that return maps [N, C, H, W]; or ``blocks``: after the last
             normalization of each residual block; or ``stages``: after the last module before
-            height and width change. `gate_places` says how these are found.
+            height and width change. `insertion_points` says how these are found.
         example: inputs that the network takes, to find the channels by running it once; by default
             one picture [1, 3, 224, 224]. Its values do not matter.
         seed: of the gates' initial weights; torch's generator stays as it was.

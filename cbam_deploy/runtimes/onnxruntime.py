@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.numerics.feed_check import check_feeds
+from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.runtimes.base import Execution, Runner
 

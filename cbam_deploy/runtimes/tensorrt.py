@@ -17,7 +17,7 @@ from cbam_deploy.engines.backend import TENSORRT_RTX, captured_log, load_backend
 from cbam_deploy.engines.manifest import Manifest, check_runtime, read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
-from cbam_deploy.numerics.feed_check import check_feeds, check_ranges
+from cbam_deploy.numerics.feeds import check_feeds, check_ranges
 from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.runtimes import cuda
 from cbam_deploy.runtimes.base import Execution, Runner

@@ -16,7 +16,6 @@ from cbam_deploy.outputs import write_text
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
 from cbam_deploy.report.json_file import write_json
-from cbam_deploy.studies.cells import artefact, engine, fill
 from cbam_deploy.studies.result import (
     DIGITS_NOTE,
     AblationReport,
@@ -25,6 +24,7 @@ from cbam_deploy.studies.result import (
     VariantResult,
 )
 from cbam_deploy.studies.section import ablation_page
+from cbam_deploy.studies.variant_training import build_variant, export_variant, train_variant
 from cbam_deploy.studies.variants import VARIANTS, Variant
 from cbam_deploy.training.recipes import DIGITS
 
@@ -82,15 +82,15 @@ def ablation(
             for variant in chosen:
                 bar.update(task, description=f"{variant.name}, seed {seed}")
                 cells[variant.name].append(
-                    fill(folder, variant, seed, {**settings, "device": device})
+                    train_variant(folder, variant, seed, {**settings, "device": device})
                 )
                 bar.update(task, advance=1)
         bar.update(task, description="export and build", total=len(chosen), completed=0)
         files: dict[str, tuple[Path, Path | None]] = {}
         for variant in chosen:
-            onnx = artefact(folder, variant, _first(cells[variant.name]), model)
+            onnx = export_variant(folder, variant, _first(cells[variant.name]), model)
             if onnx is not None:
-                files[variant.name] = (onnx, engine(onnx))
+                files[variant.name] = (onnx, build_variant(onnx))
             bar.update(task, advance=1)
     entries = _measure(files, seconds)
     rows = tuple(

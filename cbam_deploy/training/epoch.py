@@ -15,7 +15,7 @@ from cbam_deploy.data.source import Augment, ImageSource
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.training.feed import Pairs, memory_format_of, on_device
-from cbam_deploy.training.precision import Precision
+from cbam_deploy.training.precision import MixedPrecision
 from cbam_deploy.training.processes import Processes, batch_share
 from cbam_deploy.training.settings import Settings
 
@@ -55,7 +55,7 @@ class Sums:
 def train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    precision: Precision,
+    precision: MixedPrecision,
     source: ImageSource,
     settings: Settings,
     epoch: int,
@@ -117,7 +117,7 @@ def train_epoch(
 
 
 @torch.no_grad()
-def test_epoch(
+def evaluate_epoch(
     network: nn.Module,
     source: ImageSource,
     batch_size: int,

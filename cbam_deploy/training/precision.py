@@ -14,7 +14,7 @@ from cbam_deploy.training.settings import Amp
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Precision:
+class MixedPrecision:
     """How the steps of a run compute.
 
     FP16 has a small range: its loss is scaled up before the gradients are taken (Micikevicius et

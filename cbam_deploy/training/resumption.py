@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.checkpoints import load_torch_file, state_dict_sha256
-from cbam_deploy.training.precision import Precision
+from cbam_deploy.training.precision import MixedPrecision
 from cbam_deploy.training.result import Epoch
 
 HASH = "sha256"
@@ -45,7 +45,7 @@ class Learner:
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    precision: Precision
+    precision: MixedPrecision
 
 
 class _Fault(Exception):

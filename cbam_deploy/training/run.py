@@ -18,21 +18,21 @@ from cbam_deploy.models.identity import load_identified, resolve_identity, resol
 from cbam_deploy.progress import progress as progress_bar
 from cbam_deploy.provenance import Provenance, package_versions
 from cbam_deploy.training.augment import augmentation_for
-from cbam_deploy.training.epoch import test_epoch, train_epoch
-from cbam_deploy.training.precision import Precision
+from cbam_deploy.training.epoch import evaluate_epoch, train_epoch
+from cbam_deploy.training.precision import MixedPrecision
+from cbam_deploy.training.preparation import (
+    check_outputs,
+    choose_device,
+    configuration,
+    fastest_format,
+    open_sets,
+    with_classes,
+)
 from cbam_deploy.training.processes import Processes, batch_share, joined
 from cbam_deploy.training.result import Epoch, TrainResult
 from cbam_deploy.training.resumption import Learner, Progress
 from cbam_deploy.training.run_folder import BEST, claimed, open_run, save_epoch
 from cbam_deploy.training.settings import Amp, Augmentation, Settings
-from cbam_deploy.training.start import (
-    check_outputs,
-    configuration,
-    fastest_format,
-    open_sets,
-    place,
-    with_classes,
-)
 
 
 def train(
@@ -119,8 +119,8 @@ def train(
         settings.check()
         check_workers(workers)
         batch_share(batch_size, processes)
-        where = place(device, processes)
-        precision = Precision(amp, where)
+        where = choose_device(device, processes)
+        precision = MixedPrecision(amp, where)
         identity, recorded = resolve_identity(
             model,
             attention=attention,
@@ -229,7 +229,7 @@ def _epochs(
             )
             tested = None
             if val_set is not None:
-                tested = test_epoch(
+                tested = evaluate_epoch(
                     learner.network, val_set, settings.batch_size, run.processes, workers
                 )
             yield Epoch(

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cbam_deploy.benchmarking.benchmark import bench
-from cbam_deploy.benchmarking.rounds import MIN_ROUNDS
+from cbam_deploy.benchmarking.interleaving import MIN_ROUNDS
 from cbam_deploy.errors import BadInput
 
 

@@ -11,7 +11,7 @@ from cbam_deploy import ablation
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models import create_model
 from cbam_deploy.models.gate import AttentionGate
-from cbam_deploy.studies import cells, run
+from cbam_deploy.studies import run, variant_training
 from cbam_deploy.studies.result import AblationReport, Cell, Latency, VariantResult
 from cbam_deploy.studies.variants import VARIANTS
 
@@ -98,8 +98,8 @@ def test_a_second_call_trains_and_exports_nothing_again(study, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("exported again")
 
-    monkeypatch.setattr(cells, "export_onnx", never)
-    monkeypatch.setattr(run, "engine", lambda onnx: None)
+    monkeypatch.setattr(variant_training, "export_onnx", never)
+    monkeypatch.setattr(run, "build_variant", lambda onnx: None)
     monkeypatch.setattr(run, "_measure", lambda files, seconds: [])
     again = ablation(folder, **OPTIONS)
     assert [path.stat().st_mtime_ns for path in last] == written
@@ -132,8 +132,10 @@ def test_a_diverged_cell_is_a_failed_one(monkeypatch, tmp_path):
     def diverge(**options):
         raise CheckFailed("epoch 1: the loss is nan", "lower --lr")
 
-    monkeypatch.setattr(cells, "train", diverge)
-    cell = cells.fill(tmp_path, VARIANTS[0], 3, {"model": "resnet20", "data": "digits"})
+    monkeypatch.setattr(variant_training, "train", diverge)
+    cell = variant_training.train_variant(
+        tmp_path, VARIANTS[0], 3, {"model": "resnet20", "data": "digits"}
+    )
     assert cell == Cell(3, None, "epoch 1: the loss is nan")
 
 

@@ -18,7 +18,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_state, state_dict_sha256
 from cbam_deploy.models.factory import call_factory
 from cbam_deploy.training import resumption
-from cbam_deploy.training.precision import Precision
+from cbam_deploy.training.precision import MixedPrecision
 from cbam_deploy.training.result import TrainResult
 from cbam_deploy.training.resumption import Learner, Progress, content_sha256, read_last
 
@@ -128,7 +128,7 @@ def test_whatever_is_altered_is_refused_by_name_or_changes_nothing(
     folder, state = finished
     module = call_factory(network)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    learner = Learner(module, optimizer, Precision("none", torch.device("cpu")))
+    learner = Learner(module, optimizer, MixedPrecision("none", torch.device("cpu")))
     configuration = state["configuration"]
     if not hashed:  # As the version before wrote it: other numbers in their range go unseen.
         state = {key: value for key, value in state.items() if key != "sha256"}

@@ -22,7 +22,7 @@ from cbam_deploy.models import (
     state_dict_sha256,
 )
 from cbam_deploy.training import epoch as epoch_module
-from cbam_deploy.training import start
+from cbam_deploy.training import preparation
 from cbam_deploy.training.result import Epoch, TrainResult
 from cbam_deploy.training.run_folder import claimed
 
@@ -313,8 +313,8 @@ def test_pictures_of_one_class_teach_nothing(quick: Quick, pictures: Path) -> No
 
 
 def test_digits_are_tested_on_their_own_test_part() -> None:
-    preprocessing = start.Preprocessing.for_size(8)
-    train_set, val_set = start.open_sets("digits", None, preprocessing)
+    preprocessing = preparation.Preprocessing.for_size(8)
+    train_set, val_set = preparation.open_sets("digits", None, preprocessing)
     assert val_set is not None
     assert (len(train_set), len(val_set)) == (1442, 355)
 

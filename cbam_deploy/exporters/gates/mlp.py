@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.pools import POSITION_AXES, Pool, read_pool
-from cbam_deploy.exporters.gates.reading import (
+from cbam_deploy.exporters.gates.matching import (
     Refused,
     Trail,
     Weights,
@@ -23,6 +22,7 @@ from cbam_deploy.exporters.gates.reading import (
     is_op,
     weights,
 )
+from cbam_deploy.exporters.gates.pools import POSITION_AXES, Pool, read_pool
 
 Mlp = tuple[Weights, Weights, Weights, Weights]
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.reading import Refused, Trail, constant, input_of, is_op, named
+from cbam_deploy.exporters.gates.matching import Refused, Trail, constant, input_of, is_op, named
 
 Pool = Literal["mean", "maximum"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.exporters.gates.excerpt import FUSED, ORIGINAL, R, X, gate_alone
-from cbam_deploy.exporters.gates.reading import Refused
+from cbam_deploy.exporters.gates.extraction import FUSED, ORIGINAL, R, X, extract_gate
+from cbam_deploy.exporters.gates.matching import Refused
 from cbam_deploy.exporters.gates.search import FoundGate
 from cbam_deploy.graphs.shapes import Dims, Shapes
 
@@ -59,7 +59,7 @@ def find_difference(gate: FoundGate, opset: int, shapes: Shapes) -> str | None:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
-        model = gate_alone(gate, opset, shapes).SerializeToString()
+        model = extract_gate(gate, opset, shapes).SerializeToString()
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Refused as refusal:
         return str(refusal)

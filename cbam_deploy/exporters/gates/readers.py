@@ -15,9 +15,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.mlp import Mlp, read_mlp
-from cbam_deploy.exporters.gates.pools import Pool, is_pool
-from cbam_deploy.exporters.gates.reading import (
+from cbam_deploy.exporters.gates.matching import (
     MOST_STEPS,
     Trail,
     Weights,
@@ -27,6 +25,8 @@ from cbam_deploy.exporters.gates.reading import (
     is_op,
     view_of,
 )
+from cbam_deploy.exporters.gates.mlp import Mlp, read_mlp
+from cbam_deploy.exporters.gates.pools import Pool, is_pool
 from cbam_deploy.exporters.gates.sigmoid import read_sigmoid
 from cbam_deploy.exporters.gates.spatial import read_spatial
 from cbam_deploy.graphs.shapes import Dims, Shapes

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.reading import Refused
+from cbam_deploy.exporters.gates.matching import Refused
 
 
 def whole_region(read: Iterable[ir.Node], maps: Collection[ir.Value]) -> set[ir.Node]:

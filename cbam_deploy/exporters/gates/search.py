@@ -31,13 +31,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cbam_deploy.exporters.gates.matching import Refused, Trail, is_constant
 from cbam_deploy.exporters.gates.readers import (
     Scaling,
     channel_attention,
     find_scaling,
     spatial_attention,
 )
-from cbam_deploy.exporters.gates.reading import Refused, Trail, is_constant
 from cbam_deploy.exporters.gates.region import add_dead_users, check_closed, whole_region
 from cbam_deploy.graphs.gate_bodies import CBAM_WEIGHTS, SE_WEIGHTS
 from cbam_deploy.graphs.name_scopes import scopes_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.reading import MOST_STEPS, Trail, input_of, is_op, split_scalar
+from cbam_deploy.exporters.gates.matching import MOST_STEPS, Trail, input_of, is_op, split_scalar
 
 
 def read_sigmoid(value: ir.Value, trail: Trail) -> ir.Value:

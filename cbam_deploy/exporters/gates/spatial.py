@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.pools import CHANNEL_AXES, read_pool
-from cbam_deploy.exporters.gates.reading import (
+from cbam_deploy.exporters.gates.matching import (
     Refused,
     Trail,
     Weights,
@@ -21,6 +20,7 @@ from cbam_deploy.exporters.gates.reading import (
     split_scalar,
     weights,
 )
+from cbam_deploy.exporters.gates.pools import CHANNEL_AXES, read_pool
 
 KERNEL_SIZES = (3, 7)
 

@@ -12,7 +12,7 @@ A weight is stored in the type its reader needs. So is a DequantizeLinear's scal
 type of its output; a QuantizeLinear takes what comes. Hence no Cast stands between them and an
 operation. Values keep their names.
 
-Operations that run in INT8 (`int8_regions`) stay as they are, with FP32 scales and biases: no float
+Operations that run in INT8 (`int8_nodes`) stay as they are, with FP32 scales and biases: no float
 of theirs leaves the kernel, so FP16 would make nothing smaller. It would break ONNX Runtime's INT8
 convolutions: it quantizes their biases by the product of two scales, which underflows in FP16.
 
@@ -48,7 +48,7 @@ from cbam_deploy.exporters.half.rules import (
     operator,
     scale_fault,
 )
-from cbam_deploy.exporters.int8.regions import int8_nodes
+from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
 from cbam_deploy.graphs.gate_bodies import DOMAIN, gate_counts, gate_function
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE, needs_dtype
 from cbam_deploy.graphs.names import Names

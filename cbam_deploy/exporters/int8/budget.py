@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, watch
-from cbam_deploy.exporters.int8.placement import Place, places
+from cbam_deploy.exporters.int8.placement import QuantizedNode, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import weight_scales
 from cbam_deploy.exporters.int8.quantization import (
     QuantizationReport,
@@ -184,10 +184,10 @@ def rank_layers(
         calibration: its ranges.
         batches: network inputs, float32 [N, C, H, W] each.
     """
-    chosen = places(model)
+    chosen = quantized_nodes(model)
     scales = activation_scales(calibration, chosen)
     nodes = {node.name: node for node in model.graph}
-    layers = [_Layer(model, nodes[place.node], place, scales) for place in chosen]
+    layers = [_Layer(model, nodes[operation.node], operation, scales) for operation in chosen]
     tensors = dict.fromkeys(name for layer in layers for name in layer.activations)
     with progress() as bar:
         task = bar.add_task("measuring the noise of each layer", total=None)
@@ -207,20 +207,22 @@ class _Layer:
     """One layer by itself: a session that computes it, fed with values as they are and rounded."""
 
     def __init__(
-        self, model: ir.Model, node: ir.Node, place: Place, scales: Mapping[str, float]
+        self, model: ir.Model, node: ir.Node, operation: QuantizedNode, scales: Mapping[str, float]
     ) -> None:
-        self._place = place
-        self._error = ErrorAccumulator(place.node)
+        self._operation = operation
+        self._error = ErrorAccumulator(operation.node)
         self._session = _session_of(model, node)
         names = [value.name for value in node.inputs if value is not None and value.name]
         weights = model.graph.initializers
         self.activations = tuple(name for name in names if name not in weights)
         self._weights = {name: _array(weights[name]) for name in names if name in weights}
         self._rounded = dict(self._weights)
-        if place.weight is not None and place.axis is not None:
-            self._rounded[place.weight] = _rounded_weight(self._weights[place.weight], place.axis)
-        self._scales = {name: scales[name] for name in place.reads}
-        self._result_scale = scales[place.writes] if place.writes is not None else None
+        if operation.weight is not None and operation.axis is not None:
+            self._rounded[operation.weight] = _rounded_weight(
+                self._weights[operation.weight], operation.axis
+            )
+        self._scales = {name: scales[name] for name in operation.reads}
+        self._result_scale = scales[operation.writes] if operation.writes is not None else None
 
     def add(self, values: dict[str, NDArray[np.float32]]) -> None:
         """Compute the layer on one batch of its inputs, both ways."""
@@ -237,7 +239,9 @@ class _Layer:
 
     def noise(self) -> LayerNoise:
         """The result over all batches."""
-        return LayerNoise(self._place.node, self._place.operator, self._error.result().snr_db)
+        return LayerNoise(
+            self._operation.node, self._operation.operator, self._error.result().snr_db
+        )
 
 
 def _rounded_weight(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ POOLINGS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxP
 
 
 @dataclass(frozen=True)
-class Place:
+class QuantizedNode:
     """One operation that reads, and perhaps writes, INT8.
 
     Attributes:
@@ -71,7 +71,7 @@ class Place:
     same_scale: bool = False
 
 
-def places(model: ir.Model, keep_float: Collection[str] = ()) -> tuple[Place, ...]:
+def quantized_nodes(model: ir.Model, keep_float: Collection[str] = ()) -> tuple[QuantizedNode, ...]:
     """The operations of the graph to run in INT8, by the rules of the module's docstring.
 
     Args:
@@ -79,17 +79,19 @@ def places(model: ir.Model, keep_float: Collection[str] = ()) -> tuple[Place, ..
         keep_float: names of nodes to leave out.
     """
     attention = _attention_nodes(model)
-    found = (_place(node) for node in model.graph if node not in attention and _is_float32(node))
-    return tuple(place for place in found if place and place.node not in keep_float)
+    found = (
+        _quantized(node) for node in model.graph if node not in attention and _is_float32(node)
+    )
+    return tuple(chosen for chosen in found if chosen and chosen.node not in keep_float)
 
 
-def calibrated_tensors(chosen: Iterable[Place]) -> tuple[str, ...]:
+def calibrated_tensors(chosen: Iterable[QuantizedNode]) -> tuple[str, ...]:
     """The activations behind Q and DQ, each once, in the order of the graph."""
     names: dict[str, None] = {}
-    for place in chosen:
-        names.update(dict.fromkeys(place.reads))
-        if place.writes is not None:
-            names[place.writes] = None
+    for operation in chosen:
+        names.update(dict.fromkeys(operation.reads))
+        if operation.writes is not None:
+            names[operation.writes] = None
     return tuple(names)
 
 
@@ -115,10 +117,10 @@ def _is_float32(node: ir.Node) -> bool:
     return all(value.dtype in (None, ir.DataType.FLOAT) for value in values)
 
 
-def _place(node: ir.Node) -> Place | None:
+def _quantized(node: ir.Node) -> QuantizedNode | None:
     if node.domain == DOMAIN:
         reads = _names(node.inputs[: 2 if node.op_type.endswith("AddRelu") else 1])
-        return Place(_name(node), node.op_type, reads, writes=node.outputs[0].name)
+        return QuantizedNode(_name(node), node.op_type, reads, writes=node.outputs[0].name)
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type in ("Conv", "Gemm", "MatMul"):
@@ -129,12 +131,12 @@ def _place(node: ir.Node) -> Place | None:
         reads = _names(node.inputs[:1])
         if node.op_type == "MaxPool":
             output = node.outputs[0].name
-            return Place(_name(node), "MaxPool", reads, writes=output, same_scale=True)
-        return Place(_name(node), node.op_type, reads)
+            return QuantizedNode(_name(node), "MaxPool", reads, writes=output, same_scale=True)
+        return QuantizedNode(_name(node), node.op_type, reads)
     return None
 
 
-def _weighted(node: ir.Node) -> Place | None:
+def _weighted(node: ir.Node) -> QuantizedNode | None:
     source, weight = node.inputs[:2]
     if source is None or source.is_initializer() or weight is None or not weight.is_initializer():
         return None
@@ -145,12 +147,12 @@ def _weighted(node: ir.Node) -> Place | None:
         if weight.shape is None or len(weight.shape) != 2:
             return None
         axis = 1
-    return Place(_name(node), node.op_type, _names([source]), weight.name, axis)
+    return QuantizedNode(_name(node), node.op_type, _names([source]), weight.name, axis)
 
 
-def _addition(node: ir.Node) -> Place:
+def _addition(node: ir.Node) -> QuantizedNode:
     fused = next(filter(_only_result_of_convolution, node.inputs), None)
-    return Place(_name(node), "Add", _names(v for v in node.inputs if v is not fused))
+    return QuantizedNode(_name(node), "Add", _names(v for v in node.inputs if v is not fused))
 
 
 def _only_result_of_convolution(value: ir.Value | None) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cbam_deploy.exporters.int8.placement import Place
+from cbam_deploy.exporters.int8.placement import QuantizedNode
 from cbam_deploy.graphs.names import Names
 
 # FP16 must hold every scale to within half an INT8 step of the largest value, because what is not
@@ -36,7 +36,7 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
 
 def insert_pairs(
     graph: ir.Graph,
-    chosen: Sequence[Place],
+    chosen: Sequence[QuantizedNode],
     scales: Mapping[str, float],
     kept: Collection[str],
 ) -> None:
@@ -51,16 +51,16 @@ def insert_pairs(
     """
     pairs = _Pairs(graph)
     nodes = {node.name: node for node in graph}
-    written = {place.writes for place in chosen}
-    like = {place.writes: place.reads[0] for place in chosen if place.same_scale}
+    written = {operation.writes for operation in chosen}
+    like = {operation.writes: operation.reads[0] for operation in chosen if operation.same_scale}
     values = {value.name: value for value in graph.inputs}
     values |= {value.name: value for node in graph for value in node.outputs}
     for tensor, scale in scales.items():
         step = pairs.step(like.get(tensor, tensor), scale)
         pairs.around(values[tensor], step, () if tensor in written else kept)
-    for place in chosen:
-        if place.weight is not None and place.axis is not None:
-            pairs.of_weight(nodes[place.node], place.weight, place.axis)
+    for operation in chosen:
+        if operation.weight is not None and operation.axis is not None:
+            pairs.of_weight(nodes[operation.node], operation.weight, operation.axis)
     pairs.finish()
 
 

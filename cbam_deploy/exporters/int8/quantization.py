@@ -19,7 +19,7 @@ from onnx_ir.passes import common
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, calibrate
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
-from cbam_deploy.exporters.int8.placement import Place, calibrated_tensors, places
+from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class QuantizationReport:
 
     method: Method
     images: int
-    quantized: tuple[Place, ...]
+    quantized: tuple[QuantizedNode, ...]
     kept_float: tuple[str, ...]
     scales: dict[str, float]
     float_feature_maps: tuple[str, ...]
@@ -56,7 +56,7 @@ class QuantizationReport:
             "schema_version": 1,
             "method": self.method,
             "images": self.images,
-            "quantized": [place.node for place in self.quantized],
+            "quantized": [operation.node for operation in self.quantized],
             "kept_float": list(self.kept_float),
             "scales": self.scales,
             "float_feature_maps": list(self.float_feature_maps),
@@ -68,7 +68,7 @@ class QuantizationReport:
         from cbam_deploy.report.tables import Table, styled
 
         table = Table.grid(padding=(0, 2))
-        counts = Counter(place.operator for place in self.quantized)
+        counts = Counter(operation.operator for operation in self.quantized)
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
         table.add_row(styled("calibration", "bold"), f"{self.method} over {self.images} pictures")
         table.add_row(styled("in INT8", "bold"), listed or "nothing")
@@ -99,7 +99,7 @@ def quantize(
             of the wrong size.
     """
     model = prepare(source)
-    tensors = calibrated_tensors(places(model, keep_float))
+    tensors = calibrated_tensors(quantized_nodes(model, keep_float))
     calibration = calibrate(model, tensors, batches, method=method, images=images)
     return insert(model, calibration, keep_float=keep_float)
 
@@ -137,18 +137,18 @@ def insert(
     Raises:
         BadInput: a name in `keep_float` is not that of an operation that could run in INT8.
     """
-    possible = places(model)
-    names, keep_float = {place.node for place in possible}, frozenset(keep_float)
+    possible = quantized_nodes(model)
+    names, keep_float = {operation.node for operation in possible}, frozenset(keep_float)
     for name in keep_float:
         if name not in names:
             raise BadInput(
                 f"there is no node {name!r} to keep in float",
                 f"one of the {len(names)} that INT8 concerns: {', '.join(sorted(names)[:3])}, ...",
             )
-    chosen = tuple(place for place in possible if place.node not in keep_float)
+    chosen = tuple(operation for operation in possible if operation.node not in keep_float)
     scales = activation_scales(calibration, chosen)
     quantized = model.clone()
-    kept = tuple(place.node for place in possible if place.node in keep_float)
+    kept = tuple(operation.node for operation in possible if operation.node in keep_float)
     insert_pairs(quantized.graph, chosen, scales, frozenset(kept))
     report = QuantizationReport(
         method=calibration.method,
@@ -161,16 +161,18 @@ def insert(
     return quantized, report
 
 
-def activation_scales(calibration: Calibration, chosen: Iterable[Place]) -> dict[str, float]:
+def activation_scales(
+    calibration: Calibration, chosen: Iterable[QuantizedNode]
+) -> dict[str, float]:
     """The step between two INT8 values of each activation that `chosen` read or write."""
     chosen = tuple(chosen)
     scales = {}
     for name in calibrated_tensors(chosen):
         scale = max(calibration.magnitude(name) / LARGEST, SMALLEST_SCALE)
         scales[name] = float(np.float32(scale))
-    for place in chosen:
-        if place.same_scale and place.writes is not None:
-            scales[place.writes] = scales[place.reads[0]]
+    for operation in chosen:
+        if operation.same_scale and operation.writes is not None:
+            scales[operation.writes] = scales[operation.reads[0]]
     return scales
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.int8.budget import meet_budget, rank_layers
 from cbam_deploy.exporters.int8.calibration import calibrate
-from cbam_deploy.exporters.int8.placement import calibrated_tensors, places
+from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
 from cbam_deploy.exporters.int8.quantization import prepare
 
 CLASSES = 5
@@ -101,7 +101,7 @@ def sample():
 
 
 def calibrated(model):
-    return calibrate(model, calibrated_tensors(places(model)), sample(), method="minmax")
+    return calibrate(model, calibrated_tensors(quantized_nodes(model)), sample(), method="minmax")
 
 
 def meet(model, *, evaluate=top1, max_accuracy_drop=0.005, **options):

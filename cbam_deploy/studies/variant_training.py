@@ -1,4 +1,4 @@
-"""One cell of a study: train, export, build; what an earlier run has done is not done again."""
+"""A variant of a study with one seed: train, export, build; nothing done earlier is done again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_folder(folder: Path, variant: Variant, seed: int) -> Path:
     return folder / "runs" / f"{variant.name}-{seed}"
 
 
-def fill(folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any]) -> Cell:
+def train_variant(folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any]) -> Cell:
     """Train `variant` with `seed`, or go on where an earlier run stopped.
 
     A run whose loss is no longer a number is a failed cell, not the end of the study.
@@ -49,7 +49,7 @@ def fill(folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any])
     return Cell(seed, accuracy)
 
 
-def artefact(folder: Path, variant: Variant, seed: int, model: str) -> Path | None:
+def export_variant(folder: Path, variant: Variant, seed: int, model: str) -> Path | None:
     """The ONNX file of a trained cell, exported unless it is there already; None if it failed."""
     weights = run_folder(folder, variant, seed) / "best.safetensors"
     if not weights.is_file():
@@ -70,7 +70,7 @@ def _weights(provenance: Provenance) -> str | None:
     return provenance.model.weights_sha256 if provenance.model else None
 
 
-def engine(onnx: Path) -> Path | None:
+def build_variant(onnx: Path) -> Path | None:
     """The engine of a file, for this machine's GPU where it has one; None without TensorRT."""
     from cbam_deploy.engines import build_engine
 

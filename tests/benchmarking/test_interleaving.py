@@ -3,7 +3,7 @@ import gc
 import numpy as np
 import pytest
 
-from cbam_deploy.benchmarking.rounds import (
+from cbam_deploy.benchmarking.interleaving import (
     MIN_ROUNDS,
     ROUND_SECONDS,
     Turns,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cbam_deploy.data.open_source import open_source
 from cbam_deploy.data.source import ImageSource
-from cbam_deploy.data.source_names import open_source
 from cbam_deploy.data.splits import has_split
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.models.factory import is_factory
@@ -23,7 +23,7 @@ from cbam_deploy.training.processes import Processes
 from cbam_deploy.training.settings import Settings
 
 
-def place(name: str | None, processes: Processes) -> torch.device:
+def choose_device(name: str | None, processes: Processes) -> torch.device:
     """The device `name` (``cpu``, ``cuda``, None for CUDA where there is one) of this process.
 
     Raises:

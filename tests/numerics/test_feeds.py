@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.numerics.feed_check import check_ranges
+from cbam_deploy.numerics.feeds import check_ranges
 
 RANGES = {"image": ((1, 3, 16, 16), (4, 3, 64, 96))}
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from cbam_deploy.exporters.gates.reading import Refused, input_of
+from cbam_deploy.exporters.gates.matching import Refused, input_of
 from cbam_deploy.exporters.gates.search import FoundGate
 from cbam_deploy.graphs.gate_bodies import DOMAIN, GROUPS, VERSION, gate_function
 from cbam_deploy.graphs.shapes import Shapes
@@ -35,7 +35,7 @@ _IR_VERSION = 10
 _MOST_NODES = 200
 
 
-def gate_alone(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto:
+def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto:
     """A model of inputs X (and R) [N, C, H, W], outputs `ORIGINAL` and `FUSED`, all FP32.
 
     Args:
