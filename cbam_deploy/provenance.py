@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,6 @@ class Provenance:
         except ValueError as error:
             raise BadInput(f"provenance is not JSON ({error})", "make the file again") from error
         return cls.from_json(data)
-
-    def with_(self, **changes: Any) -> Provenance:
-        """A copy with some fields replaced."""
-        return replace(self, **changes)
 
 
 def _meaningful(provenance: Provenance) -> Provenance:

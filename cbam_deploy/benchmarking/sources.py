@@ -182,7 +182,7 @@ def list_sources(
         sources.append(
             PyTorchSource(
                 PYTORCH,
-                str(artefacts[0]),
+                str(Path(artefacts[0])),
                 device=device,
                 threads=threads,
                 reference=reference,

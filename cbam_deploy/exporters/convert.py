@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,7 +19,14 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
 from cbam_deploy.exporters.half.conversion import HalfReport, IoDtype, settle_types, to_half
-from cbam_deploy.exporters.half.rules import is_float, is_standard, is_weight
+from cbam_deploy.exporters.half.rules import (
+    FROM_FP32,
+    PRODUCTS,
+    check_single_precision,
+    is_float,
+    is_standard,
+    is_weight,
+)
 from cbam_deploy.exporters.int8.calibration import (
     Calibration,
     Images,
@@ -50,8 +57,6 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 64
 Measure = Callable[[Path], float]
 _PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")
-_MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @said_of_the_file
@@ -261,7 +266,8 @@ def _finish(request: _Request, step: _Step) -> _Finished:
             "seed": request.seed,
             "method": calibration.method,
         }
-    provenance = request.history.with_(
+    provenance = replace(
+        request.history,
         precision=graph_precision(step.model),
         gates=gate_counts(step.model),
         calibration=facts,
@@ -304,15 +310,9 @@ def _check_budget(precision: str, max_accuracy_drop: float | None, measure: Meas
 
 def _check_convertible(path: Path, model: ir.Model, history: Provenance) -> None:
     """Refuse a file that is no FP32 network of convolutions or matrix products."""
-    hint = "convert the FP32 file it was made from"
-    graph = model.graph
-    if any(is_standard(node, *_QUANTIZED) for node in graph):
-        raise BadInput(f"{path}: is quantized already", hint)
-    kinds = {value.dtype for value in graph.initializers.values()}
-    if kinds & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
-        raise BadInput(f"{path}: has 16-bit weights already", hint)
+    check_single_precision(model, str(path))
     if history.precision != "fp32":
-        raise BadInput(f"{path}: is recorded as {history.precision} already", hint)
+        raise BadInput(f"{path}: is recorded as {history.precision} already", FROM_FP32)
     foreign = foreign_operators(model)
     gate = next((node for node in gate_nodes(model) if node.op_type in foreign), None)
     if gate is not None:
@@ -321,7 +321,7 @@ def _check_convertible(path: Path, model: ir.Model, history: Provenance) -> None
             f"{foreign[gate.op_type]}",
             "convert it with the version that made it, or export the network again with this one",
         )
-    if not any(is_standard(node, *_MULTIPLIES) and _reads_weight(node) for node in graph):
+    if not any(is_standard(node, *PRODUCTS) and _reads_weight(node) for node in model.graph):
         raise BadInput(
             f"{path}: has no convolution or matrix product with FP32 weights to convert",
             "give an exported network",

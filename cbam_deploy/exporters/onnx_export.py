@@ -186,7 +186,7 @@ def _export(
         graph = trace(subject.module, subject.inputs, subject.output, subject.label)
         bar.update(task, advance=1, description="fusing gates")
         report = fuse_model(graph) if fuse else FusionReport(0, (), ())
-        provenance = subject.provenance.with_(gates=gate_counts(graph), tolerance=tolerance)
+        provenance = replace(subject.provenance, gates=gate_counts(graph), tolerance=tolerance)
         set_provenance(graph, provenance)
         bar.update(task, advance=1, description="comparing with PyTorch")
         errors: list[ExportError] = []

@@ -156,4 +156,4 @@ def _metadata(provenance: Provenance, name: str, state: dict[str, Tensor]) -> di
             naming=None if is_factory(identity.name) else OWN,
             initial_gates=False,
         )
-    return {METADATA_KEY: provenance.with_(model=identity).dumps()}
+    return {METADATA_KEY: replace(provenance, model=identity).dumps()}

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -44,9 +46,10 @@ def test_a_baseline_among_the_artefacts_is_measured_once(files):
     assert found == (["a.onnx", "b.onnx"], "b.onnx")
 
 
-def test_the_pytorch_model_of_the_first_artefact_comes_last(files):
+@pytest.mark.parametrize("first", ["a.onnx", "./a.onnx", "v1//../a.onnx", Path("a.onnx")])
+def test_the_pytorch_model_of_the_first_artefact_comes_last(files, first):
     sources, baseline = list_sources(
-        ["a.onnx", "b.onnx"],
+        [first, "b.onnx"],
         pytorch=True,
         relative_to="pytorch",
         runtime=None,
@@ -54,7 +57,7 @@ def test_the_pytorch_model_of_the_first_artefact_comes_last(files):
         threads=None,
     )
     assert isinstance(sources[-1], PyTorchSource)
-    assert sources[-1].artefact == "a.onnx"
+    assert sources[-1].artefact == sources[0].artefact
     assert baseline == PYTORCH
 
 

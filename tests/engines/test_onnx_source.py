@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper, parser
 from cbam_deploy.engines.build import build_engine
 from cbam_deploy.engines.source import read_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.skeleton import without_weights
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
 
@@ -84,6 +85,29 @@ def test_weights_of_the_wrong_size_are_refused(convolution, tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(BadInput, match="weight has 860 bytes, its shape needs 864"):
         build_engine(path, tmp_path / "net.engine")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [('{"schema_version": 99}', "provenance of schema 99"), ("{", "provenance is not JSON")],
+)
+def test_damaged_provenance_is_said_of_its_file(convolution, tmp_path, text, fault):
+    model = onnx.load(convolution())
+    helper.set_model_props(model, {METADATA_KEY: text})
+    path = tmp_path / "damaged.onnx"
+    onnx.save(model, path)
+    with pytest.raises(BadInput) as refused:
+        read_source(path)
+    assert refused.value.message.startswith(f"{path}: {fault}")
+
+
+def test_sparse_weights_are_refused(convolution, tmp_path):
+    model = onnx.load(convolution())
+    model.graph.sparse_initializer.add()
+    onnx.save(model, tmp_path / "sparse.onnx")
+    for read in (read_source, read_model):
+        with pytest.raises(BadInput, match=r"sparse\.onnx: .*sparse weights"):
+            read(tmp_path / "sparse.onnx")
 
 
 def test_summary_of_a_model(gated):

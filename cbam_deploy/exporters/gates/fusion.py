@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def fuse(source: str | Path, output: str | Path) -> FusionReport:
         except BadInput as error:
             raise BadInput(f"{source}: {error.message}", error.hint) from error
     if provenance is not None:
-        set_provenance(model, provenance.with_(gates=gate_counts(model)))
+        set_provenance(model, replace(provenance, gates=gate_counts(model)))
     write_model(model, output)
     return report
 

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.defs import OpSchema
 
+from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.gate_bodies import DOMAIN, WEIGHTS
 
 FP16_MAX = 65504.0
@@ -36,6 +37,7 @@ WEIGHT_ERROR_LIMIT = 2.0**-10
 # Half a step of a value at the end of INT8's scale, relative to it: 0.5 / 127.
 SCALE_ERROR_LIMIT = 0.5 / 127
 
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # with a weight, in most networks
 REDUCTIONS = (
     *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "LpPool", "CumSum"),
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
@@ -48,6 +50,10 @@ TYPE_FOLLOWING = (
     *("Cast", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Shape", "Size", "Squeeze"),
     *("Transpose", "Unsqueeze"),
 )
+
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")
+FROM_FP32 = "convert the FP32 file it was made from"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,15 @@ def is_float(value: ir.Value | None) -> bool:
 def is_weight(value: ir.Value | None) -> bool:
     """Whether a value is stored in the file and cannot be fed instead."""
     return value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def check_single_precision(model: ir.Model, name: str) -> None:
+    """Raise `BadInput` for the network called `name` if it is quantized or has 16-bit weights."""
+    if any(is_standard(node, *_QUANTIZED) for node in model.graph):
+        raise BadInput(f"{name}: is quantized already", FROM_FP32)
+    kinds = {value.dtype for value in model.graph.initializers.values()}
+    if kinds & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+        raise BadInput(f"{name}: has 16-bit weights already", FROM_FP32)
 
 
 class Halves(NamedTuple):

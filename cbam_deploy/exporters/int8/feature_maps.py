@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from cbam_deploy.exporters.half.rules import PRODUCTS, is_standard
 from cbam_deploy.exporters.int8.placement import is_feature_map
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish"})
-_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish")
 
 
 def float_feature_maps(model: ir.Model) -> tuple[str, ...]:
-    """Names of the feature maps outside of any DQ -> operation -> Q sandwich, in graph order.
+    """Names of the feature maps that travel as float, in graph order.
 
-    A map is inside when Q alone reads it, or when one node alone reads it that is fused into the
-    map's producer: an activation behind a convolution or an addition, or an addition behind a
-    convolution. What DQ gives is read where it is used, and never counts; nor does the network's
-    input, which cannot be int8. In a network without Q, every map counts.
+    A map stays inside a kernel when Q alone reads it, or when one node alone reads it that is fused
+    into the map's producer: an activation behind a product (`PRODUCTS`) or an addition, or an
+    addition behind a product. What DQ gives is read where it is used, and never counts; nor does
+    the network's input, which cannot be int8.
     """
     values = [value for node in model.graph for value in node.outputs]
     return tuple(value.name or "" for value in values if _travels_as_float(value))
@@ -43,6 +43,6 @@ def _travels_as_float(value: ir.Value) -> bool:
 
 
 def _fuses(producer: ir.Node, reader: ir.Node) -> bool:
-    if reader.op_type in _ACTIVATIONS:
-        return producer.op_type in _WEIGHTED or producer.op_type == "Add"
-    return reader.op_type == "Add" and producer.op_type in _WEIGHTED
+    if is_standard(reader, *_ACTIVATIONS):
+        return is_standard(producer, *PRODUCTS, "Add")
+    return is_standard(reader, "Add") and is_standard(producer, *PRODUCTS)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.rules import check_single_precision, is_standard
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, calibrate
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
 from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
@@ -183,23 +184,14 @@ def fake_quantize(values: NDArray[np.float32], scale: NDArray[Any] | float) -> N
 
 
 def _check(model: ir.Model) -> None:
-    operators = {node.op_type for node in model.graph}
-    if operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
-        raise BadInput(
-            "the network is quantized already", "start from the float32 file it was made from"
-        )
-    weights = {value.dtype for value in model.graph.initializers.values()}
-    if weights & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
-        raise BadInput(
-            "the network has 16-bit weights", "quantize the float32 file it was made from"
-        )
+    check_single_precision(model, "the network")
     opset = model.opset_imports.get("", OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise BadInput(
             f"the network is of opset {opset}; INT8 needs {OLDEST_OPSET} or later",
             "export it again with a later opset",
         )
-    if "Conv" not in operators:
+    if not any(is_standard(node, "Conv") for node in model.graph):
         raise BadInput(
             "the network has no convolution to quantize", "INT8 is for convolutional networks"
         )

@@ -14,6 +14,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.conversion import to_half
 from cbam_deploy.exporters.half.rounding import round_in_fp32
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
+from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
 from cbam_deploy.exporters.int8.quantization import quantize
 
 # Scales are rounded to float32 once: half a unit in the last place of 24 bits, and once more in
@@ -231,6 +232,24 @@ def test_an_operation_between_convolution_and_q_shows_as_a_float_feature_map(qua
     broken.graph.insert_before(q, square)
     q.replace_input_with(0, square.outputs[0])
     assert float_feature_maps(broken) == ("r2",)
+
+
+@pytest.mark.parametrize("product", ["Conv", "ConvTranspose"])
+def test_what_is_fused_behind_a_product_is_int8_for_nodes_and_for_maps(product):
+    text = f"""
+    (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) {{
+      xq = QuantizeLinear (x, scale)
+      xd = DequantizeLinear (xq, scale)
+      product = {product} (xd, w)
+      active = Relu (product)
+      yq = QuantizeLinear (active, scale)
+      y = DequantizeLinear (yq, scale)
+    }}
+    """
+    weights = {"w": np.ones((4, 4, 1, 1), np.float32), "scale": np.float32(0.1)}
+    model = half_networks.network(text, **weights)
+    assert {node.op_type for node in int8_nodes(model.graph)} == {product, "Relu"}
+    assert float_feature_maps(model) == ()
 
 
 def test_a_layer_kept_in_float_reads_unrounded_values_and_its_own_weight():
