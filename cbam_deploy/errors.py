@@ -7,6 +7,11 @@ lines and exits with its code. Anything else that escapes is a defect and shows 
 from __future__ import annotations
 
 
+def installation_of(extra: str) -> str:
+    """A hint: the command that adds an extra of pyproject.toml, which no package index has."""
+    return f"pip install -e '.[{extra}]' in the clone of cbam-deploy"
+
+
 class DeployError(Exception):
     """An error a person can act on.
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.provenance import package_versions
 
 if TYPE_CHECKING:
@@ -262,17 +262,17 @@ def _requirements() -> list[tuple[Any, ...]]:
     torch = _package("torch", "pip install torch")
     ort = _package("onnxruntime", "pip install onnxruntime")
     polygraphy = _package("polygraphy", "pip install polygraphy")
-    rtx = _package("tensorrt_rtx", "pip install 'cbam-deploy[rtx]'")
-    tensorrt = _package("tensorrt", "pip install 'cbam-deploy[tensorrt]'")
+    rtx = _package("tensorrt_rtx", installation_of("rtx"))
+    tensorrt = _package("tensorrt", installation_of("tensorrt"))
     tensorrt_loads = (
         _tensorrt_loads,
         "TensorRT's native libraries",
         "install tensorrt from NVIDIA's package index",
     )
     cuda_torch = (_torch_has_cuda, "a PyTorch build with CUDA", "pip install torch, from PyPI")
-    cuda_ort = (_ort_has_cuda, "ONNX Runtime with CUDA", "pip install 'cbam-deploy[cuda]'")
-    pillow = _package("PIL", "pip install 'cbam-deploy[demo]'")
-    sklearn = _package("sklearn", "pip install 'cbam-deploy[demo]'")
+    cuda_ort = (_ort_has_cuda, "ONNX Runtime with CUDA", installation_of("cuda"))
+    pillow = _package("PIL", installation_of("demo"))
+    sklearn = _package("sklearn", installation_of("demo"))
     onnx = [_package(name, f"pip install {name}") for name in ("onnx", "onnx_ir", "onnxscript")]
     return [
         ("train and run PyTorch models on the CPU", torch),
@@ -286,7 +286,7 @@ def _requirements() -> list[tuple[Any, ...]]:
         ("run TensorRT engines", gpu, polygraphy, tensorrt, tensorrt_loads, torch, cuda_torch),
         ("read pictures from a folder", pillow),
         ("use the built-in pictures (digits, photos)", pillow, sklearn),
-        ("draw plots in reports", _package("matplotlib", "pip install 'cbam-deploy[demo]'")),
+        ("draw plots in reports", _package("matplotlib", installation_of("demo"))),
     ]
 
 

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import machine
+from cbam_deploy.errors import installation_of
 from cbam_deploy.machine import Gpu, clocks, doctor, environment, gpus
 
 
@@ -129,7 +130,7 @@ def test_missing_builder_is_named_with_its_installation(installed):
     building = report("build TensorRT-RTX engines")
     assert not building.available
     assert "tensorrt_rtx" in building.missing
-    assert building.remedy == "pip install 'cbam-deploy[rtx]'"
+    assert building.remedy == installation_of("rtx")
 
 
 def test_remedies_are_printed_whole(installed):

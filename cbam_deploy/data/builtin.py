@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.pictures import require_pillow
 from cbam_deploy.data.source import ImageSource
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.preprocessing import Preprocessing
 
 BUILTIN = ("digits", "photos")
@@ -79,6 +79,6 @@ def _sklearn_datasets() -> Any:
         import sklearn.datasets
     except ImportError as error:
         raise MissingCapability(
-            "the built-in pictures need scikit-learn", "pip install 'cbam-deploy[demo]'"
+            "the built-in pictures need scikit-learn", installation_of("demo")
         ) from error
     return sklearn.datasets

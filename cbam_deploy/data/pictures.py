@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.preprocessing import Preprocessing, Stretched
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def require_pillow() -> None:
     try:
         from PIL import _imaging
     except ImportError as error:
-        raise MissingCapability(
-            "reading pictures needs Pillow", "pip install 'cbam-deploy[demo]'"
-        ) from error
+        raise MissingCapability("reading pictures needs Pillow", installation_of("demo")) from error
     # For good: filters are the process's, and threads that decode would undo each other's.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")

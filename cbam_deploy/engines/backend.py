@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.errors import BadInput, MissingCapability, installation_of
 from cbam_deploy.machine import gpus
 from cbam_deploy.provenance import package_versions
 
@@ -28,8 +28,8 @@ TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 _INSTALL = {
-    TENSORRT: "pip install 'cbam-deploy[tensorrt]'",
-    TENSORRT_RTX: "pip install 'cbam-deploy[rtx]'",
+    TENSORRT: installation_of("tensorrt"),
+    TENSORRT_RTX: installation_of("rtx"),
 }
 _log = logging.getLogger(__name__)
 

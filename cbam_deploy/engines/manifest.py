@@ -16,7 +16,7 @@ from typing import Any
 
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.engines.backend import TENSORRT, TITLES, installed_version
-from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.errors import BadInput, MissingCapability, installation_of
 from cbam_deploy.json_data import parse, read
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import PRECISIONS, Provenance, file_sha256
@@ -177,7 +177,7 @@ def check_runtime(manifest: Manifest, engine: str | Path) -> None:
         extra = "tensorrt" if manifest.runtime == TENSORRT else "rtx"
         raise MissingCapability(
             f"{engine}: running it needs {title} {manifest.runtime_version}",
-            f"pip install 'cbam-deploy[{extra}]'",
+            installation_of(extra),
         )
     built, now = _numbers(manifest.runtime_version), _numbers(here)
     flexible = manifest.options.get("version_compatible") and built[:1] == now[:1] and now > built

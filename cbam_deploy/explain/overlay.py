@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import levels
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.preprocessing import Preprocessing
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
@@ -31,7 +31,7 @@ def overlay(shown: Picture, heat: NDArray[np.floating], low: float, high: float)
         from PIL import Image
     except ImportError as error:
         raise MissingCapability(
-            "pictures need matplotlib and Pillow", "pip install 'cbam-deploy[demo]'"
+            "pictures need matplotlib and Pillow", installation_of("demo")
         ) from error
     level = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
     size = (shown.shape[1], shown.shape[0])

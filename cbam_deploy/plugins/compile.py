@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbam_deploy.errors import BadInput, DeployError, MissingCapability
+from cbam_deploy.errors import BadInput, DeployError, MissingCapability, installation_of
 from cbam_deploy.json_data import parse, read
 from cbam_deploy.outputs import write_text
 
 KERNELS = Path(__file__).parent / "kernels"
 _SOURCE = '#include "fused.cuh"\n#include "staged.cuh"\n'
-_HINT = "pip install 'cbam-deploy[kernels]'"
+_HINT = installation_of("kernels")
 
 
 @dataclass(frozen=True)

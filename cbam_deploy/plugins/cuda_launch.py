@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.plugins.compile import CompiledKernels, compile_kernels
 from cbam_deploy.plugins.geometry import DEFAULT_SHARED_BYTES, DeviceLimits, grid
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
 
-_HINT = "pip install 'cbam-deploy[kernels]'"
+_HINT = installation_of("kernels")
 
 
 def compile_plan(plan: LaunchPlan, capability: int) -> CompiledKernels:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.errors import MissingCapability
+from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.report.units import Estimate
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def plot_style() -> Any:
 
 def _missing() -> MissingCapability:
     return MissingCapability(
-        "plots need matplotlib, which is not installed", "pip install 'cbam-deploy[demo]'"
+        "plots need matplotlib, which is not installed", installation_of("demo")
     )
 
 

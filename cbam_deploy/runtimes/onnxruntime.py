@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.errors import BadInput, MissingCapability, installation_of
 from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.runtimes.base import Execution, Runner
 
 DEVICES = ("cpu", "cuda")
-INSTALL_CUDA = (
-    "pip install 'cbam-deploy[cuda]' on a machine with an NVIDIA GPU, or use --device cpu"
-)
+INSTALL_CUDA = f"{installation_of('cuda')}, on a machine with an NVIDIA GPU; or use --device cpu"
 DTYPES = {"float": "float32", "double": "float64"}
 
 

@@ -42,7 +42,7 @@ runpy.run_module("benchmarks.gpu_check", run_name="__main__")
 
 
 def test_dry_run_does_all_but_launching_with_torch_and_numpy_alone(tmp_path, pytestconfig):
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs pip install 'cbam-deploy[kernels]'")
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra kernels")
     kernels = str(pytestconfig.cache.mkdir("kernels"))
     environment = {**os.environ, "XDG_CACHE_HOME": kernels, "OMP_NUM_THREADS": "1"}
     parts = [part.name for part in PARTS if part.name != "operators"]  # collects with pytest

@@ -31,7 +31,7 @@ EVERY = 151
 @pytest.fixture(scope="module")
 def chosen():
     """The cases that the part is going to take."""
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs pip install 'cbam-deploy[kernels]'")
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra kernels")
     return [case for case in cases.all_cases(DEVICE) if case.is_small][::EVERY]
 
 
