@@ -30,10 +30,10 @@ build/%.onnx: .venv/demo.done
 	$(BIN)/cbam-deploy export $* -o $@
 
 kernel-report: .venv/dev.done
-	$(BIN)/python -m cbam_deploy.plugins.kernel_report -o benchmarks/results/kernel-report.md
+	$(BIN)/python -m benchmarks.kernel_report -o benchmarks/results/kernel-report.md
 
 paper-tables: .venv/demo.done
-	$(BIN)/python -m cbam_deploy.costs.paper -o docs/paper-tables.md
+	$(BIN)/python -m benchmarks.paper_tables -o docs/paper-tables.md
 
 # On a machine with a GPU, by its own Python: it may have no network to fill a .venv from.
 # OUTPUT=DIR writes elsewhere than to benchmarks/results; OPTIONS="--dry-run" needs no GPU.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import onnx
 from onnx import helper, parser
 
-from cbam_deploy.graphs.gate_bodies import DOMAIN, GROUPS, gate_function
+from cbam_deploy.gates.operators import DOMAIN
+from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
 
 _START = """
   height_width = Constant <value_ints = [2, 3]> ()

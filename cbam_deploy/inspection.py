@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbam_deploy.artefacts import artefact_kind, graph_precision
+from cbam_deploy.gates.operators import DOMAIN, operator_of
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance, file_sha256
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from cbam_deploy.engines.manifest import Manifest
     from cbam_deploy.report.tables import Group, Table
 
-GATE_DOMAIN = "cbam_deploy"
 SCHEMA_VERSION = 1
 
 
@@ -269,17 +269,17 @@ def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
     bodies = {
         key: "other function" if key[1] in foreign else "function"
         for key in model.functions
-        if key[0] == GATE_DOMAIN
+        if key[0] == DOMAIN
     }
-    nodes = (node for node in model.graph if node.domain == GATE_DOMAIN)
+    nodes = (node for node in model.graph if node.domain == DOMAIN)
     return tuple(_gate(node, bodies.get(node.op_identifier(), "none")) for node in nodes)
 
 
 def _gate(node: ir.Node, lowering: str) -> Gate:
     """Sizes follow from the shapes of W0 [C/r, C] and WS [1, 2, k, k]."""
-    first = 2 if "AddRelu" in node.op_type else 1
-    down = _shape(node, first)
-    spatial = _shape(node, first + 4) if "Cbam" in node.op_type else None
+    operator = operator_of(node)
+    inputs = operator.by_name(node.inputs) if operator else {}
+    down, spatial = _shape(inputs.get("W0")), _shape(inputs.get("WS"))
     return Gate(
         node=node.name or node.outputs[0].name or "",
         op=node.op_type,
@@ -290,9 +290,8 @@ def _gate(node: ir.Node, lowering: str) -> Gate:
     )
 
 
-def _shape(node: ir.Node, index: int) -> list[int] | None:
-    """Shape of an input of a node, where all of it is known."""
-    value = node.inputs[index] if index < len(node.inputs) else None
+def _shape(value: ir.Value | None) -> list[int] | None:
+    """Shape of a value, where all of it is known."""
     if value is None or value.shape is None:
         return None
     sizes = [size for size in value.shape if isinstance(size, int)]

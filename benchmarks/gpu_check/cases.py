@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_check.storage import encode
+from benchmarks.kernel_report import FORMATS, gates
+from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, fused_candidates, plan
-from cbam_deploy.plugins.kernel_report import FORMATS, gates
 from cbam_deploy.plugins.launches import LaunchPlan
-from cbam_deploy.plugins.reference import Weights
 
 VALUES = ("constant", "negative", "minus_zero", "extreme", "nan", "inf", "minus_inf")
 INTEGER_VALUES = ("constant", "negative", "extreme")

@@ -13,6 +13,7 @@ from benchmarks.gpu_check.buffers import held_buffers
 from benchmarks.gpu_check.cases import Case, Inputs, all_cases, draw, reference_key
 from benchmarks.gpu_check.job import Failed, Job
 from benchmarks.gpu_check.storage import decode, encode, from_storage, to_storage
+from cbam_deploy.gates.reference import Bounded, apply_gate, disagreement
 from cbam_deploy.plugins.cuda_launch import (
     Parameters,
     call,
@@ -21,7 +22,6 @@ from cbam_deploy.plugins.cuda_launch import (
     load,
 )
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, DeviceLimits
-from cbam_deploy.plugins.reference import Bounded, apply_gate, disagreement
 
 DRY_CAPABILITY = 90
 _DRY_ADDRESS = 1 << 40

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cbam_deploy.plugins.gate import Dtype, Gate, Layout
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.layouts import Dtype, LayoutName
 
 MAPS = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 BATCHES = (32, 128, 1, 8)
-FORMATS: tuple[tuple[Dtype, Layout], ...] = (
+FORMATS: tuple[tuple[Dtype, LayoutName], ...] = (
     ("float16", "nhwc"),
     ("int8", "chw32"),
     ("bfloat16", "nhwc"),

@@ -134,7 +134,7 @@ def _weights(case: GateCase, device: str) -> dict[str, Tensor]:
 
 
 def _operator(weights: dict[str, Tensor]) -> Gate:
-    operator = getattr(torch.ops, torch_op.NAMESPACE).cbam_gate_add_relu
+    operator = torch_op.NAMESPACE.cbam_gate_add_relu
     return lambda x, r: operator(x, r, *weights.values())
 
 

@@ -17,6 +17,7 @@ from onnx import inliner
 
 from cbam_deploy.costs.result import Part
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.operators import DOMAIN
 
 Shape = tuple[int, ...]
 Known = Mapping[str, onnx.TypeProto.Tensor]
@@ -44,7 +45,6 @@ _OTHER_PRODUCTS = frozenset(
 )
 # What stands between a weight and the node that computes with it.
 _ON_THE_WAY = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
-_GATE_DOMAIN = "cbam_deploy"
 # Larger constants hold weights; inference needs only shapes and axes.
 _MOST_BYTES = 1024
 
@@ -84,7 +84,7 @@ def count_graph(
             uncounted.update([kind] if kind in _OTHER_PRODUCTS else [])
         owned = parameters.get(origin, {})
         if products or owned:
-            gate = node.domain == _GATE_DOMAIN
+            gate = node.domain == DOMAIN
             name = _name(origin, owned) if not gate else origin.name or node.output[0]
             parts.append(Part(name, kind, sum(owned.values()), products, gate))
     inputs = tuple(_shape(known, value.name, label) for value in proto.graph.input)

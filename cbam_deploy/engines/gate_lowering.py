@@ -30,25 +30,25 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.graphs.gate_bodies import (
+from cbam_deploy.gates.operators import (
     DOMAIN,
+    GATE_OPERATORS,
+    PLUGIN_ATTRIBUTES,
     VERSION,
-    WEIGHTS,
-    foreign_operators,
-    gate_nodes,
+    GateOperator,
 )
-from cbam_deploy.plugins.gate import Dtype, Gate
+from cbam_deploy.graphs.gate_bodies import foreign_operators, gate_nodes
+from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
+from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
     FORMATS,
-    NAMESPACE,
-    NODES,
-    QLINEAR,
     SCALES,
     SIZES,
     PluginNode,
+    fused_node,
+    staged_nodes,
 )
-from cbam_deploy.plugins.plugin_nodes import VERSION as PLUGIN_VERSION
 
 NATIVE, PLUGIN, STAGED = "native", "plugin", "staged plugin"
 
@@ -57,11 +57,8 @@ _DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
-_PLUGIN_ATTRIBUTES: dict[str, Any] = {
-    "plugin_namespace": NAMESPACE,
-    "plugin_version": PLUGIN_VERSION,
-    "aot": 1,  # the parser then insists on an embedded kernel
-}
+# The parser then insists on an embedded kernel.
+_EMBEDDED: dict[str, Any] = {**PLUGIN_ATTRIBUTES, "aot": 1}
 
 
 @dataclass(frozen=True)
@@ -100,13 +97,15 @@ def lower_gates(
         try:
             if node.op_type in foreign:
                 raise BadInput(foreign[node.op_type], "")
-            lowered[name] = Lowered(_to_plugin(node, _required(limits), batch))
+            operator = GATE_OPERATORS[node.op_type]
+            lowered[name] = Lowered(_to_plugin(node, operator, _required(limits), batch))
         except BadInput as error:
             lowered[name] = Lowered(NATIVE, error.message)
             _keep_native(node, model)
     common.RemoveUnusedNodesPass()(model)
-    for identifier in [one for one in model.functions if one[0] == DOMAIN and one[1] in WEIGHTS]:
-        del model.functions[identifier]
+    for identifier in list(model.functions):
+        if identifier[0] == DOMAIN and identifier[1] in GATE_OPERATORS:
+            del model.functions[identifier]
     model.opset_imports[DOMAIN] = VERSION
     return lowered
 
@@ -117,10 +116,10 @@ def _required(limits: DeviceLimits | None) -> DeviceLimits:
     return limits
 
 
-def _to_plugin(node: ir.Node, limits: DeviceLimits, batch: int) -> str:
+def _to_plugin(node: ir.Node, operator: GateOperator, limits: DeviceLimits, batch: int) -> str:
     """Replace `node` by plugin nodes; BadInput, and nothing is changed, where there are none."""
-    integers = _Integers.around(node)
-    kind = NODES[(QLINEAR if integers else "") + node.op_type]
+    integers = _Integers.around(node, operator)
+    kind = fused_node(operator, integers=integers is not None)
     inputs = dict(zip(kind.inputs, (_known(value, node) for value in node.inputs), strict=True))
     gate = _gate(kind, inputs, integers)
     if integers:
@@ -149,9 +148,9 @@ class _Integers:
     quantizers: tuple[ir.Node, ...]
 
     @classmethod
-    def around(cls, node: ir.Node) -> _Integers | None:
+    def around(cls, node: ir.Node, operator: GateOperator) -> _Integers | None:
         """Those of `node`; None where it is not int8 all around."""
-        maps = node.inputs[: 2 if node.op_type.endswith("AddRelu") else 1]
+        maps = node.inputs[: len(operator.maps)]
         readers = [value.producer() if value is not None else None for value in maps]
         before = [_int8_scale(reader, "DequantizeLinear") for reader in readers]
         output = node.outputs[0]
@@ -234,12 +233,9 @@ def _stages(node: ir.Node, inputs: dict[str, ir.Value], gate: Gate, splits: int)
     }
     batch = inputs["x"].shape[0] if inputs["x"].shape else None
     output, named, made = node.outputs[0].name, dict(inputs), []
-    excitation = "GateSpatialStatistics" if gate.kernel_size else "GateChannelExcitation"
-    for operator in ("GateChannelStatistics", excitation, _apply(node.op_type)):
-        kind = NODES[operator]
-        one = _plugin_node(
-            kind, named, {**attributes, "splits": splits}, f"{node.name or output}/{operator}"
-        )
+    attributes["splits"] = splits
+    for kind in staged_nodes(gate.operator):
+        one = _plugin_node(kind, named, attributes, f"{node.name or output}/{kind.operator}")
         for name, value in zip(kind.outputs, one.outputs, strict=True):
             if name in shapes:
                 value.name, value.dtype = f"{output}/{name}", ir.DataType.FLOAT
@@ -249,18 +245,13 @@ def _stages(node: ir.Node, inputs: dict[str, ir.Value], gate: Gate, splits: int)
     return made
 
 
-def _apply(gate_operator: str) -> str:
-    """``GateApplyCbamAddRelu`` for ``CbamGateAddRelu``."""
-    return "GateApply" + gate_operator.replace("Gate", "")
-
-
 def _plugin_node(
     kind: PluginNode, named: dict[str, ir.Value], attributes: dict[str, Any], name: str | None
 ) -> ir.Node:
     return ir.node(
         kind.operator,
         [named[key] for key in kind.inputs],
-        {**_PLUGIN_ATTRIBUTES, **attributes},
+        {**_EMBEDDED, **attributes},
         domain=DOMAIN,
         num_outputs=len(kind.outputs),
         name=name,
@@ -293,5 +284,5 @@ def _keep_native(node: ir.Node, model: ir.Model) -> None:
         copy.name = name
         model.functions[identifier] = copy
     node.op_type = name
-    for attribute in _PLUGIN_ATTRIBUTES:
+    for attribute in _EMBEDDED:
         node.attributes.pop(attribute, None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.skeleton import without_weights
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance
@@ -23,7 +24,6 @@ from cbam_deploy.provenance import Provenance
 if TYPE_CHECKING:
     import onnx
 
-GATE_DOMAIN = "cbam_deploy"
 EXTERNAL_KEY = b"location"  # stands in every reference to data outside the file
 DEFAULT_OPT_BATCH = 8
 DEFAULT_MAX_BATCH = 64
@@ -75,8 +75,8 @@ def read_source(path: str | Path) -> OnnxSource:
     check_weights(read_model(path), path)
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    gates = {node.name or node.output[0]: node for node in graph.node if node.domain == GATE_DOMAIN}
-    bodies = {function.name for function in model.functions if function.domain == GATE_DOMAIN}
+    gates = {node.name or node.output[0]: node for node in graph.node if node.domain == DOMAIN}
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
     for name, node in gates.items():
         if node.op_type not in bodies:
             raise BadInput(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import network_input
 from cbam_deploy.errors import BadInput
-from cbam_deploy.graphs.gate_bodies import DOMAIN
+from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file

@@ -1,13 +1,6 @@
-"""The gate nodes of domain `cbam_deploy` and their bodies: ONNX local functions of standard ops.
+"""The nodes of `gates.operators` and their bodies: ONNX local functions of standard ops.
 
 Any runtime that lacks our kernel inlines the body, so a file with gate nodes runs everywhere.
-
-    op              inputs                                                      output
-    CbamGate        X [N,C,H,W], W0 [C/r,C], B0 [C/r], W1 [C,C/r], B1 [C],      Y like X
-                    WS [1,2,k,k] (channel 0: maximum, 1: mean), BS [1]
-    CbamGateAddRelu X, R like X, then as CbamGate                               Y like X
-    SeGate          X, W0, B0, W1, B1                                           Y like X
-    SeGateAddRelu   X, R, W0, B0, W1, B1                                        Y like X
 
 A body computes in FP32 whatever the type of X and R is, and rounds to it once, at the end; runtimes
 drop the casts where X is FP32. It is written for the speed of ONNX Runtime on CPUs, which keeps
@@ -33,29 +26,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx import parser
 
+from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS, VERSION, operator_of
 from cbam_deploy.graphs.gate_body_opsets import in_words_of
 
-DOMAIN = "cbam_deploy"
-VERSION = 1
 GROUPS = 8
 _FUNCTIONS_SINCE = 8  # Version of ONNX's file format.
 FIRST_OPSET = 11
-
-CBAM_WEIGHTS = ("W0", "B0", "W1", "B1", "WS", "BS")
-SE_WEIGHTS = ("W0", "B0", "W1", "B1")
-WEIGHTS = {
-    "CbamGate": CBAM_WEIGHTS,
-    "CbamGateAddRelu": CBAM_WEIGHTS,
-    "SeGate": SE_WEIGHTS,
-    "SeGateAddRelu": SE_WEIGHTS,
-}
-
-_DOCS = {
-    "CbamGate": "Y = X' * Ms(X') with X' = X * Mc(X): channel, then spatial attention of CBAM.",
-    "CbamGateAddRelu": "Y = ReLU(CbamGate(X) + R).",
-    "SeGate": "Y = X * sigmoid(W1 ReLU(W0 mean(X) + B0) + B1): Squeeze-and-Excitation.",
-    "SeGateAddRelu": "Y = ReLU(SeGate(X) + R).",
-}
 
 _CHANNEL_START = """
   x = Cast <to = 1> (X)
@@ -110,6 +87,18 @@ _CBAM_SPATIAL = """
   gated = Mul (refined, spatial_attention)
 """
 
+# What each gate computes, in words and in operators, the pools over channels left open.
+_BODIES: dict[GateSpec, tuple[str, str]] = {
+    CBAM: (
+        "Y = X' * Ms(X') with X' = X * Mc(X): channel, then spatial attention of CBAM.",
+        _CHANNEL_START + _CBAM_CHANNEL + "{pool}" + _CBAM_SPATIAL,
+    ),
+    SE: (
+        "Y = X * sigmoid(W1 ReLU(W0 mean(X) + B0) + B1): Squeeze-and-Excitation.",
+        _CHANNEL_START + _SE_CHANNEL,
+    ),
+}
+
 _END = """
   Y = CastLike (gated, X)
 """
@@ -125,7 +114,7 @@ _END_ADD_RELU = """
 def gate_function(
     op: str, opset: int, *, grouped: bool = True, dtype: ir.DataType = ir.DataType.FLOAT
 ) -> ir.Function:
-    """The body of `op`, one of `WEIGHTS`.
+    """The body of `op`, one of `GATE_OPERATORS`.
 
     Args:
         op: name of the operator.
@@ -134,21 +123,23 @@ def gate_function(
         grouped: pool over channels in groups; every map's C must then be a multiple of `GROUPS`.
         dtype: type of the maps. It matters only where `needs_dtype`, else the body takes any.
     """
-    residual = ("R",) if op.endswith("AddRelu") else ()
-    inputs = ", ".join(("X", *residual, *WEIGHTS[op]))
-    pool = _POOL_IN_GROUPS if grouped else _POOL_AT_ONCE
-    kind = _CBAM_CHANNEL + pool + _CBAM_SPATIAL if op.startswith("Cbam") else _SE_CHANNEL
-    body = _CHANNEL_START + kind + (_END_ADD_RELU if residual else _END)
+    operator = GATE_OPERATORS[op]
+    doc, body = _BODIES[operator.gate]
+    body = body.replace("{pool}", _POOL_IN_GROUPS if grouped else _POOL_AT_ONCE)
+    if operator.residual:
+        doc = f"Y = ReLU({operator.kind}Gate(X) + R)."
+    body += _END_ADD_RELU if operator.residual else _END
     header = f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">'
+    inputs = ", ".join(operator.inputs)
     proto = parser.parse_function(f"{header}\n{op} ({inputs}) => (Y)\n{{{body}}}")
     function = ir.serde.deserialize_function(in_words_of(opset, proto, dtype))
-    function.doc_string = _DOCS[op]
+    function.doc_string = doc
     return function
 
 
 def gate_nodes(model: ir.Model) -> list[ir.Node]:
     """Gate nodes of the main graph, in its order."""
-    return [node for node in model.graph if node.domain == DOMAIN and node.op_type in WEIGHTS]
+    return [node for node in model.graph if operator_of(node)]
 
 
 def gate_counts(model: ir.Model) -> dict[str, int]:
@@ -164,11 +155,12 @@ def foreign_operators(model: ir.Model) -> dict[str, str]:
     """
     version = model.opset_imports.get(DOMAIN, VERSION)
     if version != VERSION:
-        return dict.fromkeys(WEIGHTS, f"the file uses version {version} of {DOMAIN}, not {VERSION}")
+        reason = f"the file uses version {version} of {DOMAIN}, not {VERSION}"
+        return dict.fromkeys(GATE_OPERATORS, reason)
     return {
         function.name: f"{function.name} has another body in the file than in this version"
         for function in model.functions.values()
-        if function.domain == DOMAIN and function.name in WEIGHTS and not _is_ours(function)
+        if function.domain == DOMAIN and function.name in GATE_OPERATORS and not _is_ours(function)
     }
 
 
@@ -232,7 +224,7 @@ def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> No
     """
     nodes, foreign = gate_nodes(model), foreign_operators(model)
     everywhere = itertools.chain(model.graph.all_nodes(), *model.functions.values())
-    called = [node for node in everywhere if node.domain == DOMAIN and node.op_type in WEIGHTS]
+    called = [node for node in everywhere if operator_of(node)]
     grouped = dtype == ir.DataType.FLOAT and all(_channels(node) % GROUPS == 0 for node in called)
     opset = model.opset_imports[""]
     for op in sorted({node.op_type for node in nodes} - foreign.keys()):
@@ -245,9 +237,8 @@ def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> No
 
 def _channels(node: ir.Node) -> int:
     """C, the length of B1."""
-    names = WEIGHTS[node.op_type]
-    index = len(node.inputs) - len(names) + names.index("B1")
-    b1 = node.inputs[index] if 0 <= index < len(node.inputs) else None
+    operator = operator_of(node)
+    b1 = operator.by_name(node.inputs).get("B1") if operator else None
     if b1 is None or b1.shape is None or not isinstance(b1.shape[0], int):
         return 1  # Fits no groups: unknown counts are pooled at once.
     return b1.shape[0]

@@ -6,12 +6,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.name_scopes import scopes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-GATE_DOMAIN = "cbam_deploy"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Place:
     @property
     def is_gate(self) -> bool:
         """Whether a fused attention gate makes the value."""
-        return self.op.startswith(GATE_DOMAIN + ".")
+        return self.op.startswith(DOMAIN + ".")
 
     def __str__(self) -> str:
         module = f" of {self.module}" if self.module else ""

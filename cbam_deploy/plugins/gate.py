@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal
 
 from cbam_deploy.errors import BadInput
-
-Dtype = Literal["float32", "float16", "bfloat16", "int8"]
-Layout = Literal["nchw", "nhwc", "chw32"]
+from cbam_deploy.gates.description import CBAM, SE
+from cbam_deploy.gates.operators import GateOperator
+from cbam_deploy.plugins.layouts import LAYOUTS, Dtype, Layout, LayoutName
 
 ELEMENTS: dict[Dtype, tuple[str, int]] = {
     "float32": ("float", 4),
@@ -32,7 +31,7 @@ class Gate:
         hidden: units of the channel gate's hidden layer.
         kernel_size: of the spatial gate, 3 or 7; 0 for a channel gate only (SE).
         residual: whether a residual is added and ReLU applied.
-        dtype, layout: of x, r and y. ``chw32`` is for int8.
+        dtype, layout: of x, r and y.
         stored: channels stored per position, 0 for as many as the layout needs. TensorRT's HWC8 is
             ``nhwc`` with `stored` rounded up to a multiple of 8.
         alignment: bytes that the addresses of x, r and y are multiples of.
@@ -49,7 +48,7 @@ class Gate:
     kernel_size: int = 7
     residual: bool = False
     dtype: Dtype = "float16"
-    layout: Layout = "nhwc"
+    layout: LayoutName = "nhwc"
     stored: int = 0
     alignment: int = 16
     x_scale: float = 1.0
@@ -57,25 +56,27 @@ class Gate:
     y_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        natural = round_up(self.channels, 32) if self.layout == "chw32" else self.channels
+        storage = self.storage
+        natural = round_up(self.channels, storage.block)
         if self.stored == 0:
             object.__setattr__(self, "stored", natural)
         if min(self.channels, self.height, self.width, self.hidden) < 1:
             raise BadInput(f"{self}: sizes must be positive", _UNFUSED)
         if self.kernel_size not in (0, 3, 7):
             raise BadInput(f"kernel size {self.kernel_size}: there are kernels for 3, 7", _UNFUSED)
-        if self.layout == "chw32" and self.dtype != "int8":
-            raise BadInput(f"layout chw32 is for int8 maps, not {self.dtype}", _UNFUSED)
-        if self.stored < natural or (self.layout != "nhwc" and self.stored != natural):
+        if self.dtype not in storage.dtypes:
+            dtypes = ", ".join(storage.dtypes)
+            raise BadInput(f"layout {self.layout} is for {dtypes} maps, not {self.dtype}", _UNFUSED)
+        if self.stored < natural or (self.stored > natural and not storage.padding):
             raise BadInput(f"{self}: {self.stored} channels stored, {natural} needed", _UNFUSED)
-        if self.alignment % (4 if self.layout == "chw32" else self.element_bytes):
+        if self.alignment % max(storage.alignment, self.element_bytes):
             raise BadInput(f"{self}: addresses are not aligned", _UNFUSED)
         if self.stored * self.positions > _LARGEST_IMAGE:
             raise BadInput(f"{self}: an image of more than 2^30 elements", _UNFUSED)
 
     def __str__(self) -> str:
         shape = f"{self.channels}x{self.height}x{self.width}"
-        return f"{self.operator} on {shape} {self.dtype} {self.layout}"
+        return f"{self.operator.name} on {shape} {self.dtype} {self.layout}"
 
     @property
     def positions(self) -> int:
@@ -88,19 +89,19 @@ class Gate:
         return ELEMENTS[self.dtype][1]
 
     @property
-    def operator(self) -> str:
-        """The ONNX operator, such as ``CbamGateAddRelu``."""
-        return ("CbamGate" if self.kernel_size else "SeGate") + ("AddRelu" if self.residual else "")
+    def operator(self) -> GateOperator:
+        """The operator that it computes."""
+        return GateOperator(CBAM if self.kernel_size else SE, self.residual)
 
     @property
-    def rows_are_channels(self) -> bool:
-        """Whether positions of one channel are adjacent."""
-        return self.layout == "nchw"
+    def storage(self) -> Layout:
+        """What its layout is like."""
+        return LAYOUTS[self.layout]
 
     @property
     def vector(self) -> int:
         """Elements of one access: at most 16 bytes, never across a row's end."""
-        row = self.positions if self.rows_are_channels else self.stored
+        row = self.positions if self.storage.rows_are_channels else self.stored
         return gcd(row, 16 // self.element_bytes, self.alignment // self.element_bytes)
 
     @property
@@ -110,7 +111,7 @@ class Gate:
 
     def matrix(self, positions: int, channels: int) -> tuple[int, int]:
         """Rows, and columns in vectors, of a slice of so many positions and stored channels."""
-        if self.rows_are_channels:
+        if self.storage.rows_are_channels:
             return channels, positions // self.vector
         return positions, channels // self.vector
 

@@ -175,19 +175,18 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
     Neighbouring lanes read at least one 128-byte line of a row, or the whole row.
     """
-    smallest, largest = 1, threads
+    storage = gate.storage
+    # One warp reduces a row of positions, and needs no scratch for it.
+    largest = warp if storage.rows_are_channels else threads // storage.run_rows
     line = min(columns, 128 // (gate.vector * gate.element_bytes))
-    if gate.rows_are_channels:
-        largest = warp  # one warp reduces a row, and needs no scratch for it
-    elif gate.layout == "chw32":
-        smallest, largest = 32 // gate.vector, threads // 4  # Tiling::run, Tiling::run_rows
+    smallest = min(largest, 1 << (line - 1).bit_length())
+    if storage.block > 1:
+        smallest = storage.block // gate.vector  # Tiling::run
 
     def busy(lanes: int) -> float:
         row_lanes = threads // lanes
         return columns / round_up(columns, lanes) * rows / round_up(rows, row_lanes)
 
-    if gate.layout != "chw32":
-        smallest = min(largest, 1 << (line - 1).bit_length())
     choices = [2**power for power in range(11) if smallest <= 2**power <= largest]
     return Tiling(gate, threads, max(choices, key=lambda lanes: (busy(lanes), lanes)), warp)
 
@@ -236,9 +235,9 @@ def _gating(
 
 def _channel_unit(gate: Gate) -> int:
     """Channels that one block reads at least: whole vectors, and 128-byte lines where they run."""
-    if gate.rows_are_channels:
+    if gate.storage.rows_are_channels:
         return 8
-    return 32 if gate.layout == "chw32" else 128 // gate.element_bytes
+    return gate.storage.block if gate.storage.block > 1 else 128 // gate.element_bytes
 
 
 def _part(size: int, unit: int, wanted: int) -> int:

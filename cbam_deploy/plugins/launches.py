@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from cbam_deploy.gates.operators import in_lower_case, snake_case
 from cbam_deploy.plugins.gate import ELEMENTS, Gate, round_up
 
 STAT_BYTES = 8
@@ -40,17 +41,16 @@ class Tiling:
     @property
     def channel_scratch_bytes(self) -> int:
         """Shared memory of the reduction over positions."""
-        return self._row_scratch if self.gate.rows_are_channels else self._column_scratch
+        return self._row_scratch if self.gate.storage.rows_are_channels else self._column_scratch
 
     @property
     def position_scratch_bytes(self) -> int:
         """Shared memory of the reduction over channels."""
-        return self._column_scratch if self.gate.rows_are_channels else self._row_scratch
+        return self._column_scratch if self.gate.storage.rows_are_channels else self._row_scratch
 
     @property
     def _warps_per_row(self) -> int:
-        run_rows = 4 if self.gate.layout == "chw32" else 1
-        return max(1, self.column_lanes * run_rows // self.warp)
+        return max(1, self.column_lanes * self.gate.storage.run_rows // self.warp)
 
     @property
     def _row_scratch(self) -> int:
@@ -126,12 +126,7 @@ def fused_plan(
     per_block = positions_per_block(gate, cluster)
     rows, columns = gate.matrix(per_block, gate.stored)
     kept_rows = rows if kept_rows is None else min(rows, kept_rows)
-    entry = {
-        "CbamGate": "cbam_gate",
-        "CbamGateAddRelu": "cbam_gate_add_relu",
-        "SeGate": "se_gate",
-        "SeGateAddRelu": "se_gate_add_relu",
-    }[gate.operator]
+    entry = gate.operator.function
     launch = Launch(
         kernel=f"cbam::{entry}<{tiling.expression}, {cluster}{_kernel_size(gate)}>",
         blocks_per_image=cluster,
@@ -139,7 +134,7 @@ def fused_plan(
         threads=tiling.threads,
         shared_bytes=fused_fixed_bytes(gate, tiling, cluster)
         + _aligned(kept_rows * columns * gate.vector * gate.element_bytes),
-        inputs=("x", *_residual(gate), "w0", "b0", "w1", "b1", *_convolution(gate)),
+        inputs=in_lower_case(gate.operator.inputs),
         integers=(
             *_shape(gate),
             ("hidden", gate.hidden),
@@ -154,7 +149,8 @@ def fused_plan(
 
 def positions_per_block(gate: Gate, cluster: int) -> int:
     """Positions of each block's slice where `cluster` blocks share an image."""
-    return round_up(-(-gate.positions // cluster), gate.vector if gate.rows_are_channels else 1)
+    unit = gate.vector if gate.storage.rows_are_channels else 1
+    return round_up(-(-gate.positions // cluster), unit)
 
 
 def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
@@ -212,7 +208,7 @@ def gating(gate: Gate, tiling: Tiling, positions: int, splits: int, *, in_place:
     pieces = [gate.hidden * 4]
     if not in_place:
         pieces.append(gate.channels * STAT_BYTES)
-    weights = ("w0", "b0", "w1", "b1")
+    weights = in_lower_case(gate.operator.channel_weights)
     x_scale, _, y_scale = _scales(gate)
     if not gate.kernel_size:
         return Launch(
@@ -268,17 +264,16 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
         if sum(map(_aligned, [*pieces, window * STAT_BYTES])) > shared_limit:
             window = 0
         pieces.append(window * STAT_BYTES)
-    entry = ("apply_cbam" if gate.kernel_size else "apply_se") + (
-        "_add_relu" if gate.residual else ""
-    )
-    spatial = ("pooled", *_convolution(gate)) if gate.kernel_size else ()
+    operator = gate.operator
+    entry = snake_case(f"Apply{operator.kind}{operator.behind}")
+    maps, convolution = map(in_lower_case, (operator.maps, operator.spatial_weights))
     return Launch(
         kernel=f"cbam::{entry}<{tiling.expression}{_kernel_size(gate)}>",
         blocks_per_image=position_splits * channel_splits,
         cluster=1,
         threads=tiling.threads,
         shared_bytes=sum(map(_aligned, pieces)),
-        inputs=("x", *_residual(gate), "channel_gates", *spatial),
+        inputs=(*maps, "channel_gates", *(("pooled",) if operator.spatial else ()), *convolution),
         integers=(
             *_shape(gate),
             *_cut(cut),
@@ -301,14 +296,6 @@ def staged_plan(statistics: Launch, second: Launch, last: Launch, gate: Gate) ->
 def _aligned(size: int) -> int:
     """As `Arena` of ``kernels/gate.cuh`` counts: pieces start at multiples of 16 bytes."""
     return round_up(size, 16)
-
-
-def _residual(gate: Gate) -> tuple[str, ...]:
-    return ("r",) if gate.residual else ()
-
-
-def _convolution(gate: Gate) -> tuple[str, ...]:
-    return ("ws", "bs") if gate.kernel_size else ()
 
 
 def _kernel_size(gate: Gate) -> str:

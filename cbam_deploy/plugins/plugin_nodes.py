@@ -5,16 +5,15 @@ it does not. Names are ONNX operators of domain ``cbam_deploy``, names of tensor
 `launches`:
 
     operator                      inputs -> outputs
-    CbamGate[AddRelu]             x, (r,) w0, b0, w1, b1, ws, bs -> y
-    SeGate[AddRelu]               x, (r,) w0, b0, w1, b1 -> y
-    QLinear...                    the same four on int8 maps; scales are attributes
+    those of `gates.operators`    x, (r,) and the weights -> y
+    QLinear...                    the same on int8 maps; scales are attributes
 
     GateChannelStatistics         x -> partials [N, splits, C, 2]
     GateSpatialStatistics         x, partials, w0, b0, w1, b1 -> channel_gates [N, C],
                                   pooled [N, H, W, 2]; or, where there is no spatial gate,
     GateChannelExcitation         partials, w0, b0, w1, b1 -> channel_gates
-    GateApplyCbam[AddRelu]        x, (r,) channel_gates, pooled, ws, bs -> y
-    GateApplySe[AddRelu]          x, (r,) channel_gates -> y
+    GateApply...                  x, (r,) channel_gates, and pooled and the weights of the spatial
+                                  gate where there is one -> y
 
 TensorRT chooses layouts node by node. x, r and y of one node have one layout. The statistics that
 travel between the three nodes hold one entry per stored channel; so that their strides agree, these
@@ -31,7 +30,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.plugins.gate import Dtype, Gate, Layout, round_up
+from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_case
+from cbam_deploy.plugins.gate import Gate, round_up
 from cbam_deploy.plugins.geometry import (
     DEFAULT_SHARED_BYTES,
     KNOWN_DEVICES,
@@ -41,16 +41,13 @@ from cbam_deploy.plugins.geometry import (
     plan,
 )
 from cbam_deploy.plugins.launches import Launch
+from cbam_deploy.plugins.layouts import FLOATS, Dtype, LayoutName
 
-NAMESPACE = "cbam_deploy"
-VERSION = "1"
-QLINEAR = "QLinear"
-
+Names = tuple[str, ...]
 Stage = Literal["fused", "statistics", "excitation", "apply"]
 _LAUNCH_OF_STAGE = {"statistics": 0, "excitation": 1, "apply": 2}
 _FEW = 4  # tactics that TensorRT times per type and layout
 
-FLOATS: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 SCALES = ("x_scale", "r_scale", "y_scale")
 SIZES = ("channels", "height", "width", "hidden", "kernel_size", "splits")
 
@@ -60,7 +57,7 @@ class Format:
     """A layout by TensorRT's name (`TensorFormat`); it stores a multiple of `multiple` channels."""
 
     name: str
-    layout: Layout
+    layout: LayoutName
     multiple: int = 1
 
 
@@ -183,39 +180,42 @@ class PluginNode:
         return [candidates.index(one) + 1 for one in (*preferred, *by_kept_part)]
 
 
-def _fused(operator: str, weights: tuple[str, ...]) -> Iterable[PluginNode]:
-    inputs = ("x", *(("r",) if operator.endswith("AddRelu") else ()), *weights)
+def fused_node(operator: GateOperator, *, integers: bool) -> PluginNode:
+    """The one node that computes `operator`, of float maps or of int8 ones."""
+    inputs = in_lower_case(operator.inputs)
+    if not integers:
+        return PluginNode(operator.name, "fused", inputs, ("y",), FLOATS)
     scales = tuple(name for name in SCALES if name[0] in (*inputs, "y"))
-    yield PluginNode(operator, "fused", inputs, ("y",), FLOATS)
-    yield PluginNode(QLINEAR + operator, "fused", inputs, ("y",), ("int8",), scales=scales)
+    return PluginNode(f"QLinear{operator.name}", "fused", inputs, ("y",), ("int8",), scales=scales)
 
 
-def _staged(
-    operator: str, stage: Stage, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> PluginNode:
-    return PluginNode(operator, stage, inputs, outputs, (*FLOATS, "int8"), SIZES, SCALES)
+def staged_nodes(operator: GateOperator) -> tuple[PluginNode, ...]:
+    """The three nodes that compute `operator`, in order."""
+    maps = in_lower_case(operator.maps)
+    mlp, convolution = map(in_lower_case, (operator.channel_weights, operator.spatial_weights))
+    spatial = operator.spatial
+    read = ("x", "partials") if spatial else ("partials",)
+    gates = ("channel_gates", "pooled") if spatial else ("channel_gates",)
+    second = "GateSpatialStatistics" if spatial else "GateChannelExcitation"
+    last = f"GateApply{operator.kind}{operator.behind}"
 
+    def node(name: str, stage: Stage, inputs: Names, outputs: Names) -> PluginNode:
+        return PluginNode(name, stage, inputs, outputs, (*FLOATS, "int8"), SIZES, SCALES)
 
-_MLP, _CONVOLUTION = ("w0", "b0", "w1", "b1"), ("ws", "bs")
-_CBAM, _SE = ("channel_gates", "pooled", *_CONVOLUTION), ("channel_gates",)
+    return (
+        node("GateChannelStatistics", "statistics", ("x",), ("partials",)),
+        node(second, "excitation", (*read, *mlp), gates),
+        node(last, "apply", (*maps, *gates, *convolution), ("y",)),
+    )
+
 
 NODES: dict[str, PluginNode] = {
     node.operator: node
+    for operator in GATE_OPERATORS.values()
     for node in (
-        *_fused("CbamGate", (*_MLP, *_CONVOLUTION)),
-        *_fused("CbamGateAddRelu", (*_MLP, *_CONVOLUTION)),
-        *_fused("SeGate", _MLP),
-        *_fused("SeGateAddRelu", _MLP),
-        _staged("GateChannelStatistics", "statistics", ("x",), ("partials",)),
-        _staged(
-            *("GateSpatialStatistics", "excitation"),
-            *(("x", "partials", *_MLP), ("channel_gates", "pooled")),
-        ),
-        _staged("GateChannelExcitation", "excitation", ("partials", *_MLP), ("channel_gates",)),
-        _staged("GateApplyCbam", "apply", ("x", *_CBAM), ("y",)),
-        _staged("GateApplyCbamAddRelu", "apply", ("x", "r", *_CBAM), ("y",)),
-        _staged("GateApplySe", "apply", ("x", *_SE), ("y",)),
-        _staged("GateApplySeAddRelu", "apply", ("x", "r", *_SE), ("y",)),
+        fused_node(operator, integers=False),
+        fused_node(operator, integers=True),
+        *staged_nodes(operator),
     )
 }
 """Every operator by its name."""

@@ -23,10 +23,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.plugins.compile import compile_kernels
-from cbam_deploy.plugins.gate import Dtype, Gate
+from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits
-from cbam_deploy.plugins.plugin_nodes import FORMATS, LINEAR, NAMESPACE, NODES, Format, PluginNode
+from cbam_deploy.plugins.layouts import Dtype
+from cbam_deploy.plugins.plugin_nodes import FORMATS, LINEAR, NODES, Format, PluginNode
 
 _TYPES: dict[Dtype, tuple[str, str]] = {
     "float32": ("FLOAT", "FP32"),
@@ -52,7 +54,7 @@ def register(limits: DeviceLimits) -> None:
     trt, plugin = _modules()
     compile_kernels((), _architecture(limits))
     _device[:] = [limits]
-    known = getattr(plugin.op, NAMESPACE, None)
+    known = getattr(plugin.op, DOMAIN, None)
     for operator, node in NODES.items():
         if not hasattr(known, operator):
             _Plugin(node, trt, plugin).register()
@@ -66,7 +68,7 @@ class _Plugin:
 
     def register(self) -> None:
         """Hand them to TensorRT."""
-        plugin, name = self._plugin, f"{NAMESPACE}::{self._node.operator}"
+        plugin, name = self._plugin, f"{DOMAIN}::{self._node.operator}"
         desc = plugin.TensorDesc
         several = len(self._node.outputs) > 1
         described = tuple[(desc,) * len(self._node.outputs)] if several else desc  # type: ignore[misc]

@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load
-from cbam_deploy.plugins.gate import Dtype, Gate, Layout
+from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.torch_inputs import GateInputs, dense
 
 _DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
+}
+_LAYOUTS: dict[torch.memory_format, LayoutName] = {
+    torch.contiguous_format: "nchw",
+    torch.channels_last: "nhwc",
 }
 
 
@@ -35,22 +40,19 @@ def run(inputs: GateInputs) -> Tensor:
     y = torch.empty_like(x)
     if not x.numel():
         return y
-    layout: Layout = "nchw" if x.is_contiguous() else "nhwc"
-    tensors = {"x": x, "y": y}
-    for name in ("w0", "b0", "w1", "b1", "ws", "bs"):
-        weight = getattr(inputs, name)
-        if weight is not None:
-            tensors[name] = weight.contiguous()
-    if inputs.r is not None:
-        memory = torch.contiguous_format if layout == "nchw" else torch.channels_last
-        tensors["r"] = inputs.r.contiguous(memory_format=memory)
+    memory = next(one for one in _LAYOUTS if x.is_contiguous(memory_format=one))
+    tensors = {"y": y}
+    for name, tensor in inputs._replace(x=x)._asdict().items():
+        if tensor is not None:
+            format_ = memory if name in ("x", "r") else torch.contiguous_format
+            tensors[name] = tensor.contiguous(memory_format=format_)
     gate = _gate(
         *x.shape[1:],
         inputs.w0.shape[0],
         0 if inputs.ws is None else inputs.ws.shape[-1],
         inputs.r is not None,
         _DTYPES[x.dtype],
-        layout,
+        _LAYOUTS[memory],
         alignment(*(tensors[name] for name in ("x", "r", "y") if name in tensors)),
     )
     launch(planned(gate, x.shape[0], x.device.index), tensors, x.shape[0], x.device)
@@ -104,7 +106,7 @@ def _gate(
         kernel_size=kernel_size,
         residual=residual,
         dtype=cast(Dtype, dtype),
-        layout=cast(Layout, layout),
+        layout=cast(LayoutName, layout),
         alignment=aligned,
     )
 

@@ -8,7 +8,7 @@ graphs that captured their addresses see the new values after the next call outs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cbam_deploy import models
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
 
@@ -85,26 +86,26 @@ class FusedGate:
     """
 
     def __init__(self, spec: GateSpec) -> None:
-        self.spatial = spec.spatial == "pool"
-        pools = "avg+max" if self.spatial else "avg"
-        arrangement = "channel-spatial" if self.spatial else "channel"
-        if (spec.arrangement, spec.channel_pool) != (arrangement, pools):
+        operator = operator_for(spec)
+        if operator is None:
             raise BadInput(
                 f"{spec} has no fused operator: there are those of CBAM and of "
                 "Squeeze-and-Excitation",
                 "leave fused out: the variant's standard operators run everywhere",
             )
+        self.spatial = operator.spatial
+        self._function = operator.function
+        self._function_with_residual = replace(operator, residual=True).function
         self._sources: tuple[_Source, ...] = ()
         self._weights: tuple[Tensor, ...] = ()
 
     def __call__(self, gate: AttentionGate, x: Tensor, residual: Tensor | None) -> Tensor:
         """The gate of `x`, or relu(gate(x) + residual)."""
-        operators = getattr(torch.ops, torch_op.NAMESPACE)
-        name = "cbam_gate" if self.spatial else "se_gate"
         weights = self._weights_of(gate)
         if residual is None:
-            return cast(Tensor, getattr(operators, name)(x, *weights))
-        return cast(Tensor, getattr(operators, f"{name}_add_relu")(x, residual, *weights))
+            return cast(Tensor, getattr(torch_op.NAMESPACE, self._function)(x, *weights))
+        function = getattr(torch_op.NAMESPACE, self._function_with_residual)
+        return cast(Tensor, function(x, residual, *weights))
 
     def computes(self, gate: AttentionGate) -> bool:
         """Whether the operators compute `gate` as it is now.

@@ -1,9 +1,9 @@
 """The PyTorch operators of ``torch.ops.cbam_deploy``; importing this module registers them.
 
+They are those of `gates.operators`, with names and inputs in lower case, such as
+
     cbam_gate(x, w0, b0, w1, b1, ws, bs)              gate of x
     cbam_gate_add_relu(x, r, w0, b0, w1, b1, ws, bs)  relu(gate of x + r)
-    se_gate(x, w0, b0, w1, b1)                        the channel gate alone
-    se_gate_add_relu(x, r, w0, b0, w1, b1)
 
 `torch_inputs.GateInputs` says what the arguments are. The result has shape, type and memory format
 of x. On CUDA it comes from the fused kernels, launched on the current stream without synchronizing,
@@ -20,29 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS, GateOperator
 from cbam_deploy.plugins import torch_formula
-from cbam_deploy.plugins.torch_inputs import OPERATORS, GateOperator, dense
-
-NAMESPACE = "cbam_deploy"
+from cbam_deploy.plugins.torch_inputs import bind, check, dense, schema
 
 
 def _fake(operator: GateOperator, *tensors: Tensor) -> Tensor:
-    inputs = operator.bind(tensors)
-    operator.check(inputs)
+    inputs = bind(operator, tensors)
+    check(operator, inputs)
     return torch.empty_like(dense(inputs.x))
 
 
 def _on_cpu(operator: GateOperator, *tensors: Tensor) -> Tensor:
-    inputs = operator.bind(tensors)
-    operator.check(inputs)
+    inputs = bind(operator, tensors)
+    check(operator, inputs)
     return torch.empty_like(dense(inputs.x)).copy_(torch_formula.gate(inputs))
 
 
 def _on_cuda(operator: GateOperator, *tensors: Tensor) -> Tensor:
     from cbam_deploy.plugins import torch_cuda
 
-    inputs = operator.bind(tensors)
-    operator.check(inputs)
+    inputs = bind(operator, tensors)
+    check(operator, inputs)
     return torch_cuda.run(inputs)
 
 
@@ -55,15 +54,15 @@ def _backward(operator: GateOperator, ctx: Any, grad: Tensor) -> tuple[Tensor | 
     wanted = [tensor for tensor, needs in zip(tensors, ctx.needs_input_grad, strict=True) if needs]
     differentiable = torch.is_grad_enabled()  # with create_graph=True
     with torch.enable_grad():
-        y = torch_formula.gate(operator.bind(tensors))
+        y = torch_formula.gate(bind(operator, tensors))
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=differentiable))
     return tuple(next(found) if needs else None for needs in ctx.needs_input_grad)
 
 
 def _register(operator: GateOperator) -> None:
-    name = f"{NAMESPACE}::{operator.name}"
+    name = f"{DOMAIN}::{operator.function}"
     kernels: dict[str, Callable[..., Tensor]] = {"cpu": _on_cpu, "cuda": _on_cuda}
-    torch.library.define(name, operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.define(name, schema(operator), tags=(torch.Tag.pt2_compliant_tag,))
     for device, kernel in kernels.items():
         torch.library.impl(name, device, partial(kernel, operator))
     torch.library.register_fake(name, partial(_fake, operator))
@@ -72,5 +71,8 @@ def _register(operator: GateOperator) -> None:
     )
 
 
-for _operator in OPERATORS:
+NAMESPACE = getattr(torch.ops, DOMAIN)
+"""``torch.ops.cbam_deploy``, with the operators registered."""
+
+for _operator in GATE_OPERATORS.values():
     _register(_operator)

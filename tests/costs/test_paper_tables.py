@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbam_deploy.costs.paper import PAPER, compare, page
+from benchmarks.paper_tables import PAPER, compare, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper-tables.md"
 

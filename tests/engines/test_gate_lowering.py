@@ -18,13 +18,14 @@ from onnx.reference.op_run import OpRun
 
 from cbam_deploy.engines.gate_lowering import lower_gates
 from cbam_deploy.exporters.int8.quantization import quantize
-from cbam_deploy.graphs.gate_bodies import WEIGHTS, set_functions
+from cbam_deploy.gates.operators import GATE_OPERATORS
+from cbam_deploy.graphs.gate_bodies import set_functions
 from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits
 
 CHANNELS, HIDDEN = 32, 4
 SMALL, LARGE = 12, 48  # edges of maps: one that a block of an Ampere GPU holds, one that it cannot
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))
-OPERATORS = tuple(WEIGHTS)
+OPERATORS = tuple(GATE_OPERATORS)
 
 # One gate on int8 maps, as `quantize` leaves it; `x` has another reader, which stays.
 QUANTIZED = """
@@ -88,21 +89,18 @@ QLinear{op} <{scales}> (X, {R} {weights}) => (Y)
 def network(
     text: str, op: str, dtype: type = np.float32, size: int = SMALL, kernel_size: int = 7
 ) -> ir.Model:
-    residual = op.endswith("AddRelu")
+    operator = GATE_OPERATORS[op]
     text = text.format(
         op=op,
-        r=("r_real," if text is QUANTIZED else "other,") if residual else "",
-        weights=", ".join(WEIGHTS[op]),
+        r=("r_real," if text is QUANTIZED else "other,") if operator.residual else "",
+        weights=", ".join(operator.weights),
         float="float16" if dtype is np.float16 else "float",
     )
     proto = parser.parse_model(text.replace(" C, S, S", f" {CHANNELS}, {size}, {size}"))
     random = np.random.default_rng(0)
-    shapes = {
-        "W0": (HIDDEN, CHANNELS), "B0": (HIDDEN,), "W1": (CHANNELS, HIDDEN), "B1": (CHANNELS,),
-        "WS": (1, 2, kernel_size, kernel_size), "BS": (1,),
-    }  # fmt: skip
     values = {
-        name: (random.standard_normal(shapes[name]) / 3).astype(np.float32) for name in WEIGHTS[op]
+        name: (random.standard_normal(shape) / 3).astype(np.float32)
+        for name, shape in operator.weight_shapes(CHANNELS, HIDDEN, kernel_size).items()
     }
     values |= {"x_scale": dtype(0.023), "r_scale": dtype(0.031), "y_scale": dtype(0.017)}
     values["zero"] = np.int8(0)
@@ -144,7 +142,7 @@ def plugin_operators(model: ir.Model) -> list[str]:
 
 def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.ModelProto:
     """`model` with a body for its node on integers."""
-    residual = op.endswith("AddRelu")
+    residual = GATE_OPERATORS[op].residual
     half = next(v for v in model.graph.inputs).dtype == ir.DataType.FLOAT16
     names = [f"{name}_scale" for name in ("x", "r", "y") if residual or name != "r"]
     cast = "Cast <to = 10>" if half else "Identity"
@@ -160,7 +158,7 @@ def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.Mod
             R="R," if residual else "",
             r="r," if residual else "",
             dequantize_r="r = DequantizeLinear (R, r_scale)" if residual else "",
-            weights=", ".join(WEIGHTS[op]),
+            weights=", ".join(GATE_OPERATORS[op].weights),
         )
     )
     proto = ir.to_proto(model)

@@ -8,10 +8,13 @@ import pytest
 from gate_models import gate_model, random_weights
 from onnx.reference import ReferenceEvaluator
 
-from cbam_deploy.graphs.gate_bodies import CBAM_WEIGHTS, GROUPS, SE_WEIGHTS, WEIGHTS
+from cbam_deploy.gates.operators import GATE_OPERATORS
+from cbam_deploy.graphs.gate_bodies import GROUPS
 
 CHANNELS = {"grouped": 2 * GROUPS, "ungrouped": 12}
-GATES = [(op, size) for op in WEIGHTS for size in (3, 7) if "Cbam" in op or size == 7]
+GATES = [
+    (op, size) for op, one in GATE_OPERATORS.items() for size in (3, 7) if one.spatial or size == 7
+]
 SHAPES = [(2, 5, 7), (1, 1, 1), (3, 9, 4)]
 
 
@@ -28,7 +31,7 @@ def run_in_reference(model, feeds):
 
 def maps(op, batch, channels, height, width, dtype):
     random = np.random.default_rng(height)
-    names = ["X", "R"] if op.endswith("AddRelu") else ["X"]
+    names = GATE_OPERATORS[op].maps
     shape = (batch, channels, height, width)
     return {name: random.normal(0.2, 1.5, shape).astype(dtype) for name in names}
 
@@ -80,12 +83,21 @@ def test_every_image_of_a_batch_is_gated_by_itself():
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("op", WEIGHTS)
-def test_inputs_come_in_the_order_that_plugins_expect(op):
+MLP, CONVOLUTION = ("W0", "B0", "W1", "B1"), ("WS", "BS")
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        ("CbamGate", ["X", *MLP, *CONVOLUTION]),
+        ("CbamGateAddRelu", ["X", "R", *MLP, *CONVOLUTION]),
+        ("SeGate", ["X", *MLP]),
+        ("SeGateAddRelu", ["X", "R", *MLP]),
+    ],
+)
+def test_inputs_come_in_the_order_that_plugins_expect(op, inputs):
     (function,) = gate_model(op, random_weights(op, 16)).functions
-    maps_first = ["X", "R"] if op.endswith("AddRelu") else ["X"]
-    weights = CBAM_WEIGHTS if op.startswith("Cbam") else SE_WEIGHTS
-    assert list(function.input) == [*maps_first, *weights]
+    assert list(function.input) == inputs
     assert (function.domain, list(function.output)) == ("cbam_deploy", ["Y"])
 
 

@@ -10,25 +10,26 @@ import torch
 
 from cbam_deploy import create_model
 from cbam_deploy.gates.description import CBAM, SE
+from cbam_deploy.gates.operators import GATE_OPERATORS
+from cbam_deploy.gates.reference import Weights, apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.reference import Weights, apply_gate, disagreement
-from cbam_deploy.plugins.torch_gate import folded
-from cbam_deploy.plugins.torch_inputs import OPERATORS
+from cbam_deploy.plugins.torch_gate import FusedGate, folded
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = ((64, 14, 14), (20, 5, 7), (256, 56, 56))
 BATCH = 3
+BY_NAME = {one.function: one for one in GATE_OPERATORS.values()}
 
 
 def operator(name):
-    return getattr(getattr(torch.ops, torch_op.NAMESPACE), name).default
+    return getattr(torch_op.NAMESPACE, name).default
 
 
 def drawn(name, shape=SHAPES[0], dtype="float16", layout="nhwc", batch=BATCH):
     """A gate with its weights, and the operator's arguments on the GPU."""
-    (this,) = (one for one in OPERATORS if one.name == name)
+    this = BY_NAME[name]
     gate = Gate(*shape, 4, 7 if this.spatial else 0, this.residual, dtype, layout)
     rng = np.random.default_rng(0)
     channels, hidden = gate.channels, gate.hidden
@@ -47,7 +48,7 @@ def drawn(name, shape=SHAPES[0], dtype="float16", layout="nhwc", batch=BATCH):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", [one.name for one in OPERATORS])
+@pytest.mark.parametrize("name", BY_NAME)
 def test_cuda_kernel_computes_the_gate(name, dtype, layout, shape):
     gate, weights, tensors = drawn(name, shape, dtype, layout)
     y = operator(name)(*tensors)
@@ -56,7 +57,7 @@ def test_cuda_kernel_computes_the_gate(name, dtype, layout, shape):
     assert disagreement(gate, y.double().cpu().numpy(), apply_gate(gate, weights, *maps)) is None
 
 
-@pytest.mark.parametrize("name", [one.name for one in OPERATORS])
+@pytest.mark.parametrize("name", BY_NAME)
 def test_opcheck_passes_on_cuda(name):
     _, _, tensors = drawn(name)
     torch.library.opcheck(operator(name), tensors)
@@ -141,7 +142,7 @@ def test_gradients_on_cuda_are_those_of_float64(spec):
 def test_torch_compile_leaves_the_gate_alone():
     torch.manual_seed(0)
     gate = AttentionGate(64, CBAM).eval().cuda().half()
-    gate.fuse()
+    gate.operators = FusedGate(gate.spec)
     x, r = torch.randn(2, 4, 64, 14, 14, device="cuda", dtype=torch.half).unbind()
     x = x.contiguous(memory_format=torch.channels_last)
     expected = gate(x, r)

@@ -13,6 +13,7 @@ import numpy as np
 from host_device import DTYPES, WARP
 from hypothesis import strategies as st
 
+from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import ELEMENTS, Gate
 from cbam_deploy.plugins.launches import (
     Cut,
@@ -25,7 +26,6 @@ from cbam_deploy.plugins.launches import (
     positions_per_block,
     staged_plan,
 )
-from cbam_deploy.plugins.reference import Weights
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def plans(draw, v: Variant) -> LaunchPlan:
 
 
 def _positions(gate: Gate) -> st.SearchStrategy[int]:
-    unit = gate.vector if gate.rows_are_channels else 1
+    unit = gate.vector if gate.storage.rows_are_channels else 1
     return st.integers(1, gate.positions // unit + 1).map(lambda parts: parts * unit)
 
 
@@ -153,7 +153,7 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
         return fused_plan(gate, tiling, v.cluster)
-    unit = gate.vector if gate.rows_are_channels else 1
+    unit = gate.vector if gate.storage.rows_are_channels else 1
     half = gate.positions if v.in_place else -(-gate.positions // (2 * unit)) * unit
     cut = Cut(half, gate.stored)
     splits, _ = cut.splits(gate)

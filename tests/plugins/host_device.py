@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbam_deploy.plugins
+from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, grid
 from cbam_deploy.plugins.launches import LaunchPlan
-from cbam_deploy.plugins.reference import Weights
 
 KERNELS = Path(cbam_deploy.plugins.__file__).parent / "kernels"
 HOST = Path(__file__).parent / "host"

@@ -20,8 +20,9 @@ sys.modules["tensorrt"] = trt
 import tensorrt.plugin as trtp  # noqa: E402
 import tensorrt.plugin._tensor as tensors  # noqa: E402
 
+from cbam_deploy.gates.operators import DOMAIN  # noqa: E402
 from cbam_deploy.plugins import tensorrt_plugin  # noqa: E402
-from cbam_deploy.plugins.plugin_nodes import NAMESPACE, NODES, embedding_limits  # noqa: E402
+from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits  # noqa: E402
 
 BATCHES = (1, 5, 64)  # to evaluate what depends on the batch
 
@@ -100,9 +101,9 @@ def drive(case: dict[str, Any]) -> dict[str, Any]:
         )
         for name, value in case["attributes"].items()
     ]
-    creator = trt.get_plugin_registry().get_creator(operator, "1", NAMESPACE)
+    creator = trt.get_plugin_registry().get_creator(operator, "1", DOMAIN)
     plugin = creator.create_plugin(
-        *(operator, NAMESPACE, trt.PluginFieldCollection(fields)),
+        *(operator, DOMAIN, trt.PluginFieldCollection(fields)),
         *(trt.TensorRTPhase.BUILD, trt.QuickPluginCreationRequest.STRICT_AOT),
     )
     assert plugin.get_num_outputs() == len(node.outputs)
@@ -192,7 +193,7 @@ def main() -> None:
     registered = [
         creator.name
         for creator in trt.get_plugin_registry().all_creators
-        if creator.plugin_namespace == NAMESPACE
+        if creator.plugin_namespace == DOMAIN
     ]
     print(json.dumps({"version": trt.__version__, "registered": registered, "answers": answers}))
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks import kernel_report
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.plugins import compile as compilation
-from cbam_deploy.plugins import kernel_report
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from gate_cases import random_maps, random_weights
 
+from cbam_deploy.gates.reference import Bounded, apply_gate, disagreement
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.reference import Bounded, apply_gate, disagreement
 
 
 def torch_gate(gate, weights, x, r, dtype):

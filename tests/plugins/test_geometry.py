@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_report import FORMATS, MAPS
 from cbam_deploy.errors import BadInput
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import (
@@ -19,7 +20,6 @@ from cbam_deploy.plugins.geometry import (
     kept_part,
     plan,
 )
-from cbam_deploy.plugins.kernel_report import FORMATS, MAPS
 from cbam_deploy.plugins.launches import Launch
 
 size = st.one_of(st.integers(1, 80), st.sampled_from([56, 112, 224, 513]))
@@ -76,7 +76,7 @@ def test_every_element_is_covered_exactly_once(gate, limits, batch, strategy):
         assert len(busy) == len(parts) or launch.cluster > len(busy) > launch.cluster // 2
         unit = gate.vector
         for p0, p1, c0, c1 in parts:
-            ends = (p0, p1) if gate.rows_are_channels else (c0, c1)
+            ends = (p0, p1) if gate.storage.rows_are_channels else (c0, c1)
             assert all(end % unit == 0 for end in ends), "a vector straddles two blocks"
             assert gate.layout != "chw32" or c0 % 32 == 0
 
@@ -99,7 +99,7 @@ def test_no_limit_is_exceeded(gate, limits, batch, strategy):
             assert vector * gate.element_bytes <= min(16, gate.alignment)
             assert threads == launch.threads
             assert lanes & (lanes - 1) == 0
-            assert lanes <= (32 if gate.rows_are_channels else threads)
+            assert lanes <= (32 if gate.storage.rows_are_channels else threads)
             if gate.layout == "chw32":  # the kernel's own static assertions
                 assert lanes % (32 // vector) == 0
                 assert threads // lanes % 4 == 0

@@ -12,10 +12,10 @@ from gpu_check_jobs import outcome_of
 from benchmarks.gpu_check import cases, correctness, storage
 from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
 from benchmarks.gpu_check.job import FAILED, PASSED
+from benchmarks.kernel_report import FORMATS
+from cbam_deploy.gates.reference import apply_gate
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES
-from cbam_deploy.plugins.kernel_report import FORMATS
-from cbam_deploy.plugins.reference import apply_gate
 
 LIMITS = KNOWN_DEVICES[90]
 
@@ -24,7 +24,7 @@ def test_cases_are_of_every_kernel_type_layout_and_operator():
     every = cases.all_cases(LIMITS)
     assert len(set(every)) == len(every)
     kinds = {
-        (case.gate.operator, case.gate.dtype, case.gate.layout, len(case.plan.launches))
+        (case.gate.operator.name, case.gate.dtype, case.gate.layout, len(case.plan.launches))
         for case in every
     }
     names = ("CbamGate", "CbamGateAddRelu", "SeGate", "SeGateAddRelu")

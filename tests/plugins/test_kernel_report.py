@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cbam_deploy.plugins import kernel_report
+from benchmarks import kernel_report
 from cbam_deploy.plugins.compile import CompiledKernels
 from cbam_deploy.plugins.geometry import CLUSTER_SIZES, KNOWN_DEVICES
 from cbam_deploy.plugins.launches import Launch

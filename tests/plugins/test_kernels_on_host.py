@@ -27,9 +27,9 @@ from host_device import HostDevice, build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cbam_deploy.gates.reference import apply_gate, disagreement
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
-from cbam_deploy.plugins.reference import apply_gate, disagreement
 
 SANITIZED = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

@@ -98,10 +98,11 @@ from types import SimpleNamespace
 import torch
 from benchmarks.gpu_check.cases import all_cases, draw
 from benchmarks.gpu_check.storage import decode
+from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.plugins import torch_cuda
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
-from cbam_deploy.plugins.reference import apply_gate, disagreement
-from cbam_deploy.plugins.torch_inputs import OPERATORS
+from cbam_deploy.gates.reference import apply_gate, disagreement
+from cbam_deploy.plugins.torch_inputs import bind
 
 # The stand-in's device memory is this process's, so tensors on the CPU can play the GPU's part.
 torch.cuda.device = lambda device: nullcontext()
@@ -109,7 +110,7 @@ torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=0)
 planned = torch_cuda.planned
 torch_cuda.planned = lambda gate, batch, device: planned(gate, batch, 0)
 
-(operator,) = [one for one in OPERATORS if one.name == "cbam_gate_add_relu"]
+operator = GATE_OPERATORS["CbamGateAddRelu"]
 for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::EVERY]:
     gate, inputs = case.gate, draw(case)
     strategy = "auto" if len(case.plan.launches) == 1 else "staged"
@@ -118,7 +119,7 @@ for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::E
     x, r = (torch.tensor(one).to(getattr(torch, gate.dtype)) for one in maps)
     r = r.contiguous(memory_format=torch.channels_last)  # unlike x, and so to be converted
     weights = [torch.tensor(one) for one in vars(inputs.weights).values()]
-    y = torch_cuda.run(operator.bind((x, r, *weights)))
+    y = torch_cuda.run(bind(operator, (x, r, *weights)))
     assert y.is_contiguous()
     problem = disagreement(gate, y.double().numpy(), apply_gate(gate, inputs.weights, *maps))
     assert problem is None, f"{case}: {problem}"

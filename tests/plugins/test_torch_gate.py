@@ -26,15 +26,16 @@ def pair(name, **options):
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the package's operators that run."""
+    """Notes the package's operators that run, and what they are given."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.arguments = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "cbam_deploy":
             self.names.append(function._schema.name.removeprefix("cbam_deploy::"))
+            self.arguments.append(args)
         return function(*args, **(kwargs or {}))
 
 
@@ -85,7 +86,7 @@ def small_gates(spec=CBAM):
     torch.manual_seed(0)
     plain = AttentionGate(16, spec).eval()
     fused = copy.deepcopy(plain)
-    fused.fuse()
+    fused.operators = FusedGate(fused.spec)
     return plain, fused, torch.randn(2, 16, 5, 5)
 
 
@@ -135,14 +136,16 @@ def test_kept_weights_follow_every_change_of_the_parameters(change):
 @torch.no_grad()
 def test_weights_are_kept_and_refreshed_in_place():
     _, fused, x = small_gates()
-    fused(x)
-    kept = fused._fused._weights
-    fused(x)
-    assert fused._fused._weights is kept
-    addresses = [weight.data_ptr() for weight in kept]
-    shift_statistics(fused)
-    fused(x)
-    assert [weight.data_ptr() for weight in fused._fused._weights] == addresses
+    with Calls() as calls:
+        fused(x)
+        fused(x)
+        shift_statistics(fused)
+        fused(x)
+    # All tensors are held here, so that no address is given out twice.
+    first, again, refreshed = [
+        [weight.data_ptr() for weight in weights] for _, *weights in calls.arguments
+    ]
+    assert first == again == refreshed
 
 
 def test_a_copy_has_weights_of_its_own():

@@ -9,20 +9,21 @@ from gate_cases import random_weights
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.gates.operators import GATE_OPERATORS
+from cbam_deploy.gates.reference import apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.reference import apply_gate, disagreement
-from cbam_deploy.plugins.torch_gate import folded
-from cbam_deploy.plugins.torch_inputs import OPERATORS, dense
+from cbam_deploy.plugins.torch_gate import FusedGate, folded
+from cbam_deploy.plugins.torch_inputs import bind, check, dense
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BY_NAME = {operator.name: operator for operator in OPERATORS}
+BY_NAME = {operator.function: operator for operator in GATE_OPERATORS.values()}
 
 
 def overload(name):
-    return getattr(torch.ops.cbam_deploy, name).default
+    return getattr(torch_op.NAMESPACE, name).default
 
 
 def arguments(
@@ -163,8 +164,9 @@ def test_wrong_inputs_are_refused_by_name(case):
     index, change, words = WRONG[case]
     _, _, tensors = arguments("cbam_gate_add_relu")
     tensors[index] = change(tensors[index])
+    operator = BY_NAME["cbam_gate_add_relu"]
     with pytest.raises(BadInput, match=words) as raised:
-        BY_NAME["cbam_gate_add_relu"].check(BY_NAME["cbam_gate_add_relu"].bind(tuple(tensors)))
+        check(operator, bind(operator, tuple(tensors)))
     assert "Tensor x, Tensor r, Tensor w0" in raised.value.hint
 
 
@@ -183,17 +185,11 @@ def test_dense_keeps_what_is_dense():
     assert dense(nhwc) is nhwc
 
 
-def test_namespace_is_that_of_the_onnx_operators():
-    from cbam_deploy.graphs.gate_bodies import DOMAIN
-
-    assert torch_op.NAMESPACE == DOMAIN
-
-
 @pytest.mark.parametrize("grad", [False, True])
 def test_torch_compile_takes_the_operator_in_one_graph(grad):
     module = random_module(CBAM)
     fused = random_module(CBAM)
-    fused.fuse()
+    fused.operators = FusedGate(fused.spec)
     torch._dynamo.reset()
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 16, 5, 5).contiguous(memory_format=torch.channels_last)

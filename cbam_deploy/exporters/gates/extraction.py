@@ -25,7 +25,8 @@ from onnx import helper, numpy_helper
 
 from cbam_deploy.exporters.gates.matching import Refused, input_of
 from cbam_deploy.exporters.gates.search import FoundGate
-from cbam_deploy.graphs.gate_bodies import DOMAIN, GROUPS, VERSION, gate_function
+from cbam_deploy.gates.operators import DOMAIN, VERSION
+from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
 from cbam_deploy.graphs.shapes import Shapes
 
 X, R, GATED, ORIGINAL, FUSED = "X", "R", "gated", "original", "fused"
@@ -48,8 +49,8 @@ def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto
     """
     excerpt = _excerpt(gate, shapes)
     channels = len(gate.weights["B1"])
-    names = [X] if gate.residual is None else [X, R]
-    fused = helper.make_node(gate.op, [*names, *gate.weights], [FUSED], domain=DOMAIN)
+    names = gate.operator.maps
+    fused = helper.make_node(gate.operator.name, gate.operator.inputs, [FUSED], domain=DOMAIN)
 
     def value_info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str | None] = ["N", channels, "H", "W"]
@@ -65,7 +66,7 @@ def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto
             for name, array in (excerpt.constants | gate.weights).items()
         ],
     )
-    function = gate_function(gate.op, opset, grouped=channels % GROUPS == 0)
+    function = gate_function(gate.operator.name, opset, grouped=channels % GROUPS == 0)
     return helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)],

@@ -22,11 +22,9 @@ import onnx_ir as ir
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gates.proof import find_difference
 from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates
+from cbam_deploy.gates.operators import DOMAIN, PLUGIN_ATTRIBUTES, operator_of
 from cbam_deploy.graphs.gate_bodies import (
-    DOMAIN,
     FIRST_OPSET,
-    VERSION,
-    WEIGHTS,
     foreign_operators,
     gate_counts,
     gate_nodes,
@@ -141,7 +139,7 @@ def fuse_model(
     sound = []
     for done, gate in enumerate(gates, start=1):
         reason = (
-            foreign.get(gate.op)
+            foreign.get(gate.operator.name)
             or _cannot_take(gate, opset, dtype)
             or find_difference(gate, opset, shapes)
         )
@@ -182,10 +180,11 @@ def _cannot_take(gate: FoundGate, opset: int, dtype: ir.DataType) -> str | None:
 
 
 def _check_inputs(node: ir.Node) -> None:
-    expected = len(WEIGHTS[node.op_type]) + (2 if node.op_type.endswith("AddRelu") else 1)
-    if len(node.inputs) != expected:
+    operator = operator_of(node)
+    if operator and len(node.inputs) != len(operator.inputs):
         raise BadInput(
-            f"gate {node.name} ({node.op_type}) has {len(node.inputs)} inputs, not {expected}",
+            f"gate {node.name} ({node.op_type}) has {len(node.inputs)} inputs, "
+            f"not {len(operator.inputs)}",
             "make the file again with this version of cbam-deploy",
         )
 
@@ -238,9 +237,9 @@ def _replace(
         weights.append(value)
     maps = [gate.x] if gate.residual is None else [gate.x, gate.residual]
     node = ir.node(
-        gate.op,
+        gate.operator.name,
         [*maps, *weights],
-        {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)},
+        PLUGIN_ATTRIBUTES,
         domain=DOMAIN,
         name=name,
         metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,

@@ -32,6 +32,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.exporters.gates.matching import Refused, Trail, is_constant
+from cbam_deploy.exporters.gates.pools import Pool
 from cbam_deploy.exporters.gates.readers import (
     Scaling,
     channel_attention,
@@ -39,11 +40,17 @@ from cbam_deploy.exporters.gates.readers import (
     spatial_attention,
 )
 from cbam_deploy.exporters.gates.region import add_dead_users, check_closed, whole_region
-from cbam_deploy.graphs.gate_bodies import CBAM_WEIGHTS, SE_WEIGHTS
+from cbam_deploy.gates.description import CBAM, SE, ChannelPool
+from cbam_deploy.gates.operators import GateOperator, operator_for
 from cbam_deploy.graphs.name_scopes import scopes_of
 from cbam_deploy.graphs.shapes import Shapes
 
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_CHANNEL_POOLS: dict[frozenset[Pool], ChannelPool] = {
+    frozenset({"mean"}): "avg",
+    frozenset({"maximum"}): "max",
+    frozenset({"mean", "maximum"}): "avg+max",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class FoundGate:
     """A gate of the graph that one node can replace.
 
     Attributes:
-        op: the operator that computes it.
+        operator: that computes it.
         x: the map it gates.
         gated: the map times its attentions.
         output: what it makes: `gated`, or the rectified sum of it and the residual.
@@ -62,7 +69,7 @@ class FoundGate:
         scopes: path of PyTorch modules down to the gate's own; empty where the file has none.
     """
 
-    op: str
+    operator: GateOperator
     x: ir.Value
     gated: ir.Value
     output: ir.Value
@@ -132,21 +139,22 @@ def _read(chain: Sequence[Scaling], shapes: Shapes) -> FoundGate:
     if first.kind == "spatial":
         raise Refused("a spatial attention without a channel attention before it is not fused")
     mlp, pools = channel_attention(first, trail)
-    if len(chain) == 1:
-        if pools != {"mean"}:
-            raise Refused(f"a channel attention that pools {_and(pools)} is not fused alone")
-        return _gate("SeGate", SE_WEIGHTS, mlp, chain, trail)
-    if pools != {"mean", "maximum"}:
+    alone = len(chain) == 1
+    gate = replace(SE if alone else CBAM, channel_pool=_CHANNEL_POOLS[frozenset(pools)])
+    operator = operator_for(gate)
+    if operator is None and alone:
+        raise Refused(f"a channel attention that pools {_and(pools)} is not fused alone")
+    if operator is None:
         raise Refused(
             f"the channel attention pools the {_and(pools)} only; before a spatial attention, "
             "mean and maximum are fused"
         )
-    return _gate("CbamGate", CBAM_WEIGHTS, (*mlp, *spatial_attention(last, trail)), chain, trail)
+    weights = mlp if alone else (*mlp, *spatial_attention(last, trail))
+    return _gate(operator, weights, chain, trail)
 
 
 def _gate(
-    op: str,
-    names: Sequence[str],
+    operator: GateOperator,
     weights: Sequence[NDArray[np.float32]],
     chain: Sequence[Scaling],
     trail: Trail,
@@ -160,9 +168,9 @@ def _gate(
     region = whole_region(region, {x})
     check_closed(region, last)
     _check_precision(region, dtype, x)
-    gate_weights = dict(zip(names, weights, strict=True))
+    gate_weights = dict(zip(operator.weights, weights, strict=True))
     gated = last.outputs[0]
-    return FoundGate(op, x, gated, gated, None, gate_weights, dtype, tuple(region), ())
+    return FoundGate(operator, x, gated, gated, None, gate_weights, dtype, tuple(region), ())
 
 
 def _check_precision(region: Collection[ir.Node], dtype: ir.DataType, x: ir.Value) -> None:
@@ -206,7 +214,7 @@ def _with_add_relu(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> Foun
         return gate
     return replace(
         gate,
-        op=f"{gate.op}AddRelu",
+        operator=replace(gate.operator, residual=True),
         residual=residual,
         output=relu.outputs[0],
         nodes=(*gate.nodes, add, relu),

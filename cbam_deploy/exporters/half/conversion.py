@@ -49,7 +49,8 @@ from cbam_deploy.exporters.half.rules import (
     scale_fault,
 )
 from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
-from cbam_deploy.graphs.gate_bodies import DOMAIN, gate_counts, gate_function
+from cbam_deploy.gates.operators import DOMAIN
+from cbam_deploy.graphs.gate_bodies import gate_counts, gate_function
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE, needs_dtype
 from cbam_deploy.graphs.names import Names
 from cbam_deploy.graphs.opset import raise_opset

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnx.defs import OpSchema
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.graphs.gate_bodies import DOMAIN, WEIGHTS
+from cbam_deploy.gates.operators import operator_of
 
 FP16_MAX = 65504.0
 RANGE_LIMIT = FP16_MAX / 2
@@ -92,7 +92,7 @@ def is_standard(node: ir.Node | None, *op_types: str) -> bool:
 
 def is_gate(node: ir.Node) -> bool:
     """Whether a node is a fused attention gate."""
-    return node.domain == DOMAIN and node.op_type in WEIGHTS
+    return operator_of(node) is not None
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -132,9 +132,8 @@ def halves(node: ir.Node, opset: int) -> Halves:
         node: with the types of what it reads and writes.
         opset: version of ONNX's own operators.
     """
-    if is_gate(node):
-        maps = len(node.inputs) - len(WEIGHTS[node.op_type])
-        return Halves([index < maps for index in range(len(node.inputs))], [True])
+    if gate := operator_of(node):
+        return Halves([index < len(gate.maps) for index in range(len(node.inputs))], [True])
     if is_standard(node, "Cast"):
         floats = is_float(node.inputs[0])
         return Halves([floats], [floats and is_float(node.outputs[0])])

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from cbam_deploy.graphs.gate_bodies import DOMAIN
+from cbam_deploy.gates.operators import operator_of
 
 POOLINGS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"})
 
@@ -118,8 +118,8 @@ def _is_float32(node: ir.Node) -> bool:
 
 
 def _quantized(node: ir.Node) -> QuantizedNode | None:
-    if node.domain == DOMAIN:
-        reads = _names(node.inputs[: 2 if node.op_type.endswith("AddRelu") else 1])
+    if operator := operator_of(node):
+        reads = _names(node.inputs[: len(operator.maps)])
         return QuantizedNode(_name(node), node.op_type, reads, writes=node.outputs[0].name)
     if node.domain not in ("", "ai.onnx"):
         return None

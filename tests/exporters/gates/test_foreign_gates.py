@@ -15,8 +15,8 @@ from cbam_deploy.engines.gate_lowering import lower_gates
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.gates.fusion import fuse_model
+from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.graphs.gate_bodies import (
-    WEIGHTS,
     foreign_operators,
     gate_function,
 )
@@ -94,7 +94,7 @@ def test_gates_of_a_later_version_of_the_domain_are_left():
 def test_every_body_that_is_written_is_ours(opset):
     model = ir.from_proto(gate_model("SeGate", random_weights("SeGate", CHANNELS)))
     for op, grouped, dtype in itertools.product(
-        WEIGHTS, (True, False), (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        GATE_OPERATORS, (True, False), (ir.DataType.FLOAT, ir.DataType.FLOAT16)
     ):
         function = gate_function(op, opset, grouped=grouped, dtype=dtype)
         model.functions[function.identifier()] = function

@@ -19,11 +19,12 @@ serves the kernels on the host (tests/plugins) and on a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.gates.operators import GateOperator
 
 Array = NDArray[np.float64]
 
@@ -35,6 +36,30 @@ OUTPUT_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8
 """Half a unit in the last place relative to the value; int8 rounds absolutely, see `apply_gate`."""
 
 _SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133, "int8": 0.0}
+
+
+class Gate(Protocol):
+    """What the formula needs to know of a gate on maps of a type, such as `plugins.gate.Gate`."""
+
+    @property
+    def operator(self) -> GateOperator:
+        """What is computed."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the maps."""
+
+    @property
+    def x_scale(self) -> float:
+        """Of x, where it is int8; 1 for floats, as are the other two."""
+
+    @property
+    def r_scale(self) -> float:
+        """Of the residual."""
+
+    @property
+    def y_scale(self) -> float:
+        """Of the output."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +143,9 @@ def apply_gate(
     """
     with np.errstate(all="ignore"):
         x_real = exact(x) * exact(np.array([gate.x_scale], np.float32))
-        y = x_real * channel_gate(gate, weights, x_real)
+        y = x_real * channel_gate(gate.operator, weights, x_real)
         if weights.ws is not None and weights.bs is not None:
-            y = y * spatial_gate(gate, weights.ws, weights.bs, y)
+            y = y * spatial_gate(weights.ws, weights.bs, y)
         if r is not None:
             y = (y + exact(r) * exact(np.array([gate.r_scale], np.float32))).relu()
         if gate.dtype == "int8":
@@ -133,11 +158,10 @@ def apply_gate(
         return Bounded(y.value, np.where(np.isnan(error), np.inf, error))
 
 
-def channel_gate(gate: Gate, weights: Weights, x: Bounded) -> Bounded:
+def channel_gate(operator: GateOperator, weights: Weights, x: Bounded) -> Bounded:
     """Mc [N, C, 1, 1]: one shared MLP, its outputs summed *before* the sigmoid."""
-    pooled = [mean(x, (2, 3))]
-    if gate.kernel_size:
-        pooled.append(maximum(x, (2, 3)))
+    pools = {"avg": (mean,), "max": (maximum,), "avg+max": (mean, maximum)}
+    pooled = [pool(x, (2, 3)) for pool in pools[operator.gate.channel_pool]]
     logits = Bounded(np.zeros(1), np.zeros(1))
     for statistic in pooled:
         hidden = (weighted_sum(weights.w0, statistic) + exact(weights.b0)).relu()
@@ -146,18 +170,17 @@ def channel_gate(gate: Gate, weights: Weights, x: Bounded) -> Bounded:
     return Bounded(gates.value[:, :, None, None], gates.error[:, :, None, None])
 
 
-def spatial_gate(
-    gate: Gate, ws: NDArray[np.float32], bs: NDArray[np.float32], x: Bounded
-) -> Bounded:
+def spatial_gate(ws: NDArray[np.float32], bs: NDArray[np.float32], x: Bounded) -> Bounded:
     """Ms [N, 1, H, W]: convolution of the channels' maximum and mean, zeros beyond the border."""
-    reach, (height, width) = gate.kernel_size // 2, x.value.shape[2:]
+    kernel_size, (height, width) = ws.shape[-1], x.value.shape[2:]
+    reach = kernel_size // 2
     border = ((0, 0), (reach, reach), (reach, reach))
     logits = exact(bs)
     terms = []
     for channel, statistic in enumerate((maximum(x, 1), mean(x, 1))):
         value, error = np.pad(statistic.value, border), np.pad(statistic.error, border)
-        for dy in range(gate.kernel_size):
-            for dx in range(gate.kernel_size):
+        for dy in range(kernel_size):
+            for dx in range(kernel_size):
                 window = np.s_[:, dy : dy + height, dx : dx + width]
                 inside = np.pad(np.ones((1, height, width), bool), border)[window]
                 weight = float(ws[0, channel, dy, dx])

@@ -22,23 +22,19 @@ from pathlib import Path
 from cbam_deploy.errors import CheckFailed, DeployError
 from cbam_deploy.outputs import write_text
 from cbam_deploy.plugins.compile import CompiledKernels, compile_kernels
-from cbam_deploy.plugins.gate import Dtype, Gate, Layout
+from cbam_deploy.plugins.gate import ELEMENTS, Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, DeviceLimits, Strategy, plan
 from cbam_deploy.plugins.launches import Launch
+from cbam_deploy.plugins.layouts import LAYOUTS, Dtype, LayoutName
 
 MAPS = ((256, 56), (512, 28), (1024, 14), (2048, 7), (20, 5))
 """Channels, and height and width, of the gates of CBAM-ResNet-50; and one that nothing divides."""
 
-FORMATS: tuple[tuple[Dtype, Layout], ...] = (
-    ("float32", "nchw"),
-    ("float32", "nhwc"),
-    ("float16", "nchw"),
-    ("float16", "nhwc"),
-    ("bfloat16", "nchw"),
-    ("bfloat16", "nhwc"),
-    ("int8", "nchw"),
-    ("int8", "nhwc"),
-    ("int8", "chw32"),
+FORMATS: tuple[tuple[Dtype, LayoutName], ...] = tuple(
+    (dtype, layout.name)
+    for dtype in ELEMENTS
+    for layout in LAYOUTS.values()
+    if dtype in layout.dtypes
 )
 _COMMON = (7, True)  # kernel size, and whether there is a residual: CbamGateAddRelu
 _OPERATORS = (_COMMON, (7, False), (3, True), (3, False), (0, True), (0, False))
@@ -73,7 +69,7 @@ class Usage:
             yield f"{where}: {self.shared_bytes} bytes of shared memory"
 
 
-def gates(formats: Iterable[tuple[Dtype, Layout]] = FORMATS) -> Iterator[Gate]:
+def gates(formats: Iterable[tuple[Dtype, LayoutName]] = FORMATS) -> Iterator[Gate]:
     """Every gate that the report plans for."""
     for channels, size in MAPS:
         for dtype, layout in formats:
