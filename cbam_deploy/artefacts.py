@@ -1,4 +1,4 @@
-"""What an artefact says of itself: where it comes from, in which precision, for which batches."""
+"""An artefact, opened once: what it is, where it comes from, what it takes, in which precision."""
 
 from __future__ import annotations
 
@@ -7,29 +7,83 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.tensors import TensorSpec, batch_range
+from cbam_deploy.preprocessing import Preprocessing, for_input
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from cbam_deploy.engines.manifest import Manifest
 
-@dataclass(frozen=True)
-class Origin:
-    """Read from the file itself, before anything runs.
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """A file that was read and checked; whoever has it need not read the file again.
 
     Attributes:
+        path: as given.
         provenance: None for a file of another program.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``fp32``, ``fp16`` or ``int8``: as recorded, else as the graph has it.
+        inputs: specs of the network inputs.
+        outputs: specs of the network outputs.
         batch_range: smallest and largest batch, None for no upper end.
         opt_batch: the batch an engine is fastest at; None for an ONNX file.
         sizes: of free axes but the batch, by name: typical ones, or those an engine is fastest at.
     """
 
+    path: Path
     provenance: Provenance | None
     precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     batch_range: tuple[int, int | None]
     opt_batch: int | None = None
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int]
+
+    @property
+    def recorded_preprocessing(self) -> Preprocessing | None:
+        """How its pictures are prepared, as far as the file says so."""
+        return self.provenance.preprocessing if self.provenance else None
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of its pictures in pixels, as far as the file says so."""
+        recorded = self.recorded_preprocessing
+        return recorded.image_size if recorded else None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its pictures are prepared: as recorded, else by ImageNet's protocol.
+
+        Raises:
+            BadInput: nothing is recorded, and the first input takes no pictures.
+        """
+        if self.recorded_preprocessing is not None:
+            return self.recorded_preprocessing
+        return for_input(self.inputs[0].name, self.inputs[0].shape, self.sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile(Artefact):
+    """An ONNX file.
+
+    Attributes:
+        model: its graph, shared by all who have the artefact: change a clone.
+    """
+
+    model: ir.Model = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Artefact):
+    """A TensorRT engine.
+
+    Attributes:
+        manifest: verified: it describes the engine's bytes.
+    """
+
+    manifest: Manifest = field(repr=False)
 
 
 def artefact_kind(artefact: Path) -> Literal["onnx", "engine"]:
@@ -50,53 +104,65 @@ def artefact_kind(artefact: Path) -> Literal["onnx", "engine"]:
     )
 
 
-def read_origin(artefact: Path) -> Origin:
-    """The origin of an ``.onnx`` file, or of an ``.engine`` file from its verified manifest.
+def open_artefact(artefact: str | Path) -> OnnxFile | Engine:
+    """Open an ``.onnx`` file, or an ``.engine`` file by its manifest.
 
     Raises:
         BadInput: the file is missing, malformed, altered since it was built, of another kind, or
             has weights that are no numbers.
     """
-    if artefact_kind(artefact) == "engine":
-        from cbam_deploy.engines.manifest import read_manifest
+    path = Path(artefact)
+    return open_engine(path) if artefact_kind(path) == "engine" else open_onnx(path)
 
-        manifest = read_manifest(artefact)
-        shapes = next(iter(manifest.profile.values()))
-        return Origin(
-            manifest.provenance,
-            manifest.precision,
-            manifest.batch_range,
-            shapes.opt[0],
-            manifest.opt_sizes,
-        )
+
+def open_onnx(path: Path, *, sound: bool = True) -> OnnxFile:
+    """Open an ONNX file of any name.
+
+    Args:
+        path: the file.
+        sound: refuse weights that are no numbers.
+
+    Raises:
+        BadInput: the file is missing, malformed or not sound.
+    """
     from cbam_deploy.graphs.onnx_file import read_model, read_provenance
+    from cbam_deploy.graphs.signature import graph_precision, specs_of
     from cbam_deploy.graphs.weights import check_weights
 
-    model = read_model(artefact)
-    check_weights(model, artefact)
+    model = read_model(path)
+    if sound:
+        check_weights(model, path)
     provenance = read_provenance(model)
-    precision = provenance.precision if provenance else graph_precision(model)
-    sizes = provenance.sizes if provenance else {}
-    return Origin(provenance, precision, _graph_batch_range(model), sizes=sizes)
+    inputs = specs_of(model.graph.inputs)
+    return OnnxFile(
+        path=path,
+        provenance=provenance,
+        precision=provenance.precision if provenance else graph_precision(model),
+        inputs=inputs,
+        outputs=specs_of(model.graph.outputs),
+        batch_range=batch_range(inputs),
+        sizes=provenance.sizes if provenance else {},
+        model=model,
+    )
 
 
-def graph_precision(model: ir.Model) -> str:
-    """The precision a graph computes in, judged by its nodes and weights.
+def open_engine(path: Path) -> Engine:
+    """Open an engine of any name by its manifest.
 
-    ``int8`` if anything is quantized, else ``fp16`` if any weight is, else ``fp32``.
+    Raises:
+        BadInput: engine or manifest are missing, malformed or altered since they were built.
     """
-    import onnx_ir as ir
+    from cbam_deploy.engines.manifest import read_manifest
 
-    if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        return "int8"
-    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
-        return "fp16"
-    return "fp32"
-
-
-def _graph_batch_range(model: ir.Model) -> tuple[int, int | None]:
-    """The fixed first axis of the first input, if it is fixed."""
-    for value in model.graph.inputs[:1]:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
-            return value.shape[0], value.shape[0]
-    return 1, None
+    manifest = read_manifest(path)
+    return Engine(
+        path=path,
+        provenance=manifest.provenance,
+        precision=manifest.precision,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        batch_range=manifest.batch_range,
+        opt_batch=next(iter(manifest.profile.values())).opt[0],
+        sizes=manifest.opt_sizes,
+        manifest=manifest,
+    )

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.artefacts import artefact_kind, graph_precision
+from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
 from cbam_deploy.gates.operators import DOMAIN, operator_of
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -186,27 +186,27 @@ def inspect(artefact: str | Path) -> Inspection:
         BadInput: the file is missing, malformed, altered, or of another kind.
     """
     path = Path(artefact)
-    return _inspect_onnx(path) if artefact_kind(path) == "onnx" else _inspect_engine(path)
+    if artefact_kind(path) == "onnx":
+        return _inspect_onnx(open_onnx(path, sound=False))
+    return _inspect_engine(open_engine(path))
 
 
-def _inspect_onnx(path: Path) -> Inspection:
+def _inspect_onnx(artefact: OnnxFile) -> Inspection:
     from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
-    from cbam_deploy.graphs.onnx_file import read_model, read_provenance
+    from cbam_deploy.graphs.signature import graph_precision
     from cbam_deploy.graphs.weights import weight_faults
 
-    model = read_model(path)
-    provenance = read_provenance(model)
+    path, model, provenance = artefact.path, artefact.model, artefact.provenance
     precision = graph_precision(model)
     gates = _graph_gates(model)
     counted = Counter(_operator(node) for node in model.graph)
-    weights = model.graph.initializers
     return Inspection(
         artefact=str(path),
         file_bytes=path.stat().st_size,
         sha256=file_sha256(path),
         precision=precision,
-        inputs=tuple(_spec(value) for value in model.graph.inputs if value.name not in weights),
-        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        inputs=artefact.inputs,
+        outputs=artefact.outputs,
         gates=gates,
         provenance=provenance,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
@@ -214,7 +214,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         manifest=None,
         float_feature_maps=float_feature_maps(model) if precision == "int8" else None,
         checks=(
-            *(() if provenance is None else _recorded_checks(provenance, gates, model)),
+            *(() if provenance is None else _recorded_checks(provenance, gates, precision)),
             *(
                 Check(f"weight {name}", False, f"is broken: {text}")
                 for name, text in weight_faults(model).items()
@@ -223,10 +223,8 @@ def _inspect_onnx(path: Path) -> Inspection:
     )
 
 
-def _inspect_engine(path: Path) -> Inspection:
-    from cbam_deploy.engines.manifest import read_manifest
-
-    manifest = read_manifest(path)
+def _inspect_engine(artefact: Engine) -> Inspection:
+    path, manifest = artefact.path, artefact.manifest
     intact = Check("engine and manifest", True, "are as they were built")
     source = path.with_name(manifest.onnx)
     checks, shapes = [intact], {}
@@ -240,14 +238,14 @@ def _inspect_engine(path: Path) -> Inspection:
         artefact=str(path),
         file_bytes=manifest.engine_bytes,
         sha256=manifest.engine_sha256,
-        precision=manifest.precision,
-        inputs=manifest.inputs,
-        outputs=manifest.outputs,
+        precision=artefact.precision,
+        inputs=artefact.inputs,
+        outputs=artefact.outputs,
         gates=tuple(
             replace(shapes.get(node, unknown), node=node, lowering=lowering)
             for node, lowering in manifest.gates.items()
         ),
-        provenance=manifest.provenance,
+        provenance=artefact.provenance,
         opsets={},
         operators={},
         manifest=manifest,
@@ -299,14 +297,12 @@ def _shape(value: ir.Value | None) -> list[int] | None:
 
 
 def _recorded_checks(
-    provenance: Provenance, gates: tuple[Gate, ...], model: ir.Model
+    provenance: Provenance, gates: tuple[Gate, ...], precision: str
 ) -> tuple[Check, ...]:
-
     counted = Counter(gate.op for gate in gates)
     same = dict(counted) == provenance.gates
     recorded = ", ".join(f"{n} {op}" for op, n in provenance.gates.items()) or "none"
     message = "are as recorded" if same else f"are not as recorded ({recorded})"
-    precision = graph_precision(model)
     as_recorded = precision == provenance.precision
     return (
         Check("gates", same, message),
@@ -322,13 +318,6 @@ def _recorded_checks(
 
 def _operator(node: ir.Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-
-
-def _spec(value: ir.Value) -> TensorSpec:
-    shape = () if value.shape is None else tuple(value.shape)
-    sizes = tuple(size if isinstance(size, int) else str(size.value or "?") for size in shape)
-    dtype = "?" if value.dtype is None else str(value.dtype.numpy())
-    return TensorSpec(value.name or "", sizes, dtype)
 
 
 def _signature(spec: TensorSpec) -> str:

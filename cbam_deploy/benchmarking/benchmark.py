@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cbam_deploy.artefacts import Artefact, open_artefact
 from cbam_deploy.benchmarking import memory
 from cbam_deploy.benchmarking.comparison import (
     check_baseline,
@@ -163,11 +164,15 @@ def _prepare(
     stack: ExitStack, sources: Sequence[Source], batches: Sequence[int], seed: int
 ) -> list[Contender]:
     contenders = []
+    files: dict[str, Artefact] = {}
     opened: dict[str, tuple[Runner, Arrays]] = {}
-    for source in sources:
+    for listed in sources:
+        file = files.get(listed.artefact) or open_artefact(listed.artefact)
+        files[listed.artefact] = file
+        source = listed.described_by(file)
         if isinstance(source, PyTorchSource):
             source = source.like(*opened[source.artefact])
-        runner = source.open()
+        runner = source.open(file)
         # An engine's manifest tells its range, so a wrong batch is refused before a GPU is needed.
         if hasattr(runner, "inputs"):
             source.check_batches(runner, batches)

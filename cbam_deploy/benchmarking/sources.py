@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from cbam_deploy.artefacts import read_origin
+from cbam_deploy.artefacts import Artefact
 from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
-from cbam_deploy.provenance import file_sha256
+from cbam_deploy.provenance import Provenance, file_sha256
 from cbam_deploy.runtimes.base import Runner
 
 PYTORCH = "pytorch"
+SourceT = TypeVar("SourceT", bound="Source")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Source:
         runtime: as given on the command line; None to follow from the file.
         device: ``cpu``, ``cuda`` or None to follow from the file.
         threads: CPU threads, None for the runtime's own choice.
+        provenance: what the file says of itself; like the next one, once it was opened.
+        sizes: of free axes but the batch, by name.
     """
 
     name: str
@@ -33,17 +37,23 @@ class Source:
     runtime: str | None = None
     device: str | None = None
     threads: int | None = None
+    provenance: Provenance | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def described_by(self: SourceT, artefact: Artefact) -> SourceT:
+        """This source with what its file, once opened, says of itself."""
+        return replace(self, provenance=artefact.provenance, sizes=artefact.sizes)
 
     @property
     def sha256(self) -> str | None:
         """Hash of the file; None for a PyTorch model."""
         return file_sha256(self.artefact)
 
-    def open(self, checked: bool = False) -> Runner:
+    def open(self, artefact: Artefact | None = None) -> Runner:
         """A runner, not yet activated.
 
         Args:
-            checked: whether the file was opened, and so checked, before.
+            artefact: the file; None where it was opened, and so checked, before.
 
         Raises:
             BadInput: the file is malformed, or has no PyTorch model behind it.
@@ -52,11 +62,11 @@ class Source:
         from cbam_deploy.runtimes import open_runtime
 
         return open_runtime(
-            self.artefact,
+            artefact or self.artefact,
             runtime=self.runtime,
             device=self.device,
             threads=self.threads,
-            checked=checked,
+            checked=artefact is None,
         )
 
     def check_batches(self, runner: Runner, batches: Sequence[int]) -> None:
@@ -81,12 +91,9 @@ class Source:
         Raises:
             BadInput: the size of an input is not known.
         """
-        if all(isinstance(size, int) for spec in runner.inputs for size in spec.shape[1:]):
-            return noise(runner.inputs, batch, seed=seed, image_size=None)
-        origin = read_origin(Path(self.artefact))
-        preprocessing = origin.provenance.preprocessing if origin.provenance else None
-        image_size = preprocessing.image_size if preprocessing else None
-        return noise(runner.inputs, batch, seed=seed, image_size=image_size, sizes=origin.sizes)
+        recorded = self.provenance.preprocessing if self.provenance else None
+        image_size = recorded.image_size if recorded else None
+        return noise(runner.inputs, batch, seed=seed, image_size=image_size, sizes=self.sizes)
 
 
 @dataclass(frozen=True)
@@ -122,14 +129,13 @@ class PyTorchSource(Source):
         )
         return replace(self, inputs=inputs, outputs=tuple(spec.name for spec in runner.outputs))
 
-    def open(self, checked: bool = False) -> Runner:  # noqa: ARG002
+    def open(self, artefact: Artefact | None = None) -> Runner:  # noqa: ARG002
         """A runner of the rebuilt model, not yet activated; raises as for a file."""
         from cbam_deploy.models.recorded import reference_identity
         from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
-        provenance = read_origin(Path(self.artefact)).provenance
         return PyTorchRunner(
-            reference_identity(self.artefact, provenance, self.reference, self.weights),
+            reference_identity(self.artefact, self.provenance, self.reference, self.weights),
             self.inputs,
             self.device or "cpu",
             output_names=self.outputs,

@@ -131,19 +131,6 @@ def _companions(source: Path) -> tuple[Path, ...]:
     """The files that are read along with `source`: an engine's manifest, a network's weights."""
     if source.suffix != ".onnx":
         return (source.with_name(f"{source.name}.json"),) if source.suffix == ".engine" else ()
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from cbam_deploy.graphs.onnx_file import data_files
 
-    from cbam_deploy.graphs.external_data import external_tensors
-
-    try:
-        model = onnx.load(source, load_external_data=False)
-    except (OSError, DecodeError):  # The command says so when it reads it.
-        return ()
-    locations = {
-        entry.value
-        for tensor in external_tensors(model)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(source.parent / location for location in locations)
+    return tuple(data_files(source))

@@ -24,7 +24,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from cbam_deploy.comparison.layer_report import LayerError, LayerReport, Layers
 from cbam_deploy.comparison.reference import Reference, as_tensor
 from cbam_deploy.data.feeds import Feeds
 from cbam_deploy.errors import BadInput
-from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.origins import Place, places, stretch
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -55,9 +53,10 @@ Open = Callable[[Sequence[str]], Runner]
 
 
 def compare_layers(
-    artefact: Path,
+    model: ir.Model,
     program: ReferenceProgram,
     *,
+    title: str,
     layers: Layers,
     tolerance: Tolerance,
     open_runner: Open,
@@ -65,23 +64,23 @@ def compare_layers(
     """Compare values inside `artefact` with the reference's on one small batch.
 
     Args:
-        artefact: an ONNX file.
+        model: of an ONNX file.
         program: the model it was made from, and what to feed to both.
+        title: what to call the file in messages.
         layers: which values, see the module's docstring.
         tolerance: for each value.
-        open_runner: makes a runner of `artefact` that gives out the values named to it as well.
+        open_runner: makes a runner of the file that gives out the values named to it as well.
 
     Raises:
         BadInput: no value is comparable.
     """
-    model = read_model(artefact)
     search = _Search(model, program, tolerance, open_runner)
     begin = time.perf_counter()
     compared, unknown = search.everything() if layers == "all" else search.gates()
     outputs = {value.name for value in model.graph.outputs}
     if unknown and all(entry.place.value in outputs for entry in compared):
         raise BadInput(
-            f"{artefact}: none of the values inside it bears a name of the reference's program",
+            f"{title}: none of the values inside it bears a name of the reference's program",
             "export it again with this version of torch, or give the model it was made from",
         )
     seconds = time.perf_counter() - begin

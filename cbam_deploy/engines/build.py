@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ from cbam_deploy.engines.options import (
     compute_capabilities,
 )
 from cbam_deploy.engines.parser_input import ParserInput, parser_input
-from cbam_deploy.engines.source import OnnxSource, batch_profile, mapped, read_source
+from cbam_deploy.engines.source import OnnxSource, batch_profile, read_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import gpus
@@ -235,7 +237,7 @@ def _serialized_engine(
     with (
         captured_log() as log,
         progress() as bar,
-        mapped(given.path) as model,
+        _mapped(given.path) as model,
         monitor.interrupt_flag() as interrupted,
     ):
         step = "parse"
@@ -260,6 +262,13 @@ def _serialized_engine(
             save_timing_cache(config, options.timing_cache)
         del parser  # it owns the weights that the network refers to: alive until here
     return memoryview(plan)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap]:
+    """The bytes of a file, without copying them."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
 
 
 def _config(

@@ -66,9 +66,9 @@ def parser_input(
 
 def _write_lowered(source: OnnxSource, path: Path, gate: str, batch: int) -> dict[str, str]:
     from cbam_deploy.engines.gate_lowering import lower_gates
-    from cbam_deploy.graphs.onnx_file import read_model, write_model
+    from cbam_deploy.graphs.onnx_file import write_model
 
-    model = read_model(source.path)
+    model = source.model.clone()
     lowered = lower_gates(model, _registered(gate), batch=batch)
     for name, one in lowered.items():
         if one.way == NATIVE and gate == "plugin":

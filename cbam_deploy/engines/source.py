@@ -7,24 +7,20 @@ graph passes the ONNX checker first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from mmap import ACCESS_READ, mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
-from cbam_deploy.graphs.skeleton import without_weights
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
-EXTERNAL_KEY = b"location"  # stands in every reference to data outside the file
 DEFAULT_OPT_BATCH = 8
 DEFAULT_MAX_BATCH = 64
 
@@ -35,13 +31,13 @@ class OnnxSource:
 
     Attributes:
         path: the file.
-        inputs: specs of the network inputs, initializers left out.
+        inputs: specs of the network inputs.
         outputs: specs of the network outputs.
         gates: fused gate nodes by name, with their operator.
-        precision: ``int8`` with quantization nodes, ``fp16`` with half-precision weights, else
-            ``fp32``.
+        precision: what the graph computes in, whatever is recorded.
         provenance: its history, where it has one.
-        external: whether weights may lie in other files beside it.
+        external: whether weights lie in other files beside it.
+        model: the graph; change a clone.
     """
 
     path: Path
@@ -51,13 +47,7 @@ class OnnxSource:
     precision: str
     provenance: Provenance | None
     external: bool
-
-
-@contextmanager
-def mapped(path: Path) -> Iterator[mmap]:
-    """The bytes of a file, without copying them; raises ValueError for an empty one."""
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        yield data
+    model: ir.Model = field(repr=False)
 
 
 def read_source(path: str | Path) -> OnnxSource:
@@ -67,30 +57,30 @@ def read_source(path: str | Path) -> OnnxSource:
         BadInput: it cannot be read, is no valid ONNX model, has a gate without function body, or
             weights that are no numbers.
     """
-    from cbam_deploy.graphs.onnx_file import read_model, recorded_provenance
+    from cbam_deploy.graphs.onnx_file import has_data_beside, read_model, read_provenance
+    from cbam_deploy.graphs.signature import graph_precision, specs_of
     from cbam_deploy.graphs.weights import check_weights
 
     path = Path(path)
-    model, external = _checked_model(path)
-    check_weights(read_model(path), path)
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    gates = {node.name or node.output[0]: node for node in graph.node if node.domain == DOMAIN}
-    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
+    model = read_model(path)
+    check_weights(model, path)
+    nodes = (node for node in model.graph if node.domain == DOMAIN)
+    gates = {node.name or node.outputs[0].name or "": node for node in nodes}
     for name, node in gates.items():
-        if node.op_type not in bodies:
+        if node.op_identifier() not in model.functions:
             raise BadInput(
                 f"{path}: gate {name} ({node.op_type}) has no function body to build from",
                 "export or fuse the model again with cbam-deploy",
             )
     return OnnxSource(
         path=path,
-        inputs=_specs(value for value in graph.input if value.name not in weights),
-        outputs=_specs(graph.output),
+        inputs=specs_of(model.graph.inputs),
+        outputs=specs_of(model.graph.outputs),
         gates={name: node.op_type for name, node in gates.items()},
-        precision=_precision(model),
-        provenance=recorded_provenance(path, model),
-        external=external,
+        precision=graph_precision(model),
+        provenance=read_provenance(model),
+        external=has_data_beside(model),
+        model=model,
     )
 
 
@@ -198,54 +188,3 @@ def _shape(
     rest = (sizes[size] if isinstance(size, str) else size for size in spec.shape[1:])
     first = (batch if isinstance(size, str) else size for size in spec.shape[:1])
     return (*first, *rest)
-
-
-def _checked_model(path: Path) -> tuple[onnx.ModelProto, bool]:
-    """The model without its weights, checked, and whether these may lie in other files."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    from cbam_deploy.graphs.onnx_file import check_proto
-    from cbam_deploy.graphs.well_formed import MOST_BYTES
-
-    hint = "export the model again, or check the path"
-    try:
-        with mapped(path) as data:
-            skeleton, raw_bytes = without_weights(data, kept=MOST_BYTES)
-        model: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
-    except (DecodeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: not a valid ONNX file ({reason})", hint) from error
-    external = EXTERNAL_KEY in skeleton
-    if external:
-        from cbam_deploy.graphs.external_data import check_external_data
-
-        check_external_data(path, model)
-    check_proto(path, model, raw_bytes)
-    return model, external
-
-
-def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    from onnx import helper
-
-    specs = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = tuple(
-            size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
-            for size in tensor.shape.dim
-        )
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs.append(TensorSpec(value.name, shape, dtype))
-    return tuple(specs)
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    import onnx
-
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        return "int8"
-    half = onnx.TensorProto.FLOAT16
-    return "fp16" if any(t.data_type == half for t in model.graph.initializer) else "fp32"

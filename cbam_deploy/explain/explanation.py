@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import read_origin
+from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.data import Batch, ImageSource, open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.grad_cam import grad_cam, logits_of
@@ -163,7 +163,7 @@ def _note(answer: Answer) -> tuple[str, bool]:
 
 
 def _attended(path: Path, batch: Batch, preprocessing: Preprocessing) -> SpatialMaps:
-    recorded = read_origin(path).provenance
+    recorded = open_artefact(path).provenance
     if recorded and recorded.preprocessing not in (None, preprocessing):
         raise BadInput(
             f"{path}: wants pictures prepared differently from the networks",
@@ -173,7 +173,7 @@ def _attended(path: Path, batch: Batch, preprocessing: Preprocessing) -> Spatial
 
 
 def _known(path: str) -> tuple[str, ...]:
-    recorded = read_origin(Path(path)).provenance
+    recorded = open_artefact(path).provenance
     return recorded.class_names if recorded else ()
 
 

@@ -60,7 +60,7 @@ def spatial_maps(
             f"{path}: has no fused gate with spatial attention",
             "export a model with attention cbam",
         )
-    with OnnxRuntimeRunner(proto.SerializeToString()) as runner:
+    with OnnxRuntimeRunner(proto) as runner:
         (spec,) = runner.inputs
         outputs = runner.infer(
             {spec.name: network_input(images, preprocessing, spec.dtype, spec.name)}

@@ -61,7 +61,7 @@ def check_conversion(
     provenance = read_provenance(model)
     sizes = provenance.sizes if provenance else {}
     round_in_fp32(model)
-    rounding = ir.to_proto(model).SerializeToString()
+    rounding = ir.to_proto(model)
     with OnnxRuntimeRunner(source) as before:
         feeds = _feeds(before, pictures, seed, sizes)
         expected = before.infer(feeds)

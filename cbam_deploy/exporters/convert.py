@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx_ir as ir
 
+from cbam_deploy.artefacts import OnnxFile, open_onnx
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
@@ -33,20 +34,13 @@ from cbam_deploy.exporters.int8.calibration import (
     Method,
     calibrate,
     calibration_batches,
-    image_input,
     picture_dtype,
 )
 from cbam_deploy.graphs.gate_bodies import foreign_operators, gate_counts, gate_nodes
-from cbam_deploy.graphs.onnx_file import (
-    read_model,
-    read_provenance,
-    set_provenance,
-    write_model,
-)
-from cbam_deploy.graphs.weights import check_weights
+from cbam_deploy.graphs.onnx_file import set_provenance, write_model
+from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.outputs import check_place, scratch_folder
-from cbam_deploy.preprocessing import for_input
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
 if TYPE_CHECKING:
@@ -102,12 +96,10 @@ def convert(
     _check_budget(precision, max_accuracy_drop, measure)
     check_place(output, artefact=True)
     check_apart(output, source=source)
-    model = read_model(source)
-    check_weights(model, source)
-    history = read_provenance(model) or Provenance()
+    opened = open_onnx(source)
+    model, history = opened.model, opened.provenance or Provenance()
     _check_convertible(source, model, history)
-    pictures = _open_pictures(calibration, model, history)
-    dtype = picture_dtype(model) if pictures is not None else "float32"
+    pictures, dtype = _open_pictures(calibration, opened)
     request = _Request(source, history, precision, method, io_dtype, pictures, dtype, images, seed)
     if precision == "fp16":
         step = _Step(model, _activation_ranges(request, model))
@@ -252,8 +244,6 @@ def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibrati
 
 def _finish(request: _Request, step: _Step) -> _Finished:
     """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
-    from cbam_deploy.artefacts import graph_precision
-
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
         ranges = None if calibration is None else calibration.ranges
@@ -337,16 +327,11 @@ def _reads_weight(node: ir.Node) -> bool:
     )
 
 
-def _open_pictures(
-    calibration: str | None, model: ir.Model, history: Provenance
-) -> ImageSource | None:
+def _open_pictures(calibration: str | None, opened: OnnxFile) -> tuple[ImageSource | None, str]:
+    """What to calibrate on, and the type in which the network takes it."""
     from cbam_deploy.data import open_source
 
     if calibration is None:
-        return None
-    preprocessing = history.preprocessing
-    if preprocessing is None:
-        source = image_input(model)
-        shape = [size if isinstance(size, int) else str(size.value) for size in source.shape or ()]
-        preprocessing = for_input(source.name or "", shape, history.sizes)
-    return open_source(calibration, preprocessing, split="train")
+        return None, "float32"
+    dtype = picture_dtype(opened.model)
+    return open_source(calibration, opened.preprocessing, split="train"), dtype

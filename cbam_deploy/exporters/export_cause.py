@@ -14,6 +14,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.data.feeds import Feeds
+from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.numerics.tolerances import LAYERS
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -79,8 +80,9 @@ def wrong_operator(
     try:
         program = ReferenceProgram(reference, feeds, specs)
         report = compare_layers(
-            path,
+            read_model(path),
             program,
+            title=str(path),
             layers="all",
             tolerance=LAYERS["fp32"],
             open_runner=lambda values: OnnxRuntimeRunner(path, extra_outputs=values),

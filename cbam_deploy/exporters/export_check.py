@@ -23,6 +23,7 @@ from cbam_deploy.exporters.export_cause import (
     random_result,
     wrong_operator,
 )
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.numerics.tolerances import OUTPUTS, check, fp32_bound, relaxed_to
 from cbam_deploy.tracing.network_inputs import NetworkInputs
@@ -76,15 +77,11 @@ def check_export(
         CheckFailed: an output is further off, or NaN where the reference is not, or ONNX Runtime
             cannot run the file. The message names the cause as far as it can be found.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base for its exceptions.
+        session = open_session(path, label)
+    except BadInput as error:
         raise CheckFailed(
-            f"{label}: ONNX Runtime cannot load the file ({_reason(error)})",
+            f"{label}: ONNX Runtime cannot load the file ({_reason(error.__cause__ or error)})",
             "replace the operation that it names; nothing was written",
         ) from error
     for output in session.get_outputs():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -27,7 +27,8 @@ from cbam_deploy.provenance import METADATA_KEY, Provenance
 MAX_EMBEDDED_BYTES = 2**31 - 2**26
 _HINT = "export the model again, or check the path"
 _WEIGHTS_ALONE_SINCE = 4  # version of the file format from which weights need not be inputs
-_PATH = "cbam_deploy.path"  # Where a model was read from; not written.
+_PATH = "cbam_deploy.path"  # Where a model was read from; like the next one, not written.
+_DATA_BESIDE = "cbam_deploy.data_beside"  # Whether any of its tensors lies in another file.
 
 
 def read_model(path: str | Path) -> ir.Model:
@@ -43,26 +44,37 @@ def read_model(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     check_external_data(path, proto)
-    check_proto(path, proto)
     try:
+        check_model(proto)
         model = ir.from_proto(proto)
-    except Exception as error:  # onnx-ir answers what it does not know in many ways.
-        raise _not_onnx(path, error) from error
+    except Exception as error:  # onnx and onnx-ir answer what they do not know in many ways.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{path}: is no valid ONNX model ({reason[:200]})", _HINT) from error
     if any(value.is_initializer() for value in model.graph.inputs):
         model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
         model.ir_version = max(model.ir_version, _WEIGHTS_ALONE_SINCE)
     ir.external_data.set_base_dir(model.graph, path.parent)
     map_links(model)
     model.meta[_PATH] = path
+    model.meta[_DATA_BESIDE] = any(external_tensors(proto))
     return model
 
 
-def check_proto(path: Path, proto: onnx.ModelProto, raw_bytes: Sequence[int | None] = ()) -> None:
-    """`well_formed.check_model`, which takes the same, for the file `path`; raises BadInput."""
+def has_data_beside(model: ir.Model) -> bool:
+    """Whether the file that `model` was read from needs others beside it."""
+    return bool(model.meta.get(_DATA_BESIDE))
+
+
+def data_files(path: Path) -> set[Path]:
+    """The files that hold external weights of the graph at `path`; none where it is no graph."""
     try:
-        check_model(proto, raw_bytes)
-    except Exception as error:  # onnx's checker and inference answer malformed graphs in many ways.
-        raise _not_onnx(path, error) from error
+        tensors = external_tensors(_parse(path))
+    except BadInput:
+        return set()
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    locations = {entry.value for entry in entries if entry.key == "location"}
+    # Text that is not UTF-8 comes as bytes, and is refused wherever the file is read.
+    return {path.parent / location for location in locations if isinstance(location, str)}
 
 
 def write_model(
@@ -110,13 +122,8 @@ def read_provenance(source: str | Path | ir.Model) -> Provenance | None:
     """
     if isinstance(source, ir.Model):
         return _provenance(source.meta.get(_PATH), source.metadata_props.get(METADATA_KEY))
-    return recorded_provenance(Path(source), _parse(Path(source)))
-
-
-def recorded_provenance(path: Path, proto: onnx.ModelProto) -> Provenance | None:
-    """`read_provenance` of a file that was parsed already."""
-    texts = (entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
-    return _provenance(path, next(texts, None))
+    texts = (e.value for e in _parse(Path(source)).metadata_props if e.key == METADATA_KEY)
+    return _provenance(Path(source), next(texts, None))
 
 
 def _provenance(path: Path | None, text: str | None) -> Provenance | None:
@@ -146,11 +153,6 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph"):
         raise BadInput(f"{path}: is no ONNX file (it holds no graph)", _HINT)
     return proto
-
-
-def _not_onnx(path: Path, error: Exception) -> BadInput:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"{path}: is no valid ONNX model ({reason[:200]})", _HINT)
 
 
 def _save(model: ir.Model, path: Path) -> None:
@@ -191,20 +193,10 @@ def _earlier_data(path: Path, beside: Path, source: Path | None) -> list[Path]:
     """
     ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}\.data")
     found = {file for file in path.parent.iterdir() if ours.fullmatch(file.name)}
-    found |= _data_files(path) & {path.with_name(f"{path.name}.data")}
+    found |= data_files(path) & {path.with_name(f"{path.name}.data")}
     if source is not None and not (path.exists() and path.samefile(source)):
-        found -= _data_files(source)
+        found -= data_files(source)
     return sorted(found - {beside})
-
-
-def _data_files(path: Path) -> set[Path]:
-    """The files that hold external weights of the graph at `path`; none where it is no graph."""
-    try:
-        tensors = external_tensors(_parse(path))
-    except BadInput:
-        return set()
-    locations = (e.value for tensor in tensors for e in tensor.external_data if e.key == "location")
-    return {path.parent / location for location in locations}
 
 
 def _rename_data(path: Path, name: str) -> None:

@@ -17,7 +17,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx.external_data_helper import uses_external_data
 
 # Larger initializers hold weights: what follows from their types and shapes needs no values.
-MOST_BYTES = 1024
+_MOST_BYTES = 1024
 # What sizes and indices are in every runtime.
 _LARGEST_SIZE = 2**31 - 1
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data")
@@ -36,7 +36,7 @@ _FIELD_OF: dict[int, str] = {
 }
 
 
-def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None:
+def check_model(model: ModelProto) -> None:
     """Make sure that `model` is a graph of tensors that computes something.
 
     Types recorded for outputs and in between that are out of date, which hinders nobody who runs
@@ -44,8 +44,6 @@ def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None
 
     Args:
         model: as parsed; its external data has been checked (`external_data`).
-        raw_bytes: for each initializer of the graph the size of its values where these were left
-            out of `model`, None where they are in it.
 
     Raises:
         ValueError: it says what is wrong; so does what onnx's checker and inference raise.
@@ -54,17 +52,16 @@ def check_model(model: ModelProto, raw_bytes: Sequence[int | None] = ()) -> None
     _check_graph(model.graph, frozenset())
     for function in model.functions:
         _check_function(function)
-    lengths = [*raw_bytes, *([None] * len(model.graph.initializer))]
-    for tensor, length in zip(model.graph.initializer, lengths, strict=False):
-        _check_tensor(tensor, length)
+    for tensor in model.graph.initializer:
+        _check_tensor(tensor)
     for value in (*model.graph.input, *model.graph.output):
         _check_value(value)
-    skeleton = _without_weights(model)
-    onnx.checker.check_model(skeleton)
-    for value in skeleton.graph.output:
+    weightless = _without_weights(model)
+    onnx.checker.check_model(weightless)
+    for value in weightless.graph.output:
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(
-        skeleton, check_type=True, strict_mode=True, data_prop=True
+        weightless, check_type=True, strict_mode=True, data_prop=True
     )
     _update_types(model.graph, inferred.graph)
 
@@ -202,7 +199,7 @@ def _check_unique(names: Sequence[str], what: str) -> None:
         seen.add(name)
 
 
-def _check_tensor(tensor: TensorProto, raw_bytes: int | None = None) -> None:
+def _check_tensor(tensor: TensorProto) -> None:
     """Make sure that a tensor has the values its shape and type promise, in one place."""
     name = tensor.name or "without a name"
     if tensor.HasField("segment"):
@@ -212,7 +209,7 @@ def _check_tensor(tensor: TensorProto, raw_bytes: int | None = None) -> None:
     kind: int = tensor.data_type
     if not _is_type(kind):
         raise ValueError(f"tensor {name} is of no known type")
-    raw = tensor.HasField("raw_data") or raw_bytes is not None or uses_external_data(tensor)
+    raw = tensor.HasField("raw_data") or uses_external_data(tensor)
     filled = [field for field in (*_FIELDS, "uint64_data") if getattr(tensor, field)]
     place = [] if raw else [_FIELD_OF.get(kind, "int32_data")]
     if any(field not in place for field in filled) or (raw and kind == TensorProto.STRING):
@@ -220,7 +217,7 @@ def _check_tensor(tensor: TensorProto, raw_bytes: int | None = None) -> None:
     if uses_external_data(tensor):
         return  # Its length was compared with the file's.
     if raw:
-        have = len(tensor.raw_data) if raw_bytes is None else raw_bytes
+        have = len(tensor.raw_data)
         need = byte_count(tensor)
     else:
         have = len(getattr(tensor, place[0]))
@@ -260,7 +257,7 @@ def _without_weights(model: ModelProto) -> ModelProto:
     listed = {value.name for value in graph.input}
     for tensor in graph.initializer:
         size = 0 if tensor.data_type == TensorProto.STRING else byte_count(tensor)
-        if size <= MOST_BYTES and not uses_external_data(tensor):
+        if size <= _MOST_BYTES and not uses_external_data(tensor):
             copy.graph.initializer.append(tensor)
         elif tensor.name not in listed:
             kind = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,3 +18,9 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+
+def batch_range(inputs: Sequence[TensorSpec]) -> tuple[int, int | None]:
+    """Smallest and largest batch that the first of `inputs` allows; None for no upper end."""
+    size = inputs[0].shape[0] if inputs and inputs[0].shape else ""
+    return (1, None) if isinstance(size, str) else (size, size)

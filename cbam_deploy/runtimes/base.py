@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.numerics.tensors import Arrays, TensorSpec
+from cbam_deploy.numerics.tensors import Arrays, TensorSpec, batch_range
 
 RunnerT = TypeVar("RunnerT", bound="Runner")
 
@@ -54,8 +54,7 @@ class Runner(ABC):
     @property
     def batch_range(self) -> tuple[int, int | None]:
         """Smallest and largest batch the network takes; None where it has no upper end."""
-        size = self.inputs[0].shape[0]
-        return (1, None) if isinstance(size, str) else (size, size)
+        return batch_range(self.inputs)
 
     @abstractmethod
     def activate(self) -> None:

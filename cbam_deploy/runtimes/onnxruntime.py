@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput, MissingCapability, installation_of
+from cbam_deploy.graphs.onnx_file import read_model
+from cbam_deploy.graphs.session import CPU, open_session, refusal
 from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.runtimes.base import Execution, Runner
 
 DEVICES = ("cpu", "cuda")
 INSTALL_CUDA = f"{installation_of('cuda')}, on a machine with an NVIDIA GPU; or use --device cpu"
+CUDA = "CUDAExecutionProvider"
 DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -24,12 +29,13 @@ class OnnxRuntimeRunner(Runner):
     """An ONNX model in ONNX Runtime, all graph optimizations on.
 
     Args:
-        model: path of an ONNX file, or a serialized model.
+        model: path of an ONNX file, or a model.
         device: ``cpu`` (also for None) or ``cuda``. On CUDA, FP32 stays FP32: TF32 is off.
         threads: threads within one operator; ONNX Runtime's choice (one per core) by default.
         extra_outputs: names of values inside the graph to return as outputs too. An optimization
             that would remove such a value is not made, so its numbers are those of the graph.
-        folder: where a serialized model's external data lies.
+        folder: where a model's external data lies; of a file it is the file's own.
+        title: what to call a model in messages; a file is called by its path.
 
     Activating raises:
         BadInput: the model cannot be read or run, or has no value of a name in `extra_outputs`.
@@ -38,18 +44,19 @@ class OnnxRuntimeRunner(Runner):
 
     def __init__(
         self,
-        model: str | Path | bytes,
+        model: str | Path | onnx.ModelProto,
         device: str | None = None,
         *,
         threads: int | None = None,
         extra_outputs: Sequence[str] = (),
         folder: str | Path | None = None,
+        title: str = "the model",
     ) -> None:
         device = device or "cpu"
         if device not in DEVICES:
             raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
         self.name = f"onnxruntime-{device}"
-        self.title = "serialized model" if isinstance(model, bytes) else str(model)
+        self.title = title if isinstance(model, onnx.ModelProto) else str(model)
         self._model, self._device, self._threads = model, device, threads
         self._extra, self._folder = tuple(extra_outputs), folder
         self._session: Any = None
@@ -57,11 +64,20 @@ class OnnxRuntimeRunner(Runner):
     def activate(self) -> None:
         """Load the model into a session."""
         model, folder = self._model, self._folder
-        if self._extra:
-            if not isinstance(model, bytes):
-                folder, model = Path(model).parent, _serialized(Path(model))
-            model = with_outputs(model, self._extra, self.title)
-        self._session = _session(model, self._device, self._threads, folder, self.title)
+        if self._extra and not isinstance(model, onnx.ModelProto):
+            # With weights behind links in it, which ONNX Runtime follows only from a path.
+            model, folder = ir.to_proto(read_model(model)), Path(model).parent
+        if isinstance(model, onnx.ModelProto):
+            _add_outputs(model, self._extra, self.title)
+        self._session = open_session(
+            model.SerializeToString() if isinstance(model, onnx.ModelProto) else model,
+            self.title,
+            providers=_providers(self._device),
+            threads=self._threads,
+            folder=folder,
+        )
+        if self._device == "cuda" and CUDA not in self._session.get_providers():
+            raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         if not self.inputs or not self.inputs[0].shape:
@@ -77,8 +93,8 @@ class OnnxRuntimeRunner(Runner):
         names = [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
-        except Exception as error:  # like those of `_session`
-            raise _refusal(self.title, "run", error) from error
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this.
+            raise refusal(self.title, "run", error) from error
 
     def prepare(self, feeds: Arrays) -> Execution:
         """Put `feeds` and room for the outputs on the device; raises like `infer`."""
@@ -113,78 +129,32 @@ class _BoundExecution(Execution):
         return seconds
 
 
-def with_outputs(model: bytes, names: Iterable[str], title: str = "model") -> bytes:
-    """A serialized model that also returns the values `names` of its top-level graph.
+def _add_outputs(model: onnx.ModelProto, names: Iterable[str], title: str) -> None:
+    """Make `model` also return the values `names` of its top-level graph.
 
     Raises:
-        BadInput: `model` is malformed, or no node of its graph computes a value of that name.
+        BadInput: no node of its graph computes a value of that name.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        proto = onnx.ModelProto.FromString(model)
-    except DecodeError as error:
-        raise BadInput(f"{title}: not an ONNX model ({error})", "check the file") from error
-    computed = {name for node in proto.graph.node for name in node.output}
-    present = {output.name for output in proto.graph.output}
+    computed = {name for node in model.graph.node for name in node.output}
+    present = {output.name for output in model.graph.output}
     for name in dict.fromkeys(names):
         if name not in computed:
             raise BadInput(f"{title}: no node computes {name!r}", "check the value's name")
         if name not in present:
-            proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    return bytes(proto.SerializeToString())
+            model.graph.output.add(name=name)
 
 
-def _session(
-    model: str | Path | bytes, device: str, threads: int | None, folder: Any, title: str
-) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-    providers = _providers(ort, device)
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        session = ort.InferenceSession(source, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's kinds share no base class but this
-        raise _refusal(title, "load", error) from error
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)
-    return session
-
-
-def _refusal(title: str, verb: str, error: Exception) -> BadInput:
-    reason = " ".join(str(error).split())[:300]
-    return BadInput(
-        f"{title}: ONNX Runtime cannot {verb} it ({reason})", "check the file, or export again"
-    )
-
-
-def _providers(ort: Any, device: str) -> list[Any]:
+def _providers(device: str) -> list[Any]:
     """What runs the operators, in order of preference; what CUDA lacks runs on the CPU."""
     if device == "cpu":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return [*CPU]
+    import onnxruntime as ort
+
+    if CUDA not in ort.get_available_providers():
         raise MissingCapability("the installed ONNX Runtime was built without CUDA", INSTALL_CUDA)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from their pip packages
-    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-
-
-def _serialized(path: Path) -> bytes:
-    """The file with weights behind links in it, which ONNX Runtime follows only from a path."""
-    import onnx_ir as ir
-
-    from cbam_deploy.graphs.onnx_file import read_model
-
-    return bytes(ir.to_proto(read_model(path)).SerializeToString())
+    return [(CUDA, {"use_tf32": "0"}), *CPU]
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -28,6 +28,7 @@ class TensorRTRunner(Runner):
 
     Args:
         path: the engine; its manifest lies beside it.
+        manifest: that manifest, where it was read and verified before.
 
     Creating raises:
         BadInput: engine or manifest are missing or altered, the engine's weights were stripped,
@@ -39,9 +40,9 @@ class TensorRTRunner(Runner):
         BadInput: the engine was built for other GPUs, or TensorRT cannot load it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, manifest: Manifest | None = None) -> None:
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+        self.manifest = manifest or read_manifest(self.path)
         if self.manifest.options.get("strip_weights"):
             raise BadInput(
                 f"{self.path}: holds no weights, they were stripped",

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import read_origin
+from cbam_deploy.artefacts import Artefact, open_artefact
 from cbam_deploy.data.class_names import class_indices, normalized
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.half.rounded_runner import open_artefact
+from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.tensors import TensorSpec
-from cbam_deploy.preprocessing import Preprocessing, for_input
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.base import Runner
@@ -81,24 +81,24 @@ def evaluate(
             f"{paths[0]}: has nothing to drop below",
             "add --pytorch, or name the baseline's artefact first",
         )
-    recorded = [read_origin(path).provenance for path in paths]
+    opened = [open_artefact(path) for path in paths]
     with ExitStack() as stack:
         tallies = [
             _Tally(
-                str(path),
-                stack.enter_context(open_artefact(path, runtime=runtime, device=device)),
-                provenance,
+                str(one.path),
+                stack.enter_context(open_rounded(one, runtime=runtime, device=device)),
+                one.provenance,
             )
-            for path, provenance in zip(paths, recorded, strict=True)
+            for one in opened
         ]
-        preprocessing = _preprocessing(paths, recorded, tallies[0].runner)
+        preprocessing = _preprocessing(opened)
         if reference_pytorch:
             from cbam_deploy.models.recorded import reference_identity
 
-            identity = reference_identity(paths[0], recorded[0], reference, weights)
+            identity = reference_identity(paths[0], opened[0].provenance, reference, weights)
             takes = tallies[0].runner.inputs[0].dtype
             runner = _pytorch(identity, preprocessing.image_size, takes, device)
-            tallies.insert(0, _Tally(PYTORCH, stack.enter_context(runner), recorded[0]))
+            tallies.insert(0, _Tally(PYTORCH, stack.enter_context(runner), opened[0].provenance))
         for tally in tallies:
             _check_classifier(tally.name, tally.runner)
         source = _open_labelled(data, preprocessing)
@@ -283,24 +283,16 @@ def _open_labelled(data: str, preprocessing: Preprocessing) -> ImageSource:
     return source
 
 
-def _preprocessing(
-    paths: list[Path], recorded: list[Provenance | None], runner: Runner
-) -> Preprocessing:
+def _preprocessing(artefacts: Sequence[Artefact]) -> Preprocessing:
     """The one preprocessing that all artefacts were made for."""
-    found = {
-        provenance.preprocessing: path
-        for path, provenance in zip(paths, recorded, strict=True)
-        if provenance and provenance.preprocessing
-    }
+    found = {one.recorded_preprocessing: one for one in artefacts if one.recorded_preprocessing}
     if len(found) > 1:
-        (_, one), (_, other) = list(found.items())[:2]
+        one, other = list(found.values())[:2]
         raise BadInput(
-            f"{one} and {other} want pictures prepared differently", "evaluate them one by one"
+            f"{one.path} and {other.path} want pictures prepared differently",
+            "evaluate them one by one",
         )
-    if found:
-        return next(iter(found))
-    sizes = next((one.sizes for one in recorded if one), {})
-    return for_input(runner.inputs[0].name, runner.inputs[0].shape, sizes)
+    return next(iter(found.values()), artefacts[0]).preprocessing
 
 
 def _pytorch(identity: ModelIdentity, image_size: int, takes: str, device: str | None) -> Runner:

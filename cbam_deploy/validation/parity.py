@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import Origin, artefact_kind, read_origin
+from cbam_deploy.artefacts import Artefact, OnnxFile, open_artefact
 from cbam_deploy.comparison.layer_report import Layers
 from cbam_deploy.data.feeds import Feeds, InputStream, default_batches
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.half.rounded_runner import open_artefact
+from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.metrics import ErrorAccumulator
@@ -28,7 +28,6 @@ from cbam_deploy.numerics.tolerances import (
     relaxed_to,
     tolerance_for,
 )
-from cbam_deploy.preprocessing import Preprocessing, for_input
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from cbam_deploy.comparison.layer_report import LayerReport
     from cbam_deploy.comparison.reference import Reference
-    from cbam_deploy.data import ImageSource
 
 # Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
 # have a single unit, whose value near zero in one sample would be all rounding error.
@@ -95,41 +93,40 @@ def validate(
     """
     from cbam_deploy.comparison.reference import open_reference
 
-    path = Path(artefact)
-    origin = read_origin(path)
-    if layers is not None and artefact_kind(path) == "engine":
+    opened = open_artefact(artefact)
+    path = opened.path
+    if layers is not None and not isinstance(opened, OnnxFile):
         raise BadInput(
             f"{path}: an engine does not give out the values inside it",
             "compare the layers of the ONNX file that it was built from",
         )
     bounds = Tolerance(max_abs, max_relative, min_cosine, min_snr_db, min_top1, min_channel_snr_db)
-    tolerance = tolerance_for(origin.precision, OUTPUTS, bounds)
-    sizes = _batch_sizes(path, origin, batch_sizes)
-    torch_model = open_reference(path, origin.provenance, reference, weights)
+    tolerance = tolerance_for(opened.precision, OUTPUTS, bounds)
+    sizes = _batch_sizes(opened, batch_sizes)
+    torch_model = open_reference(path, opened.provenance, reference, weights)
     # What a person bounds, and what other precisions are held to, does not follow from FP64.
-    relax = origin.precision == "fp32" and max_relative is None
-    with open_artefact(path, runtime=runtime, device=device) as runner:
-        inputs = _inputs(runner, origin, data, seed, limit)
+    relax = opened.precision == "fp32" and max_relative is None
+    with open_rounded(opened, runtime=runtime, device=device) as runner:
+        inputs = _inputs(runner, opened, data, seed, limit)
         batches = _Pair(path, runner, torch_model, tolerance, relax).compare_all(sizes, inputs)
     _check_top1_applies(path, min_top1, batches)
     return ParityReport(
         artefact=str(path),
         runtime=runner.name,
         reference=torch_model.label,
-        precision=origin.precision,
+        precision=opened.precision,
         inputs=inputs.label,
         tolerance=tolerance,
         batches=batches,
-        layers=None
-        if layers is None
-        else _layers(path, origin, torch_model, inputs, layers, device),
+        layers=_layers(opened, torch_model, inputs, layers, device)
+        if layers is not None and isinstance(opened, OnnxFile)
+        else None,
         environment=environment(),
     )
 
 
 def _layers(
-    path: Path,
-    origin: Origin,
+    artefact: OnnxFile,
     reference: Reference,
     inputs: InputStream,
     layers: Layers,
@@ -137,14 +134,15 @@ def _layers(
 ) -> LayerReport:
     from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
 
-    smallest, largest = origin.batch_range
+    smallest, largest = artefact.batch_range
     batch = max(smallest, _LAYER_SAMPLES if largest is None else min(_LAYER_SAMPLES, largest))
     return compare_layers(
-        path,
+        artefact.model,
         ReferenceProgram(reference, next(inputs.batches(batch)), inputs.specs),
+        title=str(artefact.path),
         layers=layers,
-        tolerance=LAYERS[origin.precision],
-        open_runner=lambda values: open_artefact(path, device=device, extra_outputs=values),
+        tolerance=LAYERS[artefact.precision],
+        open_runner=lambda values: open_rounded(artefact, device=device, extra_outputs=values),
     )
 
 
@@ -229,35 +227,26 @@ class _Pair:
             )
 
 
-def _inputs(runner: Runner, origin: Origin, data: str | None, seed: int, limit: int) -> InputStream:
-    recorded = origin.provenance.preprocessing if origin.provenance else None
-    source = None if data is None else _open_data(data, recorded, runner, origin.sizes)
-    size = recorded.image_size if recorded else None
-    return InputStream(runner.inputs, source, seed, limit, size, origin.sizes)
-
-
-def _open_data(
-    data: str, recorded: Preprocessing | None, runner: Runner, sizes: Mapping[str, int]
-) -> ImageSource:
-    """Pictures as the artefact's provenance prepares them, else by ImageNet's protocol."""
+def _inputs(
+    runner: Runner, artefact: Artefact, data: str | None, seed: int, limit: int
+) -> InputStream:
     from cbam_deploy.data import open_source
 
-    if recorded is None:
-        recorded = for_input(runner.inputs[0].name, runner.inputs[0].shape, sizes)
-    return open_source(data, recorded)
+    source = None if data is None else open_source(data, artefact.preprocessing)
+    return InputStream(runner.inputs, source, seed, limit, artefact.image_size, artefact.sizes)
 
 
-def _batch_sizes(path: Path, origin: Origin, asked: Sequence[int] | None) -> tuple[int, ...]:
-    smallest, largest = origin.batch_range
+def _batch_sizes(artefact: Artefact, asked: Sequence[int] | None) -> tuple[int, ...]:
+    smallest, largest = artefact.batch_range
     if asked is None:
-        return default_batches(smallest, largest, origin.opt_batch)
+        return default_batches(smallest, largest, artefact.opt_batch)
     if not asked:
         raise BadInput("no batch size to compare at", "give at least one")
     for batch in asked:
         if batch < smallest or (largest is not None and batch > largest):
             takes = f"{smallest} and more" if largest is None else f"{smallest} to {largest}"
             raise BadInput(
-                f"{path}: batch {batch} is outside what it takes ({takes})",
+                f"{artefact.path}: batch {batch} is outside what it takes ({takes})",
                 "choose a batch size within, or build with another profile",
             )
     return tuple(dict.fromkeys(asked))

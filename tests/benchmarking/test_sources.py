@@ -61,6 +61,18 @@ def test_the_pytorch_model_of_the_first_artefact_comes_last(files, first):
     assert baseline == PYTORCH
 
 
+def test_the_pytorch_model_is_that_of_the_first_file_however_its_path_is_written(files):
+    sources, _ = list_sources(
+        ["./a.onnx", "b.onnx"],
+        pytorch=True,
+        relative_to=None,
+        runtime=None,
+        device=None,
+        threads=None,
+    )
+    assert sources[-1].artefact == sources[0].artefact
+
+
 @pytest.mark.parametrize(
     ("artefacts", "options", "word"),
     [

@@ -21,21 +21,21 @@ def test_outputs_are_those_of_the_graph(model, pictures, reference, tolerance):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance(expected))
 
 
-def test_serialized_model_runs_like_its_file(model, pictures):
-    with OnnxRuntimeRunner(model) as one, OnnxRuntimeRunner(model.read_bytes(), threads=1) as other:
+def test_a_model_runs_like_its_file(model, pictures):
+    with OnnxRuntimeRunner(model) as one, OnnxRuntimeRunner(onnx.load(model), threads=1) as other:
         feeds = {"input": pictures}
         np.testing.assert_array_equal(one.infer(feeds)["logits"], other.infer(feeds)["logits"])
 
 
-@pytest.mark.parametrize("serialized", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
 def test_external_data_is_found_beside_the_file_and_in_the_folder(
-    model, pictures, reference, tolerance, monkeypatch, serialized
+    model, pictures, reference, tolerance, monkeypatch, loaded
 ):
     proto = onnx.load(model)
     onnx.save(proto, model, save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.chdir("/")
-    what = model.read_bytes() if serialized else model
-    folder = model.parent if serialized else None
+    what = onnx.load(model, load_external_data=False) if loaded else model
+    folder = model.parent if loaded else None
     with OnnxRuntimeRunner(what, folder=folder, extra_outputs=("pooled",)) as runner:
         logits = runner.infer({"input": pictures})["logits"]
     expected = reference(pictures)["logits"]
@@ -86,7 +86,7 @@ def test_fixed_batch_is_the_whole_range(model):
     proto = onnx.load(model)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
-    with OnnxRuntimeRunner(proto.SerializeToString()) as runner:
+    with OnnxRuntimeRunner(proto) as runner:
         assert runner.batch_range == (2, 2)
         with pytest.raises(BadInput, match="input: its shape is"):
             runner.infer({"input": np.zeros((3, 3, 8, 8), np.float32)})

@@ -82,5 +82,5 @@ def test_missing_file_and_unknown_kind_are_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"gone.onnx: no such file"):
         open_runtime(tmp_path / "gone.onnx")
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"model.pth: neither an .onnx nor an .engine file"):
+    with pytest.raises(BadInput, match=r"model.pth: is neither an .onnx nor an .engine file"):
         open_runtime(tmp_path / "model.pth")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cbam_deploy import build_engine, validate
+from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.benchmarking.sources import PyTorchSource, Source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters import export_onnx
@@ -166,9 +167,11 @@ def test_validate_compares_all_outputs_and_gates_of_such_a_file(dynamic, source)
 
 
 def test_bench_feeds_such_a_file_and_pytorch_beside_it(dynamic, source) -> None:
-    file = Source("file", str(dynamic))
+    opened = open_artefact(dynamic)
+    file = Source("file", str(dynamic)).described_by(opened)
     pytorch = PyTorchSource("pytorch", str(dynamic), reference=f"{source}:matting")
-    with file.open() as runner:
+    pytorch = pytorch.described_by(opened)
+    with file.open(opened) as runner:
         feeds = file.feeds(runner, 2, 0)
         assert [array.shape for array in feeds.values()] == [(2, 3, 32, 32), (2, 1, 32, 32)]
         found = runner.infer(feeds)
@@ -196,9 +199,7 @@ def test_an_engine_of_such_a_file_needs_ranges_for_its_sizes(dynamic, tmp_path) 
     assert (trimap.min, trimap.opt, trimap.max) == ((1, 1, 16, 16), (4, 1, 32, 48), (4, 1, 64, 96))
     manifest = json.loads(result.manifest_path.read_text())
     assert "--size H=16,32,64 --size W=16,48,96" in manifest["command"]
-    from cbam_deploy.artefacts import read_origin
-
-    assert read_origin(output).sizes == {"H": 32, "W": 48}
+    assert open_artefact(output).sizes == {"H": 32, "W": 48}
 
 
 @pytest.mark.parametrize(

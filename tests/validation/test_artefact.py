@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.half.rounded_runner import ROUNDING, open_artefact
+from cbam_deploy.exporters.half.rounded_runner import ROUNDING, open_rounded
 from cbam_deploy.runtimes import open_runtime
 
 
@@ -33,7 +34,7 @@ def there_and_back(tmp_path):
 
 def test_overflow_that_a_cpu_hides_is_seen(there_and_back):
     feeds = {"input": np.array([[1.0, 10.0]], np.float32)}
-    with open_artefact(there_and_back) as runner:
+    with open_rounded(open_artefact(there_and_back)) as runner:
         assert runner.name == ROUNDING
         judged = runner.infer(feeds)["output"]
     with np.errstate(over="ignore"):
@@ -43,13 +44,14 @@ def test_overflow_that_a_cpu_hides_is_seen(there_and_back):
 
 
 def test_values_inside_are_rounded_too(there_and_back):
-    with open_artefact(there_and_back, extra_outputs=["large"]) as runner:
+    with open_rounded(open_artefact(there_and_back), extra_outputs=["large"]) as runner:
         large = runner.infer({"input": np.array([[1.0003, 2.0]], np.float32)})["large"]
     np.testing.assert_array_equal(large, large.astype(np.float16).astype(large.dtype))
 
 
 def test_fp32_runs_as_it_is(network_onnx):
-    with open_artefact(network_onnx) as judged, open_runtime(network_onnx) as plain:
+    opened = open_artefact(network_onnx)
+    with open_rounded(opened) as judged, open_runtime(opened) as plain:
         assert judged.name == plain.name == "onnxruntime-cpu"
 
 
@@ -78,4 +80,4 @@ def test_a_file_that_loads_only_in_its_rounded_form_is_refused(tmp_path):
     path = tmp_path / "joined.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), path)
     with pytest.raises(BadInput, match=r"joined\.onnx: ONNX Runtime cannot load it"):
-        open_artefact(path).activate()
+        open_rounded(open_artefact(path)).activate()

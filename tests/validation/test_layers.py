@@ -5,11 +5,12 @@ import onnx
 import pytest
 
 from cbam_deploy import create_model, validate
+from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
 from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.half.rounded_runner import open_artefact
+from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.numerics.tolerances import LAYERS
 
@@ -24,12 +25,14 @@ def compare():
     program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None))
 
     def run(artefact, layers):
+        opened = open_onnx(artefact, sound=False)
         return compare_layers(
-            artefact,
+            opened.model,
             program,
+            title=str(artefact),
             layers=layers,
             tolerance=LAYERS["fp32"],
-            open_runner=lambda values: open_artefact(artefact, extra_outputs=values),
+            open_runner=lambda values: open_rounded(opened, extra_outputs=values),
         )
 
     return run

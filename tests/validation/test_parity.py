@@ -13,6 +13,8 @@ from torch import nn
 from cbam_deploy import create_model, export_onnx, validate
 from cbam_deploy.engines.manifest import dumps, manifest_path, read_manifest
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.weights import check_weights
+from cbam_deploy.graphs.well_formed import check_model
 from cbam_deploy.numerics.tolerances import OUTPUTS
 from cbam_deploy.provenance import METADATA_KEY, ModelIdentity, Provenance
 
@@ -255,3 +257,19 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_fp64_says_of_it(tmp_p
             return super().forward(x) * 1.1
 
     assert not validate(path, reference=Another()).passed
+
+
+def test_a_file_is_parsed_and_checked_once(network_onnx, monkeypatch):
+    seen = []
+
+    def counted(function):
+        def call(*arguments):
+            seen.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr("cbam_deploy.graphs.onnx_file.check_model", counted(check_model))
+    monkeypatch.setattr("cbam_deploy.graphs.weights.check_weights", counted(check_weights))
+    assert validate(network_onnx, batch_sizes=[1], layers="gates").passed
+    assert seen == ["check_model", "check_weights"]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cbam_deploy.exporters.gates.extraction import FUSED, ORIGINAL, R, X, extract_gate
 from cbam_deploy.exporters.gates.matching import Refused
 from cbam_deploy.exporters.gates.search import FoundGate
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.graphs.shapes import Dims, Shapes
 
 if TYPE_CHECKING:
@@ -53,18 +54,13 @@ def find_difference(gate: FoundGate, opset: int, shapes: Shapes) -> str | None:
         opset: version of ONNX's own operators in its model.
         shapes: of its graph.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     try:
         model = extract_gate(gate, opset, shapes).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = open_session(model, "the gate", threads=1)
     except Refused as refusal:
         return str(refusal)
-    except Exception as error:  # ONNX Runtime has no common base for its exceptions.
-        return _cannot_run(error)
+    except Exception as error:  # What graphs there are may not be made alone in many ways.
+        return _cannot_run(error.__cause__ or error)
     dims = shapes.dims(gate.x) or (None,) * 4
     fixed = any(isinstance(dims[axis], int) for axis in (0, 2, 3))
     difference = _difference(session, gate, _SIZES)
@@ -120,7 +116,7 @@ def _map(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> Map:
     return noise * np.float32(scale.get(kind, 1.0))
 
 
-def _cannot_run(error: Exception) -> str:
+def _cannot_run(error: BaseException) -> str:
     return f"it cannot be run alone ({' '.join(str(error).split())[:120]})"
 
 

@@ -9,54 +9,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import onnx
+import onnx_ir as ir
+
+from cbam_deploy.artefacts import Artefact, OnnxFile
 from cbam_deploy.errors import BadInput
 from cbam_deploy.runtimes import open_runtime
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
 ROUNDING = "onnxruntime-cpu rounding FP16"
 _MOST_BYTES = 2**31 - 2**26  # of a serialized model; FP16 weights become twice as large
 
 
-def open_artefact(
-    path: Path,
+def open_rounded(
+    artefact: Artefact,
     *,
     runtime: str | None = None,
     device: str | None = None,
     extra_outputs: Sequence[str] = (),
 ) -> Runner:
-    """The runner for an artefact; enter it to use it.
+    """The runner for an artefact, with FP16 values rounded on a CPU; enter it to use it.
 
     Args:
-        path: an ``.onnx`` or ``.engine`` file.
+        artefact: as it was opened.
         runtime: refuse the artefact unless this one runs it.
         device: ``cpu`` or ``cuda``.
         extra_outputs: names of values inside an ONNX file to return too.
 
     Raises:
-        BadInput: the file is missing, malformed, altered, or cannot be run as asked.
+        BadInput: the artefact cannot be run as asked.
         MissingCapability: what it needs is not installed.
     """
-    runner = open_runtime(path, runtime=runtime, device=device)
-    if path.suffix != ".onnx":
+    runner = open_runtime(artefact, runtime=runtime, device=device)
+    if not isinstance(artefact, OnnxFile):
         return runner
-    model = _rounding(path) if device in (None, "cpu") else None
-    if model is None:
-        return OnnxRuntimeRunner(path, device, extra_outputs=extra_outputs)
-    return _Rounding(path, model, extra_outputs)
+    path, model = artefact.path, artefact.model
+    rounding = _rounding(model, path) if device in (None, "cpu") else None
+    if rounding is not None:
+        return _Rounding(rounding, path, extra_outputs)
+    if not extra_outputs:
+        return runner
+    return OnnxRuntimeRunner(
+        ir.to_proto(model),
+        device,
+        extra_outputs=extra_outputs,
+        folder=path.parent,
+        title=str(path),
+    )
 
 
 class _Rounding(OnnxRuntimeRunner):
     """The file at `path` by `model`, which computes the same with FP16 values rounded."""
 
-    def __init__(self, path: Path, model: bytes, extra_outputs: Sequence[str]) -> None:
-        super().__init__(model, extra_outputs=extra_outputs, folder=path.resolve().parent)
-        self.name, self.title = ROUNDING, str(path)
+    def __init__(self, model: onnx.ModelProto, path: Path, extra_outputs: Sequence[str]) -> None:
+        super().__init__(model, extra_outputs=extra_outputs, folder=path.parent, title=str(path))
+        self.name = ROUNDING
         self._path = path
 
     def activate(self) -> None:
@@ -66,31 +75,26 @@ class _Rounding(OnnxRuntimeRunner):
         super().activate()
 
 
-def _rounding(path: Path) -> bytes | None:
-    """The file with its FP16 values rounded.
+def _rounding(model: ir.Model, path: Path) -> onnx.ModelProto | None:
+    """The model of the file `path` with its FP16 values rounded.
 
     None where it has none, where its types are not known, or where it is too large for that.
     """
-    import onnx_ir as ir
-
     from cbam_deploy.exporters.half.conversion import settle_types
     from cbam_deploy.exporters.half.rounding import round_in_fp32
-    from cbam_deploy.graphs.onnx_file import read_model
 
-    model = read_model(path)
     if not _has_fp16(model) or 2 * path.stat().st_size > _MOST_BYTES:
         return None
+    rounded = model.clone()
     try:
-        settle_types(model)
+        settle_types(rounded)
     except BadInput:
         return None
-    round_in_fp32(model)
-    return bytes(ir.to_proto(model).SerializeToString())
+    round_in_fp32(rounded)
+    return ir.to_proto(rounded)
 
 
 def _has_fp16(model: ir.Model) -> bool:
-    import onnx_ir as ir
-
     graph = model.graph
     made = [value for node in graph for value in node.outputs]
     values = (*graph.inputs, *graph.initializers.values(), *made)

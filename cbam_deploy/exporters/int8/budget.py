@@ -26,6 +26,7 @@ from cbam_deploy.exporters.int8.quantization import (
     fake_quantize,
     insert,
 )
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.progress import progress
 
@@ -258,7 +259,6 @@ def _array(value: ir.Value) -> NDArray[Any]:
 def _session_of(model: ir.Model, node: ir.Node) -> Any:
     """A session of one node; its weights are inputs like the others."""
     import onnx
-    import onnxruntime
 
     node_proto = ir.to_proto(node)
     body = model.functions.get(node.op_identifier())
@@ -275,8 +275,4 @@ def _session_of(model: ir.Model, node: ir.Node) -> Any:
         opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
         ir_version=model.ir_version,
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        alone.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(alone.SerializeToString(), f"layer {node.name}")

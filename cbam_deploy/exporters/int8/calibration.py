@@ -29,9 +29,12 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.progress import progress
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from cbam_deploy.data.source import ImageSource
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -305,8 +308,7 @@ def picture_dtype(model: ir.Model) -> str:
 
 def image_input(model: ir.Model) -> ir.Value:
     """The network's one input; raises `BadInput` where calibration cannot feed it."""
-    weights = model.graph.initializers
-    inputs = [value for value in model.graph.inputs if value.name not in weights]
+    inputs = model.graph.inputs
     if len(inputs) != 1 or not _takes_pictures(inputs[0].dtype):
         names = ", ".join(f"{value.name} {value.dtype}" for value in inputs) or "none"
         raise BadInput(
@@ -337,9 +339,8 @@ def _check_shape(images: Images, source: ir.Value) -> None:
         )
 
 
-def _session(model: ir.Model, fetched: Sequence[str]) -> Any:
+def _session(model: ir.Model, fetched: Sequence[str]) -> InferenceSession:
     import onnx
-    import onnxruntime
 
     proto = ir.to_proto(model)
     own = {value.name for value in proto.graph.output}
@@ -348,10 +349,5 @@ def _session(model: ir.Model, fetched: Sequence[str]) -> Any:
         for name in fetched
         if name not in own
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # The arena would keep the largest size each buffer ever had.
-    options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(proto.SerializeToString(), "the network", arena=False)

@@ -1,0 +1,62 @@
+"""A session of ONNX Runtime: quiet, on the CPU unless it is told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbam_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+CPU = ("CPUExecutionProvider",)
+
+
+def open_session(
+    model: str | Path | bytes,
+    title: str,
+    *,
+    providers: Sequence[Any] = CPU,
+    threads: int | None = None,
+    folder: str | Path | None = None,
+    arena: bool = True,
+) -> InferenceSession:
+    """Load a model into ONNX Runtime, all graph optimizations on.
+
+    Args:
+        model: path of an ONNX file, or a serialized model.
+        title: what to call it in messages.
+        providers: what runs the operators, in order of preference.
+        threads: threads within one operator; ONNX Runtime's choice (one per core) by default.
+        folder: where a serialized model's external data lies.
+        arena: whether buffers keep the largest size they ever had, which is quicker.
+
+    Raises:
+        BadInput: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = arena
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this.
+        raise refusal(title, "load", error) from error
+
+
+def refusal(title: str, verb: str, error: Exception) -> BadInput:
+    """What ONNX Runtime's `error` says of `title`, which it cannot `verb`."""
+    reason = " ".join(str(error).split())[:300]
+    return BadInput(
+        f"{title}: ONNX Runtime cannot {verb} it ({reason})", "check the file, or export again"
+    )

@@ -1,0 +1,33 @@
+"""What a graph takes and gives, and the precision it computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from cbam_deploy.numerics.tensors import TensorSpec
+
+
+def specs_of(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Specs of a graph's inputs or outputs; what the graph leaves open is ``?``."""
+    return tuple(_spec(value) for value in values)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape = () if value.shape is None else tuple(value.shape)
+    sizes = tuple(size if isinstance(size, int) else str(size.value or "?") for size in shape)
+    dtype = "?" if value.dtype is None else str(value.dtype.numpy())
+    return TensorSpec(value.name or "", sizes, dtype)
+
+
+def graph_precision(model: ir.Model) -> str:
+    """The precision a graph computes in, judged by its nodes and weights.
+
+    ``int8`` if anything is quantized, else ``fp16`` if any weight is, else ``fp32``.
+    """
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return "int8"
+    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        return "fp16"
+    return "fp32"
