@@ -448,9 +448,9 @@ def bench_command(
         device=device,
     )
     if html is not None:
-        from cbam_deploy.benchmarking.section import bench_page
+        from cbam_deploy.report.html import write_page
 
-        bench_page(measured, html)
+        write_page(measured, html)
     deliver(measured, as_json, report)
 
 

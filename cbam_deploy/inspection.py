@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
 from cbam_deploy.gates.operators import DOMAIN, operator_of
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance, file_sha256
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import duration, size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from cbam_deploy.engines.manifest import Manifest
-    from cbam_deploy.report.tables import Group, Table
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """What was found out without running anything.
 
     Attributes:
@@ -81,6 +81,9 @@ class Inspection:
             (`exporters.int8.feature_maps`); None for other networks and for engines.
         checks: what was compared.
     """
+
+    title: ClassVar[str] = "Inspection"
+    schema: ClassVar[str] = "cbam_deploy.inspection"
 
     artefact: str
     file_bytes: int
@@ -106,47 +109,42 @@ class Inspection:
         first = next(check for check in self.checks if not check.passed)
         return f"{self.artefact}: {first.subject} {first.message}", "make the artefact again"
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.inspection",
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            "artefact": self.artefact,
-            "file_bytes": self.file_bytes,
-            "sha256": self.sha256,
-            "precision": self.precision,
-            "inputs": [asdict(spec) for spec in self.inputs],
-            "outputs": [asdict(spec) for spec in self.outputs],
-            "gates": [asdict(gate) for gate in self.gates],
-            "provenance": self.provenance.to_json() if self.provenance else None,
-            "opsets": dict(self.opsets),
-            "operators": dict(self.operators),
-            "manifest": self.manifest.to_json() if self.manifest else None,
-            "float_feature_maps": self.float_feature_maps,
-            "checks": [asdict(check) for check in self.checks],
-        }
-
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table, Text, styled
-
-        facts = Table.grid(padding=(0, 2))
-        for subject, text in self._facts():
-            facts.add_row(styled(subject, "bold"), text)
-        parts: list[Any] = [facts]
-        if self.gates:
-            parts += ["", self._gate_table()]
-        if self.checks:
-            parts.append("")
-        for check in self.checks:
-            verdict = styled("ok", "green") if check.passed else styled("FAILED", "red")
-            parts.append(Text.assemble(verdict, f" {check.subject} {check.message}"))
-        return Group(*parts)
+    def sections(self) -> tuple[Section, ...]:
+        """What it is, its gates, and what was compared."""
+        gates = Table(
+            columns=("gate", "operator", "lowering", "C", "r", "k"),
+            rows=tuple(
+                (
+                    *(gate.node, gate.op, gate.lowering),
+                    *(
+                        "" if number is None else str(number)
+                        for number in (gate.channels, gate.reduction, gate.kernel_size)
+                    ),
+                )
+                for gate in self.gates
+            ),
+            text_columns=3,
+        )
+        checks = Table(
+            columns=("", ""),
+            rows=tuple(
+                ("ok" if check.passed else "FAILED", f"{check.subject} {check.message}")
+                for check in self.checks
+            ),
+            text_columns=2,
+            emphasized=tuple(i for i, check in enumerate(self.checks) if not check.passed),
+        )
+        facts = Table.facts(self._facts())
+        tables = tuple(table for table in (facts, gates, checks) if table.rows)
+        return (Section(self.title, passed=self.passed if self.checks else None, tables=tables),)
 
     def _facts(self) -> Iterator[tuple[str, str]]:
-        yield "file", f"{self.artefact} ({self.file_bytes / 1e6:.1f} MB)"
+        yield "file", f"{self.artefact} ({size(self.file_bytes)})"
         yield "sha256", self.sha256
-        yield from _provenance_facts(self.provenance)
+        if self.provenance is None:
+            yield "provenance", "none: the file was not made by cbam-deploy"
+        else:
+            yield from self.provenance.facts()
         yield "precision", self.precision
         yield "inputs", "; ".join(map(_signature, self.inputs))
         yield "outputs", "; ".join(map(_signature, self.outputs))
@@ -161,21 +159,6 @@ class Inspection:
             yield from _engine_facts(self.manifest)
         if not self.gates:
             yield "gates", "none fused"
-
-    def _gate_table(self) -> Table:
-        from cbam_deploy.report.tables import Table
-
-        table = Table(box=None, pad_edge=False)
-        for heading in ("gate", "operator"):
-            table.add_column(heading)
-        for heading in ("C", "r", "k"):
-            table.add_column(heading, justify="right")
-        table.add_column("lowering")
-        for gate in self.gates:
-            numbers = (gate.channels, gate.reduction, gate.kernel_size)
-            shown = ("" if number is None else str(number) for number in numbers)
-            table.add_row(gate.node, gate.op, *shown, gate.lowering)
-        return table
 
 
 @said_of_the_file
@@ -324,28 +307,6 @@ def _signature(spec: TensorSpec) -> str:
     return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
 
 
-def _provenance_facts(provenance: Provenance | None) -> Iterator[tuple[str, str]]:
-    if provenance is None:
-        yield "provenance", "none: the file was not made by cbam-deploy"
-        return
-    model = provenance.model
-    if model is not None:
-        attention = f" + {model.attention}" if model.attention else ""
-        options = [f"stem {model.stem}"] if model.stem else []
-        if model.num_classes is not None:
-            options.append(f"{model.num_classes} classes")
-        yield "model", ", ".join([model.name + attention, *options])
-        yield "weights", model.weights_origin
-        if model.weights_sha256:
-            yield "weights sha256", model.weights_sha256
-    if provenance.preprocessing is not None:
-        sizes = provenance.preprocessing
-        yield "preprocessing", f"resize {sizes.resize}, centre crop {sizes.image_size}"
-    if provenance.tolerance is not None:
-        yield "tolerance at export", f"{provenance.tolerance} of the largest output"
-    yield "made with", ", ".join(f"{n} {v}" for n, v in provenance.versions.items())
-
-
 def _engine_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "runtime", f"{manifest.runtime} {manifest.runtime_version}"
     yield "targets", ", ".join(manifest.targets) or "as the runtime chooses"
@@ -353,4 +314,4 @@ def _engine_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         ends = " ".join(f"{end} {list(getattr(shapes, end))}" for end in ("min", "opt", "max"))
         yield "profile", f"{name} {ends}"
     yield "built from", f"{manifest.onnx}, sha256 {manifest.onnx_sha256}"
-    yield "built in", f"{manifest.build_seconds:.1f} s by: {manifest.command}"
+    yield "built in", f"{duration(manifest.build_seconds)} by: {manifest.command}"

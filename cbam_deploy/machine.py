@@ -17,13 +17,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.provenance import package_versions
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import RenderableType
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.environment_section import machine_rows
+from cbam_deploy.report.result import Result
 
 PACKAGES = (
     "cbam-deploy",
@@ -191,50 +191,31 @@ class Capability:
 
 
 @dataclass(frozen=True)
-class MachineReport:
+class MachineReport(Result):
     """The answer of `doctor`: the environment, and what can be done in it."""
 
     environment: dict[str, Any]
     capabilities: tuple[Capability, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {
-            "environment": self.environment,
-            "capabilities": [asdict(capability) for capability in self.capabilities],
-        }
-
-    def __rich__(self) -> RenderableType:
-        """Two tables: what this machine is, and what it can do."""
-        from cbam_deploy.report.tables import Group, Table, styled
-
-        machine = Table.grid(padding=(0, 2))
-        for label, value in _described(self.environment):
-            machine.add_row(styled(label, "bold"), value)
-        abilities = Table("", "this machine can", "or what it lacks", box=None, pad_edge=False)
-        for item in self.capabilities:
-            answer = styled("yes", "green") if item.available else styled("no", "yellow")
-            lack = "" if item.available else f"{item.missing}: {item.remedy}"
-            abilities.add_row(answer, item.name, lack)
-        return Group(machine, "", abilities)
-
-
-def _described(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """`environment` in lines a person reads."""
-    memory = f"{environment['memory_bytes'] / 2**30:.1f} GiB"
-    rows = [
-        ("processor", f"{environment['cpu']}, {environment['cores']} cores, {memory}"),
-        ("system", f"{environment['os']}, Linux {environment['kernel']}"),
-        ("Python", f"{environment['python']} at {sys.executable}"),
-    ]
-    for gpu in environment["gpus"]:
-        capability = ".".join(map(str, gpu["compute_capability"]))
-        memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
-        rows.append(("GPU", f"{gpu['name']}, compute capability {capability}, {memory}"))
-    if not environment["gpus"]:
-        rows.append(("GPU", "none"))
-    rows.append(("NVIDIA driver", environment["driver"] or "none"))
-    return rows + sorted(environment["packages"].items())
+    def sections(self) -> tuple[Section, ...]:
+        """What this machine is, and what it can do."""
+        interpreter = ("interpreter", sys.executable)
+        abilities = Table(
+            columns=("", "this machine can", "or what it lacks"),
+            rows=tuple(
+                ("yes", item.name, "")
+                if item.available
+                else ("no", item.name, f"{item.missing}: {item.remedy}")
+                for item in self.capabilities
+            ),
+            text_columns=3,
+        )
+        return (
+            Section(
+                "This machine",
+                tables=(Table.facts([*machine_rows(self.environment), interpreter]), abilities),
+            ),
+        )
 
 
 def doctor() -> MachineReport:

@@ -130,6 +130,32 @@ class Provenance:
             raise BadInput(f"provenance is not JSON ({error})", "make the file again") from error
         return cls.from_json(data)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and values for a reader; what is not known is empty."""
+        model, pictures = self.model or ModelIdentity(""), self.preprocessing
+        attention = f" + {model.attention}" if model.attention else ""
+        gate = asdict(model.gate).items() if model.gate else ()
+        weights = self.model.weights_origin if self.model else ""
+        tolerance = "" if self.tolerance is None else f"{self.tolerance} of the largest output"
+        return [
+            ("model", model.name + attention),
+            ("gate", ", ".join(f"{name} {value}" for name, value in gate)),
+            ("classes", "" if model.num_classes is None else str(model.num_classes)),
+            ("stem", model.stem or ""),
+            ("weights", weights),
+            ("weights sha256", model.weights_sha256 or ""),
+            ("preprocessing", "" if pictures is None else _described(pictures)),
+            ("tolerance at export", tolerance),
+            ("made with", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
+        ]
+
+
+def _described(pictures: Preprocessing) -> str:
+    mean, std = (", ".join(f"{x:g}" for x in values) for values in (pictures.mean, pictures.std))
+    colours = "RGB" if len(pictures.mean) == 3 else "luminance"
+    side = f"resized to {pictures.resize}, {pictures.image_size}×{pictures.image_size} {colours}"
+    return f"{side}, mean ({mean}), standard deviation ({std})"
+
 
 def _meaningful(provenance: Provenance) -> Provenance:
     """`provenance`, if its values are among those that there are; else ValueError."""

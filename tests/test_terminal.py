@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import terminal
-from cbam_deploy.report.tables import Group, Table, styled
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.terminal import Shown
 from cbam_deploy.terminal import lasting_streams, visible
 
 HOSTILE = ["[bold]cat", "[/x]", "dog\\", "\\[red]", ":smile:", "[link=x]y[/link]", "a[0]"]
@@ -16,13 +17,16 @@ HOSTILE = ["[bold]cat", "[/x]", "dog\\", "\\[red]", ":smile:", "[link=x]y[/link]
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_never_markup(text, capsys):
-    table = Table(text, title=f"t {text}", box=None)
-    table.add_row(text)
-    grid = Table.grid()
-    grid.add_row(text)
+    section = Section(
+        text,
+        text,
+        tables=(Table((text,), ((text,),), caption=text), Table.facts([(text, text)])),
+        failures=(text,),
+        notes=(text,),
+    )
     for console in (terminal.console(), Console()):
-        console.print(Group(text, table, grid, styled(text, "bold")))
-        assert capsys.readouterr().out.count(text) == 6
+        console.print(Shown([section], page=text))
+        assert capsys.readouterr().out.count(text) == 10
     terminal.show(text)
     assert capsys.readouterr().out == f"{text}\n"
 
@@ -45,7 +49,8 @@ def test_control_characters_are_written_out(text, shown):
 def test_no_control_sequence_of_a_name_reaches_the_terminal(capsys):
     from rich.text import Text
 
-    terminal.show(Group("\x1b]0;title\x07", Text("\x1b[2J")))
+    terminal.show(Text("\x1b]0;title\x07"))
+    terminal.show(Shown([Section("\x1b[2J", tables=(Table.facts([("\x1b[1m", "\x1b")]),))]))
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
+from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import Estimate
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-SCHEMA = "cbam_deploy.bench"
-SCHEMA_VERSION = 1
+    from cbam_deploy.report.content import Section
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Result):
     """The result of `bench`.
 
     Attributes:
@@ -128,6 +126,9 @@ class BenchReport:
         comparison: None when nothing was to be compared.
         notes: what a reader must know to trust the figures.
     """
+
+    title: ClassVar[str] = "Benchmark"
+    schema: ClassVar[str] = "cbam_deploy.bench"
 
     entries: tuple[Entry, ...]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -168,19 +169,16 @@ class BenchReport:
         same = (e for e in self.entries if e.artefact == self.relative_to)
         return next((e for e in same if e.batch == entry.batch), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data; `read_report` reads it back from a file."""
-        return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            **asdict(self),
-        }
+    @property
+    def subtitle(self) -> str:
+        """The artefacts."""
+        return ", ".join(dict.fromkeys(entry.artefact for entry in self.entries))
 
-    def __rich__(self) -> RenderableType:
-        from cbam_deploy.benchmarking.table import render
+    def sections(self) -> tuple[Section, ...]:
+        """Latency and throughput, and the machine."""
+        from cbam_deploy.benchmarking.section import bench_sections
 
-        return render(self)
+        return bench_sections(self)
 
 
 def read_report(path: str | Path) -> BenchReport:
@@ -197,11 +195,12 @@ def read_report(path: str | Path) -> BenchReport:
         raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not JSON ({error})", hint) from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+    if not isinstance(data, dict) or data.get("schema") != BenchReport.schema:
         raise BadInput(f"{path}: is not a report of bench", hint)
-    if data.get("schema_version") != SCHEMA_VERSION:
+    version = BenchReport.schema_version
+    if data.get("schema_version") != version:
         raise BadInput(
-            f"{path}: report of schema {data.get('schema_version')}, expected {SCHEMA_VERSION}",
+            f"{path}: report of schema {data.get('schema_version')}, expected {version}",
             "measure again with this version of cbam-deploy",
         )
     try:

@@ -1,41 +1,19 @@
-"""What `bench` found, as a section of a page and as a page of its own."""
+"""What `bench` found, as content."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry
 from cbam_deploy.benchmarking.sources import PYTORCH
 from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
 from cbam_deploy.report.environment_section import environment_section
-from cbam_deploy.report.html import render_page
 from cbam_deploy.report.plots import Spread, bars_plot, spread_plot
 from cbam_deploy.report.units import digits, half_width, interval, milliseconds, size
 
 
-def bench_page(report: BenchReport, path: str | Path) -> None:
-    """Write what `bench` found as a page with a latency plot and a throughput plot.
-
-    Raises:
-        BadInput: `path` cannot be written.
-        MissingCapability: matplotlib is not installed.
-    """
-    artefacts = dict.fromkeys(entry.artefact for entry in report.entries)
-    sections = [bench_section(report), bench_environment(report)]
-    render_page("Benchmark", sections, path=path, subtitle=", ".join(artefacts))
-
-
-def bench_environment(report: BenchReport) -> Section:
-    """Where it was measured, and the clocks before and after."""
-    return environment_section(report.environment, report.clocks_before, report.clocks_after)
-
-
-def bench_section(report: BenchReport) -> Section:
-    """Key figures, both plots, the table behind them and the comparison if there is one.
-
-    Raises:
-        MissingCapability: matplotlib is not installed.
-    """
+def bench_sections(report: BenchReport) -> tuple[Section, Section]:
+    """Figures, plots and comparison; and where it was measured, with the clocks."""
     tables = [_figures_table(report)]
     notes = list(report.notes)
     if report.relative_to is not None and not report.judged_by_baseline:
@@ -49,16 +27,18 @@ def bench_section(report: BenchReport) -> Section:
             "Memory on the CPU is the peak of a process that runs nothing but this artefact at "
             "this batch size, less what that process had before it loaded the artefact."
         )
-    return Section(
+    judged = report.comparison is not None and report.comparison.max_slowdown is not None
+    figures = Section(
         title="Latency and throughput",
         intro=_intro(report),
-        passed=None
-        if report.comparison is None or report.comparison.max_slowdown is None
-        else report.passed,
+        passed=report.passed if judged else None,
         key_figures=_key_figures(report),
         figures=(_latency_figure(report), _throughput_figure(report)),
         tables=tuple(tables),
         notes=tuple(notes),
+    )
+    return figures, environment_section(
+        report.environment, report.clocks_before, report.clocks_after
     )
 
 
@@ -116,7 +96,7 @@ def _latency_figure(report: BenchReport) -> Figure:
     }
     slowest = max(report.entries, key=lambda entry: entry.median_seconds)
     return Figure(
-        spread_plot(panels, "ms"),
+        partial(spread_plot, panels, "ms"),
         "Latency in ms. Dot: median of all runs. Thick bar: to p90. Thin line: to p99. "
         "Small ticks: the median of each round. Axes do not begin at zero.",
         f"Latency of {len(report.entries)} entries; the slowest is {slowest.label}.",
@@ -144,7 +124,7 @@ def _throughput_figure(report: BenchReport) -> Figure:
     }
     best = max(report.entries, key=lambda entry: entry.images_per_second.value)
     return Figure(
-        bars_plot([str(batch) for batch in batches], series, xlabel="batch", unit="images/s"),
+        partial(bars_plot, list(map(str, batches)), series, xlabel="batch", unit="images/s"),
         "Throughput by batch size, with 95% intervals.",
         f"Throughput of {len(report.entries)} entries; the highest is {best.label}.",
     )
@@ -157,6 +137,7 @@ def _figures_table(report: BenchReport) -> Table:
         rows=tuple(_row(entry) for entry in report.entries),
         caption="Latency in ms. With fewer than 100 runs, p99 is about the slowest of them.",
         text_columns=2,
+        spare=("runs", "p95", "p90", "memory", "p99"),
     )
 
 
@@ -176,7 +157,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 def _relative_table(report: BenchReport) -> Table:
     return Table(
-        columns=("artefact", "runtime", "batch", "time relative", "95% interval"),
+        columns=("artefact", "runtime", "batch", "ratio", "95% interval"),
         rows=tuple(
             (e.artefact, e.runtime, str(e.batch), f"{e.relative.value:.3f}", interval(e.relative))
             for e in report.entries
@@ -192,7 +173,7 @@ def _verdicts_table(comparison: Comparison) -> Table:
     allowed = "" if bound is None else f" Fails where the whole interval is above {1 + bound:.3f}."
     verdicts = comparison.verdicts
     return Table(
-        columns=("artefact", "runtime", "verdict", "batch", "time relative", "95% interval"),
+        columns=("artefact", "runtime", "verdict", "batch", "ratio", "95% interval"),
         rows=tuple(
             (
                 verdict.artefact,

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cbam_deploy.graphs.origins import Place
 from cbam_deploy.numerics.metrics import TensorError
 from cbam_deploy.numerics.tolerances import Tolerance
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group
+from cbam_deploy.report.content import Table
+from cbam_deploy.report.units import MISSING, scientific
 
 Layers = Literal["gates", "all"]
+ERROR_COLUMNS = ("max abs", "max rel", "cosine", "SNR in dB")
 _SHOWN_ROWS = 20
+
+
+def error_cells(error: TensorError) -> tuple[str, ...]:
+    """An error's figures under `ERROR_COLUMNS`."""
+    return (
+        scientific(error.max_abs),
+        scientific(error.max_relative),
+        f"{error.cosine:.7f}",
+        decibels(error.snr_db),
+    )
+
+
+def decibels(ratio: float | None) -> str:
+    """A signal-to-noise ratio in dB without its unit; infinite ones are told by their sign."""
+    return MISSING if ratio is None else f"{ratio:.1f}"
 
 
 @dataclass(frozen=True)
@@ -104,31 +119,33 @@ class LayerReport:
             ],
         }
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table
-
-        what = "gates and outputs" if self.layers == "gates" else "values"
+    def table(self) -> Table:
+        """What was compared; of many values, those around the first fault, or the worst."""
+        what = "gates and outputs" if self.layers == "gates" else "values inside the network"
         count = f"{len(self.compared)} {what} compared"
         if self.not_comparable:
             count += f", {len(self.not_comparable)} not comparable"
+        count += ", in the graph's order"
         shown = self._shown()
         if len(shown) < len(self.compared):
-            count += ", those around the first fault:" if self.first_fault else ", the worst:"
-        table = Table(box=None, pad_edge=False)
-        for heading in ("value", "operator", "module"):
-            table.add_column(heading)
-        for heading in ("max rel", "SNR"):
-            table.add_column(heading, justify="right")
-        for entry in shown:
-            table.add_row(
-                entry.place.value,
-                entry.place.op.rpartition(".")[2],
-                entry.place.module,
-                f"{entry.error.max_relative:.1e}",
-                f"{entry.error.snr_db:.1f} dB",
-                style="red" if entry.failures else None,
-            )
-        return Group(count, table)
+            which = "those around the first fault" if self.first_fault else "the worst"
+            count += f"; shown are {which}, the JSON report lists them all"
+        return Table(
+            columns=("value", "operator", "module", *ERROR_COLUMNS),
+            rows=tuple(
+                (
+                    entry.place.value,
+                    entry.place.op.rpartition(".")[2],
+                    entry.place.module,
+                    *error_cells(entry.error),
+                )
+                for entry in shown
+            ),
+            caption=f"{count}.",
+            text_columns=3,
+            emphasized=tuple(i for i, entry in enumerate(shown) if entry.failures),
+            spare=("max abs", "cosine", "module"),
+        )
 
     def _shown(self) -> tuple[LayerError, ...]:
         """All gates; of many values, those around the first fault, or the worst."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group, Table
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.json_file import data_of
+from cbam_deploy.report.result import Result
 
-SCHEMA_VERSION = 1
 COUNTED = (
     "convolutions and linear layers, also those inside gates; not pooling, normalization, "
     "activations, elementwise products and sums"
@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Complexity:
+class Complexity(Result):
     """What a network costs.
 
     A multiply-add is one product with its addition: a convolution has one per weight and position
@@ -48,8 +48,11 @@ class Complexity:
         inputs: shape of each input for one picture.
         parts: what has parameters or multiply-adds, in order.
         uncounted: number of nodes by operator that multiply in their own way and are not counted.
-        by_module: whether `__rich__` shows the parts.
+        by_module: whether the parts are shown outside of JSON.
     """
+
+    title: ClassVar[str] = "Complexity"
+    schema: ClassVar[str] = "cbam_deploy.complexity"
 
     subject: str
     counted_from: Literal["pytorch", "onnx"]
@@ -76,12 +79,11 @@ class Complexity:
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         return {
-            "schema": "cbam_deploy.complexity",
-            "schema_version": SCHEMA_VERSION,
+            **self.heading(),
             "subject": self.subject,
             "counted_from": self.counted_from,
             "counted": COUNTED,
-            "inputs": [list(shape) for shape in self.inputs],
+            "inputs": data_of(self.inputs),
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "gates": {
@@ -90,15 +92,13 @@ class Complexity:
                 "multiply_adds": sum(part.multiply_adds for part in self.gates),
             },
             "uncounted": dict(self.uncounted),
-            "parts": [asdict(part) for part in self.parts],
+            "parts": data_of(self.parts),
         }
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table, styled
-
+    def sections(self) -> tuple[Section, ...]:
+        """The sums, and the parts if they are to be shown."""
         source = {"pytorch": "PyTorch modules", "onnx": "the ONNX graph"}[self.counted_from]
-        facts = Table.grid(padding=(0, 2))
-        for name, text in (
+        facts = (
             ("network", f"{self.subject}, from {source}"),
             ("input", "; ".join("x".join(map(str, shape)) for shape in self.inputs)),
             ("parameters", f"{self.parameters / 1e6:.2f} M ({self.parameters:,})"),
@@ -106,10 +106,9 @@ class Complexity:
             ("of that, gates", self._of_gates()),
             ("counted", COUNTED),
             ("NOT COUNTED", ", ".join(f"{n} {op}" for op, n in self.uncounted.items())),
-        ):
-            if text:
-                facts.add_row(styled(name, "bold"), text)
-        return Group(facts, "", self._part_table()) if self.by_module else Group(facts)
+        )
+        parts = (self._part_table(),) if self.by_module else ()
+        return (Section("Parameters and multiply-adds", tables=(Table.facts(facts), *parts)),)
 
     def _of_gates(self) -> str:
         if not self.gates and self.counted_from == "onnx":
@@ -122,14 +121,11 @@ class Complexity:
         return f"{len(self.gates)} with {parameters:,} parameters, {products:,} ({share:.2g}%)"
 
     def _part_table(self) -> Table:
-        from cbam_deploy.report.tables import Table
-
-        table = Table(box=None, pad_edge=False)
-        for heading in ("part", "kind"):
-            table.add_column(heading)
-        for heading in ("parameters", "multiply-adds"):
-            table.add_column(heading, justify="right")
-        for part in self.parts:
-            counts = (f"{part.parameters:,}", f"{part.multiply_adds:,}")
-            table.add_row(part.name, part.kind, *counts)
-        return table
+        return Table(
+            columns=("part", "kind", "parameters", "multiply-adds"),
+            rows=tuple(
+                (part.name, part.kind, f"{part.parameters:,}", f"{part.multiply_adds:,}")
+                for part in self.parts
+            ),
+            text_columns=2,
+        )

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from cbam_deploy.command_files import check_apart, check_regular
 from cbam_deploy.engines import monitor
@@ -43,15 +43,15 @@ from cbam_deploy.machine import gpus
 from cbam_deploy.outputs import atomic_output, check_place, write_errors
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import file_sha256, package_versions
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import RenderableType
+from cbam_deploy.report.content import KeyFigure, Section, Table
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import duration, size
 
 PORTABLE = "portable: compute capability 8.0 and later"
 
 
 @dataclass(frozen=True)
-class BuildResult:
+class BuildResult(Result):
     """A finished build.
 
     Attributes:
@@ -67,6 +67,8 @@ class BuildResult:
         manifest_path: the manifest beside the engine.
     """
 
+    title: ClassVar[str] = "TensorRT engine"
+
     path: Path
     bytes: int
     sha256: str
@@ -78,28 +80,37 @@ class BuildResult:
     gates: dict[str, str]
     manifest_path: Path
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        paths = {"path": str(self.path), "manifest_path": str(self.manifest_path)}
-        return {**asdict(self), **paths}
-
-    def __rich__(self) -> RenderableType:
-        """What was built, one property a line."""
-        from cbam_deploy.report.tables import Table
-
-        table = Table("", "", show_header=False)
-        table.add_row("engine", f"{self.path} ({self.bytes / 1e6:.1f} MB)")
-        table.add_row("manifest", str(self.manifest_path))
-        table.add_row("runtime", f"{self.runtime} {self.version}")
-        table.add_row("targets", ", ".join(self.targets) or PORTABLE)
-        for name, shapes in self.profile.items():
-            ends = (shapes.min, shapes.opt, shapes.max)
-            table.add_row(f"input {name}", " / ".join("x".join(map(str, end)) for end in ends))
+    def sections(self) -> tuple[Section, ...]:
+        """How large it is, how long it took, for which GPUs and shapes."""
         ways = sorted(set(self.gates.values()))
         lowered = ", ".join(f"{list(self.gates.values()).count(way)} {way}" for way in ways)
-        table.add_row("gates", lowered or "none")
-        table.add_row("time", f"{self.seconds:.1f} s")
-        return table
+        facts = (
+            ("engine", f"{self.path} ({size(self.bytes)})"),
+            ("manifest", str(self.manifest_path)),
+            ("sha256", self.sha256),
+            ("runtime", f"{self.runtime} {self.version}"),
+            ("targets", ", ".join(self.targets) or PORTABLE),
+            *(
+                (f"input {name}", " / ".join("x".join(map(str, end)) for end in _ends(shapes)))
+                for name, shapes in self.profile.items()
+            ),
+            ("gates", lowered or "none"),
+            ("time", duration(self.seconds)),
+        )
+        return (
+            Section(
+                title=self.title,
+                key_figures=(
+                    KeyFigure("Size", size(self.bytes)),
+                    KeyFigure("Build time", duration(self.seconds)),
+                ),
+                tables=(Table.facts(facts),),
+            ),
+        )
+
+
+def _ends(shapes: ShapeRange) -> tuple[tuple[int, ...], ...]:
+    return shapes.min, shapes.opt, shapes.max
 
 
 @said_of_the_file

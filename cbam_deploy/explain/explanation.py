@@ -19,10 +19,10 @@ from cbam_deploy.explain.grad_cam import grad_cam, logits_of
 from cbam_deploy.explain.networks import Network, open_networks
 from cbam_deploy.explain.overlay import Picture, overlay, picture
 from cbam_deploy.explain.result import Agreement, Answer, Explained, GradCamReport
-from cbam_deploy.explain.section import gradcam_page
 from cbam_deploy.explain.spatial_maps import SpatialMaps, correlation, spatial_maps
 from cbam_deploy.outputs import atomic_output
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.report.html import write_page
 from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
 from cbam_deploy.validation.accuracy import match_classes
 
@@ -261,5 +261,5 @@ def _write(
     report = GradCamReport(
         page=str(page), figures=tuple(map(str, files)), labels=labels, svgs=svgs, **found
     )
-    gradcam_page(page, report)
+    write_page(report, page)
     return report

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cbam_deploy.report.result import Result
 
 if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group
-
-SCHEMA_VERSION = 1
+    from cbam_deploy.report.content import Section
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class GradCamReport:
+class GradCamReport(Result):
     """What was explained.
 
     Attributes:
@@ -76,6 +76,9 @@ class GradCamReport:
         svgs: the figures by name, as `report.picture_grid` draws them; not in the JSON.
     """
 
+    title: ClassVar[str] = "Where the network looks"
+    schema: ClassVar[str] = "cbam_deploy.gradcam"
+
     page: str
     figures: tuple[str, ...]
     data: str
@@ -85,41 +88,19 @@ class GradCamReport:
     agreements: tuple[Agreement, ...]
     svgs: dict[str, str] = field(repr=False)
 
+    @property
+    def subtitle(self) -> str:
+        """The pictures."""
+        return f"Pictures of {self.data}"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        found = asdict(self)
+        found = super().to_json()
         del found["svgs"]
-        return {"schema": "cbam_deploy.gradcam", "schema_version": SCHEMA_VERSION, **found}
+        return found
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table
+    def sections(self) -> tuple[Section, ...]:
+        """Grad-CAM of the networks and, where there are files, their attention."""
+        from cbam_deploy.explain.section import gradcam_sections
 
-        which = "true" if any(self.labels) else "predicted"
-        title = f"P of the {which} class"
-        answers = Table(box=None, pad_edge=False, title=title, title_justify="left")
-        answers.add_column("picture")
-        for label in self.labels:
-            answers.add_column(label, justify="right")
-        for row in (*self.networks, *self.artefacts):
-            shown = (_shown(answer) for answer in row.answers)
-            answers.add_row(row.name, *shown)
-        parts: list[Any] = [answers]
-        for artefact in self.artefacts[1:]:
-            worst = self.worst(artefact.name)
-            parts.append(f"least agreement of {artefact.name}: {_agreement(worst)}")
-        return Group(*parts, f"open {self.page}")
-
-    def worst(self, artefact: str) -> Agreement:
-        """The gate of `artefact` whose attention correlates least with the first file's."""
-        own = [entry for entry in self.agreements if entry.artefact == artefact]
-        return min(own, key=lambda entry: 1 if entry.correlation is None else entry.correlation)
-
-
-def _shown(answer: Answer) -> str:
-    mark = "" if answer.right in (True, None) else f" ({answer.predicted})"
-    return f"{answer.probability:.3f}{mark}"
-
-
-def _agreement(entry: Agreement) -> str:
-    known = "constant" if entry.correlation is None else f"correlation {entry.correlation:.4f}"
-    return f"{entry.gate}, {known}, largest difference {entry.max_abs:.3f}"
+        return gradcam_sections(self)

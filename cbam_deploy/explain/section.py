@@ -1,44 +1,26 @@
-"""Where networks look, as sections of a page."""
+"""Where networks look, as content."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
 
+from cbam_deploy.explain.result import Agreement, Explained, GradCamReport
 from cbam_deploy.report.content import Figure, Section, Table
-from cbam_deploy.report.html import render_page
 from cbam_deploy.report.units import MISSING, digits
 
-if TYPE_CHECKING:
-    from cbam_deploy.explain.result import GradCamReport
 
-
-def gradcam_page(path: str | Path, report: GradCamReport) -> None:
-    """Write what `gradcam` found as one page.
-
-    Raises:
-        BadInput: `path` cannot be written.
-    """
-    subtitle = f"Pictures of {report.data}"
-    sections = gradcam_sections(report)
-    render_page("Where the network looks", sections, path=path, subtitle=subtitle)
-
-
-def gradcam_sections(report: GradCamReport) -> list[Section]:
+def gradcam_sections(report: GradCamReport) -> tuple[Section, ...]:
     """Grad-CAM of the networks and, where there are files, their attention."""
-    found = report.to_json()
-    sections = [_cam_section(found, report.svgs["gradcam"])]
-    if report.artefacts:
-        sections.append(_attention_section(found, report.svgs))
-    return sections
+    attention = (_attention_section(report),) if report.artefacts else ()
+    return (_cam_section(report), *attention)
 
 
-def _cam_section(report: Mapping[str, Any], svg: str) -> Section:
+def _cam_section(report: GradCamReport) -> Section:
     """The paper's figure with P, and the numbers behind it."""
-    names = ", ".join(network["name"] for network in report["networks"])
+    names = ", ".join(network.name for network in report.networks)
     which = _which(report)
-    layers = ", ".join(dict.fromkeys(network["layer"] for network in report["networks"]))
+    layers = ", ".join(dict.fromkeys(network.layer for network in report.networks))
     return Section(
         title="Grad-CAM",
         intro=(
@@ -47,12 +29,12 @@ def _cam_section(report: Mapping[str, Any], svg: str) -> Section:
         ),
         figures=(
             Figure(
-                svg,
+                partial(report.svgs.__getitem__, "gradcam"),
                 f"From above: pictures{', with their class' * (which == 'true')}; {names}.",
                 f"Pictures with the Grad-CAM of {names}.",
             ),
         ),
-        tables=(_answers(report, report["networks"]),),
+        tables=(_answers(report, report.networks),),
         notes=(
             "Each map is on its own scale: colours tell where, not how much.",
             "Grad-CAM is no finer than the feature map it explains; between its positions the"
@@ -61,20 +43,19 @@ def _cam_section(report: Mapping[str, Any], svg: str) -> Section:
     )
 
 
-def _attention_section(report: Mapping[str, Any], svgs: Mapping[str, str]) -> Section:
-    artefacts = [entry["name"] for entry in report["artefacts"]]
+def _attention_section(report: GradCamReport) -> Section:
     figures = tuple(
         Figure(
-            svg,
+            partial(report.svgs.__getitem__, name),
             f"M_s of {name.removeprefix('attention-')}, all files on the scale of the first.",
             f"Pictures with the spatial attention of {name.removeprefix('attention-')}.",
         )
-        for name, svg in svgs.items()
+        for name in report.svgs
         if name != "gradcam"
     )
-    tables = [_answers(report, report["artefacts"])]
-    if report["agreements"]:
-        tables.append(_agreements(report["agreements"], artefacts[0]))
+    tables = [_answers(report, report.artefacts)]
+    if report.agreements:
+        tables.append(_agreements(report.agreements, report.artefacts[0].name))
     return Section(
         title="Attention of the deployed files",
         intro=(
@@ -87,39 +68,39 @@ def _attention_section(report: Mapping[str, Any], svgs: Mapping[str, str]) -> Se
     )
 
 
-def _which(report: Mapping[str, Any]) -> str:
-    return "true" if any(report["labels"]) else "predicted"
+def _which(report: GradCamReport) -> str:
+    return "true" if any(report.labels) else "predicted"
 
 
-def _answers(report: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Table:
+def _answers(report: GradCamReport, explained: Sequence[Explained]) -> Table:
+    answers = [
+        (entry.name, str(number), label or MISSING, answer)
+        for entry in explained
+        for number, (label, answer) in enumerate(zip(report.labels, entry.answers, strict=True), 1)
+    ]
     return Table(
-        columns=("", *(label or MISSING for label in report["labels"])),
-        rows=tuple((row["name"], *map(_answer, row["answers"])) for row in rows),
+        columns=("by", "picture", "class", "predicted", "P"),
+        rows=tuple((*who, said.predicted, f"{said.probability:.3f}") for *who, said in answers),
         caption=f"P of the {_which(report)} class, picture by picture.",
+        text_columns=4,
+        emphasized=tuple(i for i, (*_, said) in enumerate(answers) if said.right is False),
     )
 
 
-def _answer(answer: Mapping[str, Any]) -> str:
-    shown = f"{answer['probability']:.3f}"
-    return f"{shown} (says {answer['predicted']})" if answer["right"] is False else shown
-
-
-def _agreements(agreements: list[Mapping[str, Any]], first: str) -> Table:
-    rows = []
-    for entry in agreements:
-        known = entry["correlation"]
-        rows.append(
-            (
-                entry["artefact"],
-                entry["gate"],
-                "x".join(map(str, entry["size"])),
-                MISSING if known is None else f"{known:.4f}",
-                digits(entry["max_abs"]),
-            )
-        )
+def _agreements(agreements: Sequence[Agreement], first: str) -> Table:
     return Table(
         columns=("file", "gate", "map", "correlation", "largest difference"),
-        rows=tuple(rows),
+        rows=tuple(
+            (
+                entry.artefact,
+                entry.gate,
+                "x".join(map(str, entry.size)),
+                MISSING if entry.correlation is None else f"{entry.correlation:.4f}",
+                digits(entry.max_abs),
+            )
+            for entry in agreements
+        ),
         caption=f"Against {first}, over all pictures and positions; maps lie between 0 and 1.",
         text_columns=2,
+        spare=("map",),
     )

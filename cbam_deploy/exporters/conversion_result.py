@@ -1,26 +1,27 @@
-"""What `convert` made, as data, JSON and a table."""
+"""What `convert` made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cbam_deploy.exporters.half.conversion import HalfReport
 from cbam_deploy.exporters.half.rules import KeptNode
 from cbam_deploy.provenance import Provenance
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import duration, size
 
 if TYPE_CHECKING:
     from cbam_deploy.exporters.int8.budget import BudgetReport
     from cbam_deploy.exporters.int8.quantization import QuantizationReport
-    from cbam_deploy.report.tables import RenderableType
 
 Precision = Literal["fp16", "int8", "int8+fp32"]
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class ConvertResult:
+class ConvertResult(Result):
     """A finished conversion.
 
     Attributes:
@@ -38,6 +39,9 @@ class ConvertResult:
         seconds: duration of the conversion.
         provenance: as recorded in the file.
     """
+
+    title: ClassVar[str] = "Conversion"
+    schema: ClassVar[str] = "cbam_deploy.conversion"
 
     path: Path
     sha256: str
@@ -60,37 +64,24 @@ class ConvertResult:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.conversion",
-            "schema_version": SCHEMA_VERSION,
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "source_bytes": self.source_bytes,
-            "precision": self.precision,
-            "half": self.half.to_json() if self.half else None,
-            "quantization": self.quantization.to_json() if self.quantization else None,
-            "budget": self.budget.to_json() if self.budget else None,
-            "calibration": self.calibration,
-            "skipped": [{"picture": name, "reason": reason} for name, reason in self.skipped],
-            "cosine": self.cosine,
-            "seconds": self.seconds,
-            "provenance": self.provenance.to_json(),
-        }
+        skipped = [{"picture": name, "reason": reason} for name, reason in self.skipped]
+        return {**super().to_json(), "skipped": skipped}
 
-    def __rich__(self) -> RenderableType:
-        from cbam_deploy.report.tables import Group, Table
-
-        table = Table(show_header=False, title=str(self.path), title_justify="left")
+    def sections(self) -> tuple[Section, ...]:
+        """The file, then what became INT8, what FP16, and how a budget was met."""
         share = self.bytes / self.source_bytes
-        table.add_row("precision", self.precision)
-        table.add_row("size", f"{self.bytes / 1e6:.1f} MB, {share:.2f} of the FP32 file")
-        table.add_row("sha256", self.sha256)
-        for name, value in self.calibration.items():
-            table.add_row(f"calibration {name}", str(value))
-        for name, reason in self.skipped:
-            table.add_row("skipped", f"{name}: {reason}")
-        table.add_row("cosine to FP32", f"{self.cosine:.6f}")
-        table.add_row("took", f"{self.seconds:.1f} s")
-        reports = (self.quantization, self.half, self.budget)
-        return Group(table, *(report for report in reports if report is not None))
+        facts = (
+            ("file", str(self.path)),
+            ("precision", self.precision),
+            ("size", f"{size(self.bytes)}, {share:.2f} of the FP32 file"),
+            ("sha256", self.sha256),
+            ("calibration", ", ".join(f"{name} {v}" for name, v in self.calibration.items())),
+            *(("skipped", f"{name}: {reason}") for name, reason in self.skipped),
+            ("cosine to FP32", f"{self.cosine:.6f}"),
+            ("took", duration(self.seconds)),
+        )
+        parts = (self.quantization, self.half, self.budget)
+        return (
+            Section("Converted ONNX file", tables=(Table.facts(facts),)),
+            *(section for part in parts if part is not None for section in part.sections()),
+        )

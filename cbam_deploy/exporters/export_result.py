@@ -1,21 +1,23 @@
-"""What `export_onnx` made, as data, JSON and a table."""
+"""What `export_onnx` made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cbam_deploy.exporters.conversion_result import ConvertResult
 from cbam_deploy.provenance import Provenance
+from cbam_deploy.report.content import KeyFigure, Section, Table
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import duration, size
 
 if TYPE_CHECKING:
     from cbam_deploy.exporters.export_check import ExportError
-    from cbam_deploy.report.tables import RenderableType
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Result):
     """A finished ONNX file.
 
     Attributes:
@@ -29,6 +31,8 @@ class ExportResult:
         provenance: as recorded in the file.
         conversion: how its precision was converted; None for FP32.
     """
+
+    title: ClassVar[str] = "Export"
 
     path: Path
     sha256: str
@@ -52,48 +56,49 @@ class ExportResult:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
+        found = super().to_json()
+        del found["error"]
         return {
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "gates": self.gates,
+            **found,
             "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
             "max_abs_error": self.error.max_abs,
             "max_relative_error": self.error.max_relative,
             "allowed_relative_error": self.error.allowed,
             "fp32_error_of_pytorch": self.error.rounding,
-            "seconds": self.seconds,
-            "provenance": self.provenance.to_json(),
-            "conversion": self.conversion.to_json() if self.conversion else None,
         }
 
-    def __rich__(self) -> RenderableType:
-        from cbam_deploy.report.tables import Group, Table
-
-        gates = ", ".join(f"{count} {op}" for op, count in self.gates.items()) or "none"
-        title = str(self.path) if self.conversion is None else "exported in FP32"
-        table = Table(show_header=False, title=title, title_justify="left")
-        table.add_column()
-        table.add_column(overflow="fold")
-        if self.conversion is None:
-            table.add_row("size", f"{self.bytes / 1e6:.1f} MB")
-            table.add_row("sha256", self.sha256)
-        if self.provenance.model is not None:
-            table.add_row("weights", self.provenance.model.weights_origin)
-        table.add_row("fused gates", gates)
-        for where, reason in self.refused:
-            table.add_row("not fused", f"{where}: {reason}")
-        error = self.error
-        table.add_row(
-            "differs from PyTorch by",
-            f"{error.max_abs:.1e}, {error.max_relative:.1e} of the largest output",
-        )
+    def sections(self) -> tuple[Section, ...]:
+        """The file, how far it is from PyTorch, what was not fused; the history; a conversion."""
+        error, final = self.error, self.conversion is None
+        gates = ", ".join(f"{count} {op}" for op, count in self.gates.items())
+        allowed = f"{error.allowed:.1e}"
         if self.provenance.tolerance is not None:
-            table.add_row("allowed by --tolerance", f"{self.provenance.tolerance:.1e}")
+            allowed += " by --tolerance"
         elif error.rounding is not None:
-            why = f"PyTorch's own FP32 result is {error.rounding:.1e} from FP64"
-            table.add_row("allowed", f"{error.allowed:.1e}: {why}")
-        if self.conversion is not None:
-            return Group(table, self.conversion)
-        table.add_row("took", f"{self.seconds:.1f} s")
-        return table
+            allowed += f": PyTorch's own FP32 result is {error.rounding:.1e} from FP64"
+        facts = (
+            ("file", str(self.path) if final else ""),
+            ("size", size(self.bytes) if final else ""),
+            ("sha256", self.sha256 if final else ""),
+            ("fused gates", gates or "none"),
+            *(("not fused", f"{where}: {reason}") for where, reason in self.refused),
+            (
+                "error",
+                f"{error.max_abs:.1e} from PyTorch, {error.max_relative:.1e} of the largest output",
+            ),
+            ("allowed", allowed),
+            ("took", duration(self.seconds) if final else ""),
+        )
+        history = Table.facts([("precision", self.provenance.precision), *self.provenance.facts()])
+        return (
+            Section(
+                title="ONNX file" if final else "Export in FP32",
+                key_figures=(
+                    KeyFigure("Size", size(self.bytes)),
+                    KeyFigure("Fused gates", str(sum(self.gates.values())), gates),
+                ),
+                tables=(Table.facts(facts),),
+            ),
+            Section("History of the file", tables=(history,), background=True),
+            *(() if self.conversion is None else self.conversion.sections()),
+        )

@@ -25,8 +25,8 @@ import copyreg
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,8 @@ from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.models.initialization import initialize
 from cbam_deploy.models.insertion_points import after_blocks, after_stages
 from cbam_deploy.models.observation import Call, observe
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import RenderableType
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
 
 GATE = "attention_gate"
 _EXAMPLE = (1, 3, 224, 224)
@@ -62,7 +61,7 @@ class GatePlace:
 
 
 @dataclass(frozen=True)
-class InsertedGates:
+class InsertedGates(Result):
     """What `insert_gates` did.
 
     Attributes:
@@ -73,17 +72,11 @@ class InsertedGates:
     spec: GateSpec
     places: tuple[GatePlace, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return asdict(self)
-
-    def __rich__(self) -> RenderableType:
-        from cbam_deploy.report.tables import Table
-
-        table = Table("after", "gate", "channels", title=f"{len(self.places)} gates inserted")
-        for place in self.places:
-            table.add_row(place.module, place.gate, str(place.channels))
-        return table
+    def sections(self) -> tuple[Section, ...]:
+        """Where they are."""
+        rows = tuple((place.module, place.gate, str(place.channels)) for place in self.places)
+        table = Table(("after", "gate", "channels"), rows, text_columns=2)
+        return (Section(f"{len(self.places)} gates inserted", tables=(table,)),)
 
 
 def insert_gates(

@@ -20,11 +20,16 @@ def environment_section(
         clocks_before: as `machine.clocks` gives it before the measurement.
         clocks_after: the same after it.
     """
-    rows = _clocks(clocks_before or {}, clocks_after or {}) + _machine(environment)
-    return Section("Environment", tables=(Table(("", ""), tuple(rows), text_columns=2),))
+    rows = _clocks(clocks_before or {}, clocks_after or {}) + machine_rows(environment)
+    return Section("Environment", tables=(Table.facts(rows),), background=True)
 
 
-def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+def machine_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The machine and its software, name by name.
+
+    Args:
+        environment: as `machine.environment` gives it.
+    """
     gpus = [
         f"{gpu['name']}, compute capability {'.'.join(map(str, gpu['compute_capability']))}, "
         f"{gpu['memory_bytes'] / 2**30:.0f} GiB"

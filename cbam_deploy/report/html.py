@@ -10,7 +10,18 @@ from pathlib import Path
 
 from cbam_deploy.outputs import write_text
 from cbam_deploy.report.content import Figure, Section
+from cbam_deploy.report.result import Result
 from cbam_deploy.version import __version__
+
+
+def write_page(result: Result, path: str | Path) -> None:
+    """Write all that `result` says as one page to `path`, atomically.
+
+    Raises:
+        BadInput: `path` cannot be written.
+        MissingCapability: the result has plots and matplotlib is not installed.
+    """
+    render_page(result.title, result.sections(), path=path, subtitle=result.subtitle)
 
 
 def render_page(
@@ -41,7 +52,7 @@ def render_page(
     numbers = itertools.count(1)
 
     def svg(figure: Figure) -> Markup:
-        return Markup(_with_own_ids(figure.svg, f"plot-{next(numbers)}-"))
+        return Markup(_with_own_ids(figure.draw(), f"plot-{next(numbers)}-"))
 
     outcomes = [section.passed for section in sections if section.passed is not None]
     page = environment.get_template("page.html").render(

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
+
+from cbam_deploy.report.content import Section
+from cbam_deploy.report.result import Result
 
 if TYPE_CHECKING:
     from cbam_deploy.benchmarking.result import BenchReport
     from cbam_deploy.engines.build import BuildResult
     from cbam_deploy.explain.result import GradCamReport
     from cbam_deploy.exporters.export_result import ExportResult
-    from cbam_deploy.report.tables import Table
     from cbam_deploy.training.result import TrainResult
     from cbam_deploy.validation.accuracy_report import AccuracyReport
     from cbam_deploy.validation.parity_report import ParityReport
@@ -24,8 +26,10 @@ BATCHES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
-class DemoResult:
+class DemoResult(Result):
     """What each step came to, and the page that shows it."""
+
+    title: ClassVar[str] = "From training to a measured engine"
 
     page: str
     seconds: float
@@ -46,28 +50,23 @@ class DemoResult:
         """Message and hint of the parity check."""
         return self.parity.failure()
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of every step."""
-        return {
-            "page": self.page,
-            "seconds": self.seconds,
-            "training": self.training.to_json(),
-            "export": self.export.to_json(),
-            "engine": self.engine.to_json(),
-            "parity": self.parity.to_json(),
-            "accuracy": self.accuracy.to_json(),
-            "gradcam": self.gradcam.to_json(),
-            "bench": self.bench.to_json(),
-        }
+    @property
+    def subtitle(self) -> str:
+        """The network."""
+        return "A CBAM-ResNet-20 that reads handwritten digits"
 
-    def __rich__(self) -> Table:
-        from cbam_deploy.report.tables import Table
-
-        grid = Table.grid(padding=(1, 0))
-        for step in (self.export, self.engine, self.parity, self.accuracy, self.bench):
-            grid.add_row(step)
-        grid.add_row(f"done in {self.seconds:.0f} s; open {self.page}")
-        return grid
+    def sections(self) -> tuple[Section, ...]:
+        """Those of every step; the machine comes last, with `bench`."""
+        steps: tuple[Result, ...] = (
+            self.training,
+            self.export,
+            self.parity,
+            self.accuracy,
+            self.gradcam,
+            self.engine,
+            self.bench,
+        )
+        return tuple(section for step in steps for section in step.sections())
 
 
 def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
@@ -95,8 +94,8 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         train,
         validate,
     )
+    from cbam_deploy.report.html import write_page
     from cbam_deploy.report.json_file import write_json
-    from cbam_deploy.studies.demo_page import demo_page
     from cbam_deploy.training.recipes import DIGITS
 
     started = time.perf_counter()
@@ -146,18 +145,7 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         gradcam=explained,
         bench=measured,
     )
-    demo_page(
-        result.page,
-        title="From training to a measured engine",
-        subtitle="A CBAM-ResNet-20 that reads handwritten digits",
-        training=training.to_json(),
-        onnx=(model, export.provenance.to_json()),
-        parity=parity.to_json(),
-        accuracy=accuracy.to_json(),
-        engine=engine.to_json(),
-        bench=measured,
-        gradcam=explained,
-    )
+    write_page(result, result.page)
     return result
 
 

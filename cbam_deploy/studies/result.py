@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cbam_deploy.report.markdown import to_markdown
+from cbam_deploy.report.result import Result
 
 if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group
+    from cbam_deploy.report.content import Section
 
-SCHEMA_VERSION = 1
-COLUMNS = (
-    "study",
-    "variant",
-    "top-1 error %",
-    "parameters (k)",
-    "multiply-adds (M)",
-    "engine (kB)",
-    "ONNX Runtime (ms)",
-    "of plain",
-    "TensorRT (ms)",
-)
-_SHORT = ("variant", "error %", "params k", "madds M", "engine kB", "ORT ms", "ratio", "TRT ms")
+COLUMNS = ("study", "variant", "error", "params", "madds", "engine", "ORT", "of plain", "TensorRT")
 DIGITS_NOTE = (
     "Digits are 8 x 8 pixels, 355 of them for testing: one picture is 0.28 points. Differences of"
     " less than about a point, or within the spread over seeds, say nothing. The table shows that"
@@ -104,7 +94,7 @@ class VariantResult:
 
 
 @dataclass(frozen=True)
-class AblationReport:
+class AblationReport(Result):
     """The table.
 
     Attributes:
@@ -118,6 +108,9 @@ class AblationReport:
         environment: of the machine that measured latencies.
         notes: what a reader must know.
     """
+
+    title: ClassVar[str] = "Ablation"
+    schema: ClassVar[str] = "cbam_deploy.ablation"
 
     page: str
     model: str
@@ -148,42 +141,21 @@ class AblationReport:
         """Message and hint when a cell is empty."""
         return "; ".join(self.failures), "the other cells are kept: run it again"
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.ablation",
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            **asdict(self),
-        }
+    @property
+    def subtitle(self) -> str:
+        """The network and its pictures."""
+        return f"{self.model} on {self.data}"
+
+    def sections(self) -> tuple[Section, ...]:
+        """The table, with a plot of errors and one of latencies, and the machine."""
+        from cbam_deploy.studies.section import ablation_sections
+
+        return ablation_sections(self)
 
     def markdown(self) -> str:
-        """The table, its notes and the empty cells."""
-        return "\n".join(self._markdown_lines()) + "\n"
-
-    def _markdown_lines(self) -> Iterator[str]:
-        yield f"# Variants of the gate: {self.model} on {self.data}"
-        yield ""
-        yield f"{self.epochs} epochs, seeds {', '.join(map(str, self.seeds))}."
-        yield ""
-        yield f"| {' | '.join(COLUMNS)} |"
-        yield "|---|---|" + "--:|" * (len(COLUMNS) - 2)
-        for row in self.rows:
-            yield f"| {' | '.join(row.cells_of_row())} |"
-        yield ""
-        for note in (*self.notes, *(f"Failed: {failure}" for failure in self.failures)):
-            yield f"- {note}"
-
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table
-
-        table = Table(box=None, pad_edge=False)
-        for number, heading in enumerate(_SHORT):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=number < 2)
-        for row in self.rows:
-            _, _, *figures = row.cells_of_row()
-            table.add_row(row.name, *figures)
-        return Group(table, "", *self.notes, f"open {self.page}")
+        """The same without plots."""
+        shown = [section for section in self.sections() if not section.background]
+        return to_markdown(f"{self.title}: {self.subtitle}", shown)
 
 
 def _mean_and_spread(errors: list[float], failed: int) -> str:

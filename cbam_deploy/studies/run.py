@@ -15,6 +15,7 @@ from cbam_deploy.machine import environment, gpus
 from cbam_deploy.outputs import write_text
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
+from cbam_deploy.report.html import write_page
 from cbam_deploy.report.json_file import write_json
 from cbam_deploy.studies.result import (
     DIGITS_NOTE,
@@ -23,7 +24,6 @@ from cbam_deploy.studies.result import (
     Latency,
     VariantResult,
 )
-from cbam_deploy.studies.section import ablation_page
 from cbam_deploy.studies.variant_training import build_variant, export_variant, train_variant
 from cbam_deploy.studies.variants import VARIANTS, Variant
 from cbam_deploy.training.recipes import DIGITS
@@ -110,7 +110,7 @@ def ablation(
     )
     write_json(folder / "ablation.json", report.to_json())
     write_text(folder / "ablation.md", report.markdown())
-    ablation_page(report)
+    write_page(report, report.page)
     return report
 
 

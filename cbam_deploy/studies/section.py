@@ -1,44 +1,36 @@
-"""A study of the gate's variants as a page."""
+"""A study of the gate's variants, as content."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from cbam_deploy.report.content import Figure, Section, Table
 from cbam_deploy.report.environment_section import environment_section
-from cbam_deploy.report.html import render_page
 from cbam_deploy.report.plots import Spread, spread_plot
 from cbam_deploy.report.units import milliseconds
-
-if TYPE_CHECKING:
-    from cbam_deploy.studies.result import AblationReport, VariantResult
+from cbam_deploy.studies.result import COLUMNS, AblationReport, VariantResult
 
 
-def ablation_page(report: AblationReport) -> None:
-    """Write `report` to its page, with a plot of errors and one of latencies.
-
-    Raises:
-        BadInput: the page cannot be written.
-        MissingCapability: matplotlib is not installed.
-    """
-    from cbam_deploy.studies.result import COLUMNS
-
-    rows = tuple(row.cells_of_row() for row in report.rows)
-    failed = tuple(f"Failed: {failure}" for failure in report.failures)
-    section = Section(
+def ablation_sections(report: AblationReport) -> tuple[Section, Section]:
+    """What the variants came to, and the machine that latencies were measured on."""
+    table = Table(
+        columns=COLUMNS,
+        rows=tuple(row.cells_of_row() for row in report.rows),
+        caption="Top-1 error in %; parameters in thousands and multiply-adds in millions; engine"
+        " in kB; median latency at batch 1 in ONNX Runtime (ORT) and TensorRT in ms.",
+        text_columns=2,
+        spare=("study", "engine", "TensorRT"),
+    )
+    variants = Section(
         title="Variants of the gate",
         intro=f"{report.epochs} epochs each, seeds {', '.join(map(str, report.seeds))}.",
         passed=None if report.passed else False,
         figures=tuple(_figures(report)),
-        tables=(Table(columns=COLUMNS, rows=rows, text_columns=2),),
-        notes=(*report.notes, *failed),
+        tables=(table,),
+        failures=tuple(f"Failed: {failure}" for failure in report.failures),
+        notes=report.notes,
     )
-    render_page(
-        "Ablation",
-        [section, environment_section(report.environment)],
-        path=report.page,
-        subtitle=f"{report.model} on {report.data}",
-    )
+    return variants, environment_section(report.environment)
 
 
 def _figures(report: AblationReport) -> list[Figure]:
@@ -51,7 +43,7 @@ def _figures(report: AblationReport) -> list[Figure]:
     if errors:
         figures.append(
             Figure(
-                spread_plot({"Accuracy": errors}, "top-1 error in %"),
+                partial(spread_plot, {"Accuracy": errors}, "top-1 error in %"),
                 f"Dots: mean over seeds; ticks: each seed. Colours: {', '.join(studies)}.",
                 "Top-1 error by variant.",
             )
@@ -59,7 +51,7 @@ def _figures(report: AblationReport) -> list[Figure]:
     if latencies:
         figures.append(
             Figure(
-                spread_plot({"ONNX Runtime": latencies}, "latency in ms, batch 1"),
+                partial(spread_plot, {"ONNX Runtime": latencies}, "latency in ms, batch 1"),
                 "Dots: median; bars: to p90 and p99; ticks: rounds.",
                 "Latency by variant in ONNX Runtime.",
             )

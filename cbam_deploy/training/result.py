@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from cbam_deploy.provenance import Provenance
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Table
+from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
+from cbam_deploy.report.plots import curves_plot
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import duration, percent
 
 _SHOWN = 10  # classes
 
@@ -47,7 +50,7 @@ def best_epoch(epochs: tuple[Epoch, ...]) -> Epoch:
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Result):
     """A finished run.
 
     Attributes:
@@ -76,34 +79,53 @@ class TrainResult:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            "output": self.output,
-            "weights": self.weights,
-            "started_from": self.started_from,
-            "provenance": self.provenance.to_json(),
-            "best_epoch": self.best.number,
-            "best_val_accuracy": self.best.val_accuracy,
-            "seconds": self.seconds,
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-        }
+        best = {"best_epoch": self.best.number, "best_val_accuracy": self.best.val_accuracy}
+        return {**super().to_json(), **best, "seconds": self.seconds}
 
-    def __rich__(self) -> Table:
-        from cbam_deploy.report.tables import Table
+    def sections(self) -> tuple[Section, ...]:
+        """What was trained, the accuracy reached, and both over the epochs."""
+        model, best = self.provenance.model, self.best
+        validated = "" if best.val_accuracy is None else percent(best.val_accuracy)
+        taken = KeyFigure("Training time", duration(self.seconds), f"{len(self.epochs)} epochs")
+        note = f"held-out pictures, after epoch {best.number}, whose weights were kept"
+        reached = (KeyFigure("Top-1 accuracy", validated, note),) if validated else ()
+        facts = (
+            ("model", f"{model.name}, attention {model.attention or 'its own'}" if model else ""),
+            ("classes", _listed(self.provenance.class_names)),
+            ("started from", self.started_from),
+            ("epochs", f"{len(self.epochs)} in {duration(self.seconds)}"),
+            ("best epoch", str(best.number)),
+            ("validation accuracy", validated),
+            ("training accuracy", percent(best.train_accuracy)),
+            ("weights", self.weights),
+        )
+        return (
+            Section(
+                title="Training",
+                key_figures=(*reached, taken),
+                figures=(
+                    self._curves("accuracy", "top-1 accuracy in %", 100.0),
+                    self._curves("loss", "cross-entropy", 1.0),
+                ),
+                tables=(Table.facts(facts),),
+            ),
+        )
 
-        table = Table("", "", show_header=False, title="Training")
-        best = self.best
-        model = self.provenance.model
-        if model is not None:
-            table.add_row("model", f"{model.name}, attention {model.attention or 'its own'}")
-        table.add_row("classes", _listed(self.provenance.class_names))
-        table.add_row("started from", self.started_from)
-        table.add_row("epochs", f"{len(self.epochs)} in {self.seconds:.0f} s")
-        table.add_row("best epoch", str(best.number))
-        if best.val_accuracy is not None:
-            table.add_row("validation accuracy", f"{best.val_accuracy:.2%}")
-        table.add_row("training accuracy", f"{best.train_accuracy:.2%}")
-        table.add_row("weights", self.weights)
-        return table
+    def _curves(self, figure: str, unit: str, scale: float) -> Figure:
+        curves = {}
+        for key, label in (("val", "held-out pictures"), ("train", "training pictures, augmented")):
+            values = [getattr(epoch, f"{key}_{figure}") for epoch in self.epochs]
+            if any(value is not None for value in values):
+                curves[label] = [math.nan if value is None else scale * value for value in values]
+        ends = "; ".join(
+            f"{values[0]:.3g} to {values[-1]:.3g} on {label}" for label, values in curves.items()
+        )
+        numbers = [epoch.number for epoch in self.epochs]
+        return Figure(
+            partial(curves_plot, numbers, curves, xlabel="epoch", unit=unit),
+            f"{figure.capitalize()} over {len(self.epochs)} epochs.",
+            f"{figure.capitalize()} by epoch, from {ends}.",
+        )
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group
-
-SCHEMA_VERSION = 1
+from cbam_deploy.report.content import KeyFigure, Section, Table
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import digits, percent
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class NetworkAccuracy:
 
 
 @dataclass(frozen=True)
-class AccuracyReport:
+class AccuracyReport(Result):
     """Accuracies over the same pictures.
 
     Attributes:
@@ -50,6 +49,9 @@ class AccuracyReport:
         max_drop: largest fall in top-1 that passes; None to accept any.
         environment: the machine and the versions (`machine.environment`).
     """
+
+    title: ClassVar[str] = "Accuracy"
+    schema: ClassVar[str] = "cbam_deploy.accuracy"
 
     data: str
     images: int
@@ -73,39 +75,47 @@ class AccuracyReport:
             "find the layer at fault with 'cbam-deploy validate --layers', or raise --max-drop",
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.accuracy",
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            **asdict(self),
-        }
+    def sections(self) -> tuple[Section, ...]:
+        """Top-1 and top-5 of every network, and how far each differs from the first."""
+        skipped = f", {len(self.skipped)} unreadable ones skipped" if self.skipped else ""
+        return (
+            Section(
+                title="Accuracy",
+                intro=(
+                    f"{self.images:,} pictures of {self.data}{skipped};"
+                    f" classes matched {self._matching()}."
+                ),
+                passed=None if self.max_drop is None else self.passed,
+                key_figures=tuple(
+                    KeyFigure("Top-1 accuracy", percent(n.top1), f"{n.name} ({n.runtime})")
+                    for n in self.networks[:3]
+                ),
+                tables=(self._table(),),
+            ),
+        )
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table
-
-        table = Table(box=None, pad_edge=False)
-        table.add_column("network", overflow="fold")
-        table.add_column("runtime", no_wrap=True)
-        for heading in ("top-1", "top-5", "points", "disagree", "images/s"):
-            table.add_column(heading, justify="right")
+    def _table(self) -> Table:
         too_low = self._too_low()
-        for network in self.networks:
-            table.add_row(
-                network.name,
-                network.runtime,
-                f"{network.top1:.2%}",
-                "" if network.top5 is None else f"{network.top5:.2%}",
-                "" if network is self.networks[0] else f"{0 - 100 * network.drop:+.2f}",
-                "" if network is self.networks[0] else str(network.disagreements),
-                f"{network.images_per_second:.1f}",
-                style="red" if network in too_low else None,
-            )
-        heading = f"{self.images} pictures of {self.data}"
-        if self.skipped:
-            heading += f", {len(self.skipped)} unreadable ones skipped"
-        return Group(f"{heading}; classes matched {self._matching()}", table)
+        return Table(
+            columns=("network", "runtime", "top-1", "top-5", "points", "disagree", "images/s"),
+            rows=tuple(
+                (
+                    network.name,
+                    network.runtime,
+                    percent(network.top1),
+                    percent(network.top5),
+                    f"{0 - 100 * network.drop:+.2f}" if number else "",
+                    str(network.disagreements) if number else "",
+                    digits(network.images_per_second),
+                )
+                for number, network in enumerate(self.networks)
+            ),
+            caption="Points: percentage points of top-1 against the first network. "
+            "Disagree: pictures for which it predicts another class than the first.",
+            text_columns=2,
+            emphasized=tuple(i for i, network in enumerate(self.networks) if network in too_low),
+            spare=("images/s", "top-5"),
+        )
 
     def _matching(self) -> str:
         ordered = [network.name for network in self.networks if network.classes == "by order"]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from cbam_deploy.comparison.layer_report import LayerReport
+from cbam_deploy.comparison.layer_report import (
+    ERROR_COLUMNS,
+    LayerReport,
+    decibels,
+    error_cells,
+)
 from cbam_deploy.numerics.metrics import TensorError
 from cbam_deploy.numerics.tolerances import Tolerance
+from cbam_deploy.report.content import KeyFigure, Section, Table
+from cbam_deploy.report.json_file import data_of, fields_of
+from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import percent, scientific
 
 if TYPE_CHECKING:
     from cbam_deploy.report.junit import Case
-    from cbam_deploy.report.tables import Group, Table
-
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class BatchParity:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Result):
     """Whether an artefact computes what PyTorch computes.
 
     Attributes:
@@ -67,6 +73,9 @@ class ParityReport:
         layers: comparison of values inside, if asked for.
         environment: the machine and the versions (`machine.environment`).
     """
+
+    title: ClassVar[str] = "Parity"
+    schema: ClassVar[str] = "cbam_deploy.parity"
 
     artefact: str
     runtime: str
@@ -110,36 +119,22 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.parity",
-            "schema_version": SCHEMA_VERSION,
-            "artefact": self.artefact,
-            "passed": self.passed,
-            "failures": list(self.failures),
-            "runtime": self.runtime,
-            "reference": self.reference,
-            "precision": self.precision,
-            "inputs": self.inputs,
-            "tolerance": asdict(self.tolerance),
-            "batches": [
-                {
-                    "batch": batch.batch,
-                    "samples": batch.samples,
-                    "seconds": batch.seconds,
-                    "outputs": [
-                        {
-                            **output.error.to_json(),
-                            "failures": list(output.failures),
-                            "allowed_relative_error": output.allowed,
-                        }
-                        for output in batch.outputs
-                    ],
-                }
-                for batch in self.batches
-            ],
-            "layers": self.layers.to_json() if self.layers else None,
-            "environment": dict(self.environment),
-        }
+        batches = [
+            {
+                **fields_of(batch),
+                "outputs": [
+                    {
+                        **output.error.to_json(),
+                        "failures": list(output.failures),
+                        "allowed_relative_error": output.allowed,
+                    }
+                    for output in batch.outputs
+                ],
+            }
+            for batch in self.batches
+        ]
+        failures = data_of(self.failures)
+        return {**super().to_json(), "failures": failures, "batches": batches}
 
     def junit_cases(self) -> list[Case]:
         """One case for each output at each batch size, and one for the layers."""
@@ -166,56 +161,74 @@ class ParityReport:
             )
         return cases
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Text, styled
-
-        verdict = styled("holds", "green") if self.passed else styled("does not hold", "red")
-        heading = Text.assemble(
-            styled(self.artefact, "bold"),
-            f" ({self.precision}, {self.runtime}) against PyTorch {self.reference}\n"
-            f"on {self.inputs}: parity ",
-            verdict,
-        )
-        parts: list[Any] = [
-            heading,
-            self._table(),
-            *(
-                f"batch {batch.batch}, {output.error.name}: {output.allowed:.1e} of the "
-                "largest value is allowed, as PyTorch itself is that far from FP64"
-                for batch, output in self._outputs()
-                if output.allowed is not None
+    def sections(self) -> tuple[Section, ...]:
+        """The worst figures, every output at every batch size, and the layers if compared."""
+        layers = self.layers
+        return (
+            Section(
+                title="Parity with PyTorch",
+                intro=(
+                    f"{self.artefact} ({self.precision}, {self.runtime}) against PyTorch"
+                    f" {self.reference}, on {self.inputs}."
+                ),
+                passed=self.passed,
+                key_figures=self._key_figures(),
+                tables=(self._table(), *(() if layers is None else (layers.table(),))),
+                failures=self.failures,
+                notes=tuple(
+                    f"batch {batch.batch}, {output.error.name}: {output.allowed:.1e} of the largest"
+                    " value is allowed, as PyTorch itself is that far from FP64"
+                    for batch, output in self._outputs()
+                    if output.allowed is not None
+                ),
             ),
-            *(styled(sentence, "red") for sentence in self.failures),
+        )
+
+    def _key_figures(self) -> tuple[KeyFigure, ...]:
+        errors = [output.error for _, output in self._outputs()]
+        allowed = self.tolerance.max_relative
+        figures = [
+            KeyFigure(
+                "Largest error",
+                scientific(max(error.max_relative for error in errors)),
+                "of the largest reference value"
+                + ("" if allowed is None else f"; {scientific(allowed)} allowed"),
+            )
         ]
-        if self.layers is not None:
-            parts.append(self.layers)
-        return Group(*parts)
+        agreements = [e.top1_agreement for e in errors if e.top1_agreement is not None]
+        if agreements:
+            samples = sum(batch.samples for batch in self.batches)
+            note = f"same class first, over {samples:,} inputs"
+            figures.append(KeyFigure("Lowest top-1 agreement", percent(min(agreements)), note))
+        ratio = min(error.snr_db for error in errors)
+        if math.isfinite(ratio):
+            figures.append(KeyFigure("Lowest signal-to-noise ratio", f"{ratio:.1f} dB"))
+        return tuple(figures)
 
     def _table(self) -> Table:
-        from cbam_deploy.report.tables import Table
-
-        table = Table("output", box=None, pad_edge=False)
-        columns = ["batch", "samples", "max abs", "max rel", "cosine", "SNR", "top-1", "NaN"]
-        if any(output.error.channel for _, output in self._outputs()):
-            columns.append("worst channel")
-        for heading in columns:
-            table.add_column(heading, justify="right")
-        for batch, output in self._outputs():
-            error = output.error
-            table.add_row(
-                error.name,
-                str(batch.batch),
-                str(batch.samples),
-                f"{error.max_abs:.1e}",
-                f"{error.max_relative:.1e}",
-                f"{error.cosine:.7f}",
-                f"{error.snr_db:.1f} dB",
-                "" if error.top1_agreement is None else f"{error.top1_agreement:.1%}",
-                str(error.nonfinite),
-                *([] if error.channel is None else [f"{error.channel_snr_db:.1f} dB"]),
-                style="red" if output.failures else None,
-            )
-        return table
+        rows = list(self._outputs())
+        by_channel = any(output.error.channel for _, output in rows)
+        return Table(
+            columns=(
+                *("output", "batch", "samples", *ERROR_COLUMNS, "top-1", "NaN"),
+                *(("worst channel",) if by_channel else ()),
+            ),
+            rows=tuple(
+                (
+                    output.error.name,
+                    str(batch.batch),
+                    str(batch.samples),
+                    *error_cells(output.error),
+                    percent(output.error.top1_agreement),
+                    str(output.error.nonfinite),
+                    *((decibels(output.error.channel_snr_db),) if by_channel else ()),
+                )
+                for batch, output in rows
+            ),
+            caption="Max rel: largest error over the largest reference value. NaN: or infinite.",
+            emphasized=tuple(i for i, (_, output) in enumerate(rows) if output.failures),
+            spare=("samples", "max abs", "top-1"),
+        )
 
     def _outputs(self) -> Iterator[tuple[BatchParity, OutputParity]]:
         return ((batch, output) for batch in self.batches for output in batch.outputs)

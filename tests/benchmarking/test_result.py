@@ -167,7 +167,7 @@ def test_ratios_to_the_baseline_are_shown_once(measured, with_what, tables):
     comparison = Comparison(with_what, 0.05, (verdict("new.onnx", 1.0, True),))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(replace(measured, comparison=comparison))
-    assert console.export_text().count("time relative to") == tables
+    assert console.export_text().count("Time relative to") == tables
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from cbam_deploy.explain.overlay import overlay, picture
 from cbam_deploy.explain.result import Answer
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.runtimes import open_runtime
-from cbam_deploy.studies.demo_page import demo_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +63,7 @@ def test_the_page_holds_every_picture_and_loads_nothing(explained):
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     for number in (
         "resnet20 CBAM",
+        "Attention of the deployed files",
         "layer3.2.gate",
         f"{explained.networks[0].answers[0].probability:.3f}",
     ):
@@ -71,13 +71,6 @@ def test_the_page_holds_every_picture_and_loads_nothing(explained):
     assert len(explained.figures) == 4
     for figure in explained.figures:
         assert Path(figure).read_bytes().startswith(PNG)
-
-
-def test_the_demos_report_has_the_same_sections(explained, tmp_path):
-    demo_page(tmp_path / "demo.html", title="The demo", gradcam=explained)
-    page = (tmp_path / "demo.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64") == 5 * 2 + 3 * 5 * 3
-    assert "Attention of the deployed files" in page
 
 
 def test_the_command_does_it_all(cli, digits_run, tmp_path):

@@ -1,13 +1,28 @@
-"""Results as the rooms that make them write them, with values that tests can find again."""
+"""Results with values that tests can find again."""
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cbam_deploy.benchmarking.result import BenchReport, Comparison, Entry, Verdict
+from cbam_deploy.engines.build import BuildResult
+from cbam_deploy.engines.manifest import ShapeRange
+from cbam_deploy.explain.result import Answer, Explained, GradCamReport
+from cbam_deploy.exporters.export_check import ExportError
+from cbam_deploy.exporters.export_result import ExportResult
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.numerics.metrics import TensorError
+from cbam_deploy.numerics.tolerances import Tolerance
+from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.report.units import Estimate
+from cbam_deploy.studies.demonstration import DemoResult
+from cbam_deploy.training.result import Epoch, TrainResult
+from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
+from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
 
 
 def make_entry(artefact, runtime, batch, median, relative=None):
@@ -66,125 +81,130 @@ def bench_report():
 
 
 def output_error(name, **changes):
-    return {
-        "name": name,
-        "elements": 640,
-        "reference_max": 12.5,
-        "max_abs": 3.4e-6,
-        "max_relative": 2.7e-7,
-        "cosine": 0.9999999,
-        "snr_db": 131.2,
-        "top1_agreement": 0.984375,
-        "nonfinite": 0,
-        "reference_nonfinite": 0,
-        "failures": [],
-        **changes,
-    }
+    error = TensorError(
+        name=name,
+        elements=640,
+        reference_max=12.5,
+        max_abs=3.4e-6,
+        max_relative=2.7e-7,
+        cosine=0.9999999,
+        snr_db=131.2,
+        top1_agreement=0.984375,
+        nonfinite=0,
+        reference_nonfinite=0,
+    )
+    return replace(error, **changes)
 
 
-PARITY = {
-    "artefact": "digits.onnx",
-    "passed": True,
-    "failures": [],
-    "runtime": "onnxruntime-cpu",
-    "reference": "resnet20 + cbam",
-    "precision": "fp32",
-    "inputs": "pictures of digits",
-    "tolerance": {"max_relative": 1e-4},
-    "batches": [
-        {"batch": 1, "samples": 64, "seconds": 0.1, "outputs": [output_error("logits")]},
-        {"batch": 8, "samples": 64, "seconds": 0.1, "outputs": [output_error("logits")]},
-    ],
-    "layers": None,
-}
+PARITY = ParityReport(
+    artefact="digits.onnx",
+    runtime="onnxruntime-cpu",
+    reference="resnet20 + cbam",
+    precision="fp32",
+    inputs="pictures of digits",
+    tolerance=Tolerance(max_relative=1e-4),
+    batches=tuple(
+        BatchParity(batch, 64, 0.1, (OutputParity(output_error("logits"), ()),)) for batch in (1, 8)
+    ),
+    layers=None,
+    environment={},
+)
 
-ACCURACY = {
-    "data": "digits",
-    "images": 360,
-    "skipped": [],
-    "passed": True,
-    "max_drop": 0.01,
-    "networks": [
-        {
-            "name": "pytorch",
-            "runtime": "pytorch-cpu",
-            "top1": 0.9889,
-            "top5": 1.0,
-            "drop": 0.0,
-            "disagreements": 0,
-            "images_per_second": 1234.0,
-        },
-        {
-            "name": "digits.onnx",
-            "runtime": "onnxruntime-cpu",
-            "top1": 0.9861,
-            "top5": None,
-            "drop": 0.0028,
-            "disagreements": 1,
-            "images_per_second": 5678.0,
-        },
-    ],
-}
+ACCURACY = AccuracyReport(
+    data="digits",
+    images=360,
+    skipped=(),
+    networks=(
+        NetworkAccuracy("pytorch", "pytorch-cpu", 0.9889, 1.0, 0.0, 0, 1234.0, "by name"),
+        NetworkAccuracy(
+            "digits.onnx", "onnxruntime-cpu", 0.9861, None, 0.0028, 1, 5678.0, "by name"
+        ),
+    ),
+    max_drop=0.01,
+    environment={},
+)
 
-TRAINING = {
-    "seconds": 125.0,
-    "best_epoch": 2,
-    "epochs": [
-        {
-            "number": number,
-            "train_loss": 2.0 / number,
-            "train_accuracy": 0.4 * number,
-            "val_loss": 1.9 / number,
-            "val_accuracy": 0.45 * number,
-        }
+PROVENANCE = Provenance(
+    model=ModelIdentity(
+        "resnet20",
+        attention="cbam",
+        gate=CBAM,
+        num_classes=10,
+        stem="cifar",
+        weights="run/best.safetensors",
+        weights_sha256="cd" * 32,
+    ),
+    preprocessing=Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    class_names=("0", "1"),
+    gates={"CbamGateAddRelu": 9},
+    versions={"torch": "2.13.0"},
+)
+
+TRAINING = TrainResult(
+    output="run",
+    weights="run/best.safetensors",
+    provenance=PROVENANCE,
+    epochs=tuple(
+        Epoch(
+            number=number,
+            lr=0.1,
+            train_loss=2.0 / number,
+            train_accuracy=0.4 * number,
+            val_loss=1.9 / number,
+            val_accuracy=0.45 * number,
+            seconds=62.5,
+        )
         for number in (1, 2)
-    ],
-}
+    ),
+    started_from="initial, seed 0",
+)
 
-ENGINE = {
-    "path": "digits.engine",
-    "bytes": 122_400_000,
-    "sha256": "ab" * 32,
-    "seconds": 3.21,
-    "runtime": "tensorrt-rtx",
-    "version": "1.7.1",
-    "targets": ["sm_89"],
-    "profile": {"input": {"min": [1, 3, 32, 32], "opt": [8, 3, 32, 32], "max": [64, 3, 32, 32]}},
-    "gates": {"gate1": "native", "gate2": "native"},
-}
+EXPORT = ExportResult(
+    path=Path("digits.onnx"),
+    sha256="ef" * 32,
+    bytes=1_470_000,
+    gates={"CbamGateAddRelu": 9},
+    refused=(),
+    error=ExportError(1e-6, 2e-7, 1e-4),
+    seconds=2.0,
+    provenance=PROVENANCE,
+)
 
-PROVENANCE = {
-    "model": {
-        "name": "resnet20",
-        "attention": "cbam",
-        "gate": {"channel_pool": "avg+max", "reduction": 16},
-        "num_classes": 10,
-        "stem": "cifar",
-        "seed": 0,
-        "weights": "run/best.safetensors",
-        "weights_sha256": "cd" * 32,
-    },
-    "preprocessing": {
-        "image_size": 32,
-        "resize": 32,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-    },
-    "precision": "fp32",
-    "gates": {"CbamGateAddRelu": 9},
-    "versions": {"torch": "2.13.0"},
-}
+ENGINE = BuildResult(
+    path=Path("digits.engine"),
+    bytes=122_400_000,
+    sha256="ab" * 32,
+    seconds=3.21,
+    runtime="tensorrt-rtx",
+    version="1.7.1",
+    targets=("sm_89",),
+    profile={"input": ShapeRange((1, 3, 32, 32), (8, 3, 32, 32), (64, 3, 32, 32))},
+    gates={"gate1": "native", "gate2": "native"},
+    manifest_path=Path("digits.engine.json"),
+)
 
 
 @pytest.fixture
-def results():
-    """Everything that a page can report on, as JSON, free to be changed."""
-    return copy.deepcopy(
-        {
-            "training": TRAINING,
-            "parity": PARITY,
-            "accuracy": ACCURACY,
-            "engine": ENGINE,
-            "provenance": PROVENANCE,
-        }
+def results(bench_report):
+    """The road from training to measurement."""
+    answer = Answer(0.9, "7", right=True)
+    return DemoResult(
+        page="demo.html",
+        seconds=150.0,
+        training=TRAINING,
+        export=EXPORT,
+        engine=ENGINE,
+        parity=PARITY,
+        accuracy=ACCURACY,
+        gradcam=GradCamReport(
+            page="gradcam.html",
+            figures=(),
+            data="digits",
+            labels=("7",),
+            networks=(Explained("resnet20 CBAM", "layer3", (answer,)),),
+            artefacts=(),
+            agreements=(),
+            svgs={"gradcam": "<svg></svg>"},
+        ),
+        bench=bench_report,
     )

@@ -1,14 +1,16 @@
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from cbam_deploy.benchmarking.section import bench_page
+from cbam_deploy.comparison.layer_report import LayerError, LayerReport
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.origins import Place
 from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
-from cbam_deploy.report.html import render_page
-from cbam_deploy.studies.demo_page import demo_page
+from cbam_deploy.report.html import render_page, write_page
+from cbam_deploy.studies.demonstration import DemoResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 FETCHING = {"src", "srcset", "href", "xlink:href", "data", "action", "poster", "background"}
@@ -75,7 +77,7 @@ def assert_references_resolve(page):
 
 
 def test_a_bench_page_is_self_contained(bench_report, tmp_path):
-    bench_page(bench_report, tmp_path / "page.html")
+    write_page(bench_report, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert_self_contained(page)
     assert_references_resolve(page)
@@ -83,7 +85,7 @@ def test_a_bench_page_is_self_contained(bench_report, tmp_path):
 
 
 def test_a_bench_page_has_the_numbers_with_their_units(bench_report, tmp_path):
-    bench_page(bench_report, tmp_path / "page.html")
+    write_page(bench_report, tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
     for figure in (
         "25.00 ms",  # median of the fastest
@@ -111,7 +113,7 @@ def test_a_bench_page_has_the_numbers_with_their_units(bench_report, tmp_path):
 def test_a_bench_page_says_whether_it_passed(bench_report, tmp_path, held, word):
     (verdict,) = bench_report.comparison.verdicts
     comparison = replace(bench_report.comparison, verdicts=(replace(verdict, held=held),))
-    bench_page(replace(bench_report, comparison=comparison), tmp_path / "page.html")
+    write_page(replace(bench_report, comparison=comparison), tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     badges = [a["class"] for tag, a in page.elements if tag == "span" and "class" in a]
     assert badges == [f"badge {'held' if held else 'failed'}"] * 2
@@ -123,7 +125,7 @@ def test_a_bench_page_says_whether_it_passed(bench_report, tmp_path, held, word)
 def test_a_bench_page_without_comparison_has_no_badge(bench_report, tmp_path):
     plain = [replace(entry, relative=None) for entry in bench_report.entries]
     alone = replace(bench_report, entries=tuple(plain), comparison=None, relative_to=None)
-    bench_page(alone, tmp_path / "page.html")
+    write_page(alone, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "badge" not in page.source.split("</style>")[1]
     assert "relative" not in page.text
@@ -142,7 +144,7 @@ def test_hostile_names_are_shown_and_do_nothing(bench_report, tmp_path):
         notes=(HOSTILE,),
         environment={"cpu": HOSTILE, "packages": {}},
     )
-    bench_page(report, tmp_path / "page.html")
+    write_page(report, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert_self_contained(page)
     assert HOSTILE.replace("\ud800", "?") in page.text
@@ -154,22 +156,23 @@ def test_every_part_of_a_section_is_escaped(tmp_path):
         title=HOSTILE,
         intro=HOSTILE,
         key_figures=(KeyFigure(HOSTILE, HOSTILE, HOSTILE),),
-        figures=(Figure("<svg></svg>", HOSTILE, HOSTILE),),
+        figures=(Figure(lambda: "<svg></svg>", HOSTILE, HOSTILE),),
         tables=(Table((HOSTILE,), ((HOSTILE,),), HOSTILE),),
+        failures=(HOSTILE,),
         notes=(HOSTILE,),
     )
     page = rendered(tmp_path, section, section, section, subtitle=HOSTILE)
     assert not any(tag == "script" for tag, _ in page.elements)
     # Per section: link to it, title, intro, three of the key figure, caption, three of the table,
-    # note; and the subtitle. The description is an attribute.
-    assert page.text.count(HOSTILE.replace("\ud800", "?")) == 3 * 11 + 1
+    # failure, note; and the subtitle. The description is an attribute.
+    assert page.text.count(HOSTILE.replace("\ud800", "?")) == 3 * 12 + 1
 
 
 def test_plots_of_one_page_keep_their_own_ids(tmp_path):
     svg = (
         '<svg><g id="a"></g><use href="#a"/><use xlink:href="#a"/><path clip-path="url(#a)"/></svg>'
     )
-    figure = Figure(svg, "", "")
+    figure = Figure(lambda: svg, "", "")
     page = rendered(
         tmp_path, Section("one", figures=(figure, figure)), Section("two", figures=(figure,))
     )
@@ -206,23 +209,13 @@ def test_a_page_replaces_the_earlier_one_and_a_missing_folder_is_refused(tmp_pat
         render_page("t", [], path=tmp_path / "gone" / "page.html")
 
 
-def demo(tmp_path, results, bench_report, **changes):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(bytes(1_470_000))
-    parts = {
-        "training": results["training"],
-        "onnx": (model, results["provenance"]),
-        "parity": results["parity"],
-        "accuracy": results["accuracy"],
-        "engine": results["engine"],
-        "bench": bench_report,
-    }
-    demo_page(tmp_path / "demo.html", title="The demo", **(parts | changes))
+def demo(tmp_path, results):
+    write_page(results, tmp_path / "demo.html")
     return Page(tmp_path / "demo.html")
 
 
-def test_the_demo_page_tells_the_whole_road(tmp_path, results, bench_report):
-    page = demo(tmp_path, results, bench_report)
+def test_the_demo_page_tells_the_whole_road(tmp_path, results):
+    page = demo(tmp_path, results)
     assert_self_contained(page)
     assert_references_resolve(page)
     text = page.text
@@ -231,6 +224,7 @@ def test_the_demo_page_tells_the_whole_road(tmp_path, results, bench_report):
         "ONNX file",
         "Parity with PyTorch",
         "Accuracy",
+        "Grad-CAM",
         "TensorRT engine",
         "Latency and throughput",
         "Environment",
@@ -250,36 +244,28 @@ def test_the_demo_page_tells_the_whole_road(tmp_path, results, bench_report):
         "-0.28",
         "5,678",
         "122 MB",
-        "1×3×32×32 / 8×3×32×32 / 64×3×32×32",
+        "1x3x32x32 / 8x3x32x32 / 64x3x32x32",
         "2 native",
         "cd" * 32,
     ):
         assert figure in text, figure
 
 
-def test_the_demo_page_leaves_out_what_was_not_done(tmp_path, results):
-    page = demo(tmp_path, results, None, training=None, engine=None, onnx=None)
-    assert "Accuracy" in page.text
-    for title in ("Training", "TensorRT engine", "Environment", "Latency"):
-        assert title not in page.text
-
-
-def test_a_parity_page_shows_the_layer_at_fault(tmp_path, results, bench_report):
-    parity = results["parity"]
-    layer = {**parity["batches"][0]["outputs"][0], "value": "relu_3", "op": "CbamGate"}
-    fault = {**layer, "value": "relu_7", "snr_db": None, "max_relative": None, "failures": ["far"]}
-    parity |= {"passed": False, "failures": ["first fault at relu_7"]}
-    parity["layers"] = {"compared": [layer, fault]}
-    page = demo(tmp_path, results, bench_report)
-    assert "first fault at relu_7" in page.text
+def test_a_parity_page_shows_the_layer_at_fault(tmp_path, results):
+    error = results.parity.batches[0].outputs[0].error
+    good = LayerError(Place("relu_3", "n3", "CbamGate", "", ()), error, ())
+    far = replace(error, max_relative=math.nan, snr_db=-math.inf)
+    fault = LayerError(Place("relu_7", "n7", "CbamGate", "", ()), far, ("far",))
+    layers = LayerReport("all", results.parity.tolerance, (good, fault), (), 0.1)
+    page = demo(tmp_path, replace(results, parity=replace(results.parity, layers=layers)))
+    assert "first fault at CbamGate n7" in page.text
     assert sum(a.get("class") == "emphasized" for _, a in page.elements) == 2  # and one of bench
-    assert "The demo failed" in page.text
+    assert f"{DemoResult.title} failed" in page.text
 
 
-def test_training_without_held_out_pictures_shows_what_there_is(tmp_path, results, bench_report):
-    for epoch in results["training"]["epochs"]:
-        epoch |= {"val_loss": None, "val_accuracy": None}
-    page = demo(tmp_path, results, bench_report)
+def test_training_without_held_out_pictures_shows_what_there_is(tmp_path, results):
+    epochs = (replace(e, val_loss=None, val_accuracy=None) for e in results.training.epochs)
+    page = demo(tmp_path, replace(results, training=replace(results.training, epochs=(*epochs,))))
     assert "training pictures" in page.text
     assert "held-out" not in page.text
 

@@ -1,9 +1,13 @@
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.report.json_file import to_text, write_json
+from cbam_deploy.report.result import Result
 
 
 def refuse(constant):
@@ -42,3 +46,35 @@ def test_what_has_no_json_form_leaves_the_earlier_report(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert path.read_text() == "earlier"
+
+
+def test_a_result_is_its_schema_its_verdict_and_its_fields():
+    @dataclass(frozen=True)
+    class Part:
+        sizes: tuple[int, ...]
+
+    @dataclass(frozen=True)
+    class Check(Result):
+        schema: ClassVar[str] = "cbam_deploy.check"
+        path: Path
+        parts: dict[str, Part]
+
+        @property
+        def passed(self):
+            return False
+
+    assert Check(Path("a.onnx"), {"one": Part((1, 2))}).to_json() == {
+        "schema": "cbam_deploy.check",
+        "schema_version": 1,
+        "passed": False,
+        "path": "a.onnx",
+        "parts": {"one": {"sizes": [1, 2]}},
+    }
+
+
+def test_a_result_without_schema_is_its_fields():
+    @dataclass(frozen=True)
+    class Made(Result):
+        seconds: float
+
+    assert Made(1.5).to_json() == {"seconds": 1.5}

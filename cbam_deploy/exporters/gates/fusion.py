@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
@@ -42,13 +42,12 @@ from cbam_deploy.graphs.shapes import Shapes
 from cbam_deploy.graphs.weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.progress import progress
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import RenderableType
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
 
 
 @dataclass(frozen=True)
-class FusionReport:
+class FusionReport(Result):
     """What fusion did to a graph.
 
     Attributes:
@@ -66,25 +65,23 @@ class FusionReport:
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         return {
-            "found": self.found,
+            **super().to_json(),
             "fused": [{"node": name, "op": op} for name, op in self.fused],
             "refused": [{"where": where, "reason": reason} for where, reason in self.refused],
-            "present": self.present,
         }
 
-    def __rich__(self) -> RenderableType:
-        from cbam_deploy.report.tables import Table
-
+    def sections(self) -> tuple[Section, ...]:
+        """Each gate: its node, or why it was left."""
         before = f", {self.present} fused before" if self.present else ""
-        title = f"{len(self.fused)} of {self.found} attention gates fused{before}"
-        table = Table(title=title, title_justify="left")
-        for heading in ("gate", "op", "left as it is because"):
-            table.add_column(heading)
-        for name, op in self.fused:
-            table.add_row(name, op, "")
-        for where, reason in self.refused:
-            table.add_row(where, "", reason)
-        return table if table.rows else title
+        lists = (("gate", "operator", self.fused), ("left as it is", "because", self.refused))
+        return (
+            Section(
+                f"{len(self.fused)} of {self.found} attention gates fused{before}",
+                tables=tuple(
+                    Table((what, how), rows, text_columns=2) for what, how, rows in lists if rows
+                ),
+            ),
+        )
 
 
 @said_of_the_file

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -54,9 +54,8 @@ from cbam_deploy.graphs.gate_bodies import gate_counts, gate_function
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE, needs_dtype
 from cbam_deploy.graphs.names import Names
 from cbam_deploy.graphs.opset import raise_opset
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import RenderableType
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
 
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 SUFFIX = {FP16: "_fp16", FP32: "_fp32"}
@@ -68,7 +67,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class HalfReport:
+class HalfReport(Result):
     """What became FP16, and what did not.
 
     Attributes:
@@ -91,27 +90,26 @@ class HalfReport:
     io_dtype: IoDtype
     range_checked: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data; ranges are [smallest, largest]."""
-        return asdict(self)
-
-    def __rich__(self) -> RenderableType:
-        """Counts in one line, then a table of the nodes kept in FP32."""
-        from cbam_deploy.report.tables import Group, Table
-
-        checked = "" if self.range_checked else " (activations not checked: no calibration data)"
-        line = (
-            f"FP16: {sum(self.half_nodes.values())} nodes, {self.gates} of them gates; "
-            f"FP32: {len(self.reductions)} reductions, {len(self.kept)} kept{checked}; "
-            f"INT8: {self.int8_nodes} nodes; {self.casts} casts"
+    def sections(self) -> tuple[Section, ...]:
+        """Counts, then a table of the nodes kept in FP32."""
+        unchecked = "" if self.range_checked else "activations not checked: no calibration data"
+        facts = (
+            ("in FP16", f"{sum(self.half_nodes.values())} nodes, {self.gates} of them gates"),
+            ("in FP32", f"{len(self.reductions)} reductions, {len(self.kept)} kept"),
+            ("ranges", unchecked),
+            ("in INT8", f"{self.int8_nodes} nodes"),
+            ("casts", str(self.casts)),
         )
-        if not self.kept:
-            return Group(line)
-        table = Table("kept in FP32", "operator", "smallest", "largest", "because it", box=None)
-        for kept in self.kept:
-            ends = ("", "") if kept.range is None else (f"{end:.4g}" for end in kept.range)
-            table.add_row(kept.node, kept.op, *ends, kept.reason)
-        return Group(line, table)
+        kept = Table(
+            columns=("kept in FP32", "operator", "range", "because it"),
+            rows=tuple((node.node, node.op, _range(node), node.reason) for node in self.kept),
+            text_columns=4,
+        )
+        return (Section("FP16", tables=(Table.facts(facts), *((kept,) if self.kept else ()))),)
+
+
+def _range(node: KeptNode) -> str:
+    return "" if node.range is None else " to ".join(f"{end:.4g}" for end in node.range)
 
 
 def to_half(

@@ -9,8 +9,8 @@ holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,11 +29,8 @@ from cbam_deploy.exporters.int8.quantization import (
 from cbam_deploy.graphs.session import open_session
 from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.progress import progress
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Group
-
-SCHEMA_VERSION = 1
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class BudgetStep:
 
 
 @dataclass(frozen=True)
-class BudgetReport:
+class BudgetReport(Result):
     """How the budget was met, or that it was not.
 
     Attributes:
@@ -64,6 +61,8 @@ class BudgetReport:
             given back.
         steps: the measurements, in order; the last one counts.
     """
+
+    schema: ClassVar[str] = "cbam_deploy.budget"
 
     baseline: float
     max_accuracy_drop: float
@@ -92,37 +91,26 @@ class BudgetReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data; JSON has no infinity, so an infinite ratio becomes None."""
-        ranking = [
-            {**asdict(layer), "snr_db": layer.snr_db if np.isfinite(layer.snr_db) else None}
-            for layer in self.ranking
-        ]
-        return {
-            "schema": "cbam_deploy.budget",
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            "baseline": self.baseline,
-            "max_accuracy_drop": self.max_accuracy_drop,
-            "ranking": ranking,
-            "given_back": list(self.given_back),
-            "steps": [asdict(step) for step in self.steps],
-        }
+        """As JSON-ready data."""
+        return {**super().to_json(), "given_back": list(self.given_back)}
 
-    def __rich__(self) -> Group:
-        from cbam_deploy.report.tables import Group, Table
-
-        steps = Table("given back to float", "top-1", "drop", box=None, pad_edge=False)
-        steps.add_row("(float32)", f"{self.baseline:.2%}", "")
-        for step in self.steps:
-            drop = self.baseline - step.accuracy
-            name = step.given_back if step.given_back else "(all in INT8)"
-            steps.add_row(name, f"{step.accuracy:.2%}", f"{drop:+.2%}")
-        if not self.ranking:
-            return Group(steps)
-        layers = Table("noisiest layers", "operator", "SNR", box=None, pad_edge=False)
-        for layer in self.ranking[: max(10, len(self.given_back))]:
-            layers.add_row(layer.node, layer.operator, f"{layer.snr_db:.1f} dB")
-        return Group(steps, "", layers)
+    def sections(self) -> tuple[Section, ...]:
+        """The measurements, and the noisiest layers where any had to be given back."""
+        steps = [("(float32)", f"{self.baseline:.2%}", "")]
+        steps += (
+            (
+                step.given_back or "(all in INT8)",
+                f"{step.accuracy:.2%}",
+                f"{self.baseline - step.accuracy:+.2%}",
+            )
+            for step in self.steps
+        )
+        tables = [Table(("given back to float", "top-1", "drop"), tuple(steps))]
+        noisiest = self.ranking[: max(10, len(self.given_back))]
+        if noisiest:
+            rows = tuple((x.node, x.operator, f"{x.snr_db:.1f} dB") for x in noisiest)
+            tables.append(Table(("noisiest layers", "operator", "SNR"), rows, text_columns=2))
+        return (Section("Accuracy budget", passed=self.passed, tables=tuple(tables)),)
 
 
 def meet_budget(

@@ -6,10 +6,11 @@ calibration (`calibration`). `placement` tells what is quantized, `qdq` puts Q a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,16 +23,15 @@ from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, 
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
 from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
-
-if TYPE_CHECKING:
-    from cbam_deploy.report.tables import Table
+from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.result import Result
 
 # QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
 OLDEST_OPSET = 13
 
 
 @dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(Result):
     """What was quantized.
 
     Attributes:
@@ -43,6 +43,8 @@ class QuantizationReport:
         float_feature_maps: feature maps that travel as float all the same.
     """
 
+    schema: ClassVar[str] = "cbam_deploy.quantization"
+
     method: Method
     images: int
     quantized: tuple[QuantizedNode, ...]
@@ -52,30 +54,19 @@ class QuantizationReport:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            "schema": "cbam_deploy.quantization",
-            "schema_version": 1,
-            "method": self.method,
-            "images": self.images,
-            "quantized": [operation.node for operation in self.quantized],
-            "kept_float": list(self.kept_float),
-            "scales": self.scales,
-            "float_feature_maps": list(self.float_feature_maps),
-        }
+        return {**super().to_json(), "quantized": [node.node for node in self.quantized]}
 
-    def __rich__(self) -> Table:
-        from collections import Counter
-
-        from cbam_deploy.report.tables import Table, styled
-
-        table = Table.grid(padding=(0, 2))
-        counts = Counter(operation.operator for operation in self.quantized)
+    def sections(self) -> tuple[Section, ...]:
+        """What computes in INT8 and what does not."""
+        counts = Counter(node.operator for node in self.quantized)
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
-        table.add_row(styled("calibration", "bold"), f"{self.method} over {self.images} pictures")
-        table.add_row(styled("in INT8", "bold"), listed or "nothing")
-        table.add_row(styled("kept in float", "bold"), ", ".join(self.kept_float) or "nothing")
-        table.add_row(styled("float feature maps", "bold"), str(len(self.float_feature_maps)))
-        return table
+        facts = (
+            ("calibration", f"{self.method} over {self.images} pictures"),
+            ("in INT8", listed or "nothing"),
+            ("kept in float", ", ".join(self.kept_float) or "nothing"),
+            ("float feature maps", str(len(self.float_feature_maps))),
+        )
+        return (Section("INT8", tables=(Table.facts(facts),)),)
 
 
 def quantize(

@@ -1,0 +1,47 @@
+"""Content as Markdown: tables with everything in them, no plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cbam_deploy.report.content import Section, Table
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """`sections` below one heading; text of names is shown as it is."""
+    return "\n".join(_lines(title, sections)) + "\n"
+
+
+def _lines(title: str, sections: Sequence[Section]) -> Iterator[str]:
+    yield f"# {_escaped(title)}"
+    for section in sections:
+        verdict = {None: "", True: ": passed", False: ": failed"}[section.passed]
+        yield from ("", f"## {_escaped(section.title)}{verdict}")
+        if section.intro:
+            yield from ("", _escaped(section.intro))
+        for table in section.tables:
+            if table.caption:
+                yield from ("", _escaped(table.caption))
+            yield ""
+            yield from _table(table)
+        listed = (*section.failures, *section.notes)
+        if listed:
+            yield ""
+        yield from (f"- {_escaped(sentence)}" for sentence in listed)
+
+
+def _table(table: Table) -> Iterator[str]:
+    numbers = len(table.columns) - table.text_columns
+    yield _row(table.columns)
+    yield "|" + "---|" * table.text_columns + "--:|" * numbers
+    yield from map(_row, table.rows)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    """`text` on one line, without what Markdown or HTML would take for its own."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{char}" if char in r"\`*_[]|" else char for char in plain)

@@ -1,0 +1,53 @@
+"""What every result can do: be printed, be a page, be JSON. It says only what its content is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cbam_deploy.report.json_file import fields_of
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.content import Section
+    from cbam_deploy.report.terminal import Shown
+
+
+class Result:
+    """Base of the frozen dataclasses that commands return.
+
+    One that has a property `passed` is a check; one that wrote a page names it in its field `page`.
+
+    Attributes:
+        title: of its page.
+        schema: name of its JSON, where that is a document of its own.
+        schema_version: goes up when a key of that document changes its meaning.
+    """
+
+    title: ClassVar[str] = ""
+    schema: ClassVar[str] = ""
+    schema_version: ClassVar[int] = 1
+
+    @property
+    def subtitle(self) -> str:
+        """What the page is about."""
+        return ""
+
+    def sections(self) -> Sequence[Section]:
+        """The content."""
+        raise NotImplementedError
+
+    def heading(self) -> dict[str, Any]:
+        """What the JSON begins with: its schema and, for a check, whether it held."""
+        if not self.schema:
+            return {}
+        verdict = {"passed": self.passed} if hasattr(self, "passed") else {}
+        return {"schema": self.schema, "schema_version": self.schema_version, **verdict}
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data: the heading and every field."""
+        return {**self.heading(), **fields_of(self)}
+
+    def __rich__(self) -> Shown:
+        from cbam_deploy.report.terminal import Shown
+
+        return Shown(self.sections(), getattr(self, "page", ""))
