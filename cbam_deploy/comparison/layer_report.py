@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cbam_deploy.graphs.origins import Place
 from cbam_deploy.numerics.metrics import TensorError
 from cbam_deploy.numerics.tolerances import Tolerance
 from cbam_deploy.report.content import Table
+from cbam_deploy.report.json_file import data_of, fields_of
 from cbam_deploy.report.units import MISSING, scientific
 
 Layers = Literal["gates", "all"]
@@ -103,19 +104,19 @@ class LayerReport:
             "layers": self.layers,
             "passed": self.passed,
             "seconds": self.seconds,
-            "tolerance": asdict(self.tolerance),
-            "first_fault": fault and fault.place.to_json(),
-            "first_gate": gate and gate.place.to_json(),
+            "tolerance": data_of(self.tolerance),
+            "first_fault": data_of(fault and fault.place),
+            "first_gate": data_of(gate and gate.place),
             "compared": [
                 {
-                    **entry.place.to_json(),
+                    **fields_of(entry.place),
                     **entry.error.to_json(),
                     "failures": list(entry.failures),
                 }
                 for entry in self.compared
             ],
             "not_comparable": [
-                {**place.to_json(), "reason": reason} for place, reason in self.not_comparable
+                {**fields_of(place), "reason": reason} for place, reason in self.not_comparable
             ],
         }
 

@@ -83,7 +83,6 @@ def _answers(report: GradCamReport, explained: Sequence[Explained]) -> Table:
         rows=tuple((*who, said.predicted, f"{said.probability:.3f}") for *who, said in answers),
         caption=f"P of the {_which(report)} class, picture by picture.",
         text_columns=4,
-        emphasized=tuple(i for i, (*_, said) in enumerate(answers) if said.right is False),
     )
 
 

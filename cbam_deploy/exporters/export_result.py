@@ -69,7 +69,7 @@ class ExportResult(Result):
 
     def sections(self) -> tuple[Section, ...]:
         """The file, how far it is from PyTorch, what was not fused; the history; a conversion."""
-        error, final = self.error, self.conversion is None
+        error, final, model = self.error, self.conversion is None, self.provenance.model
         gates = ", ".join(f"{count} {op}" for op, count in self.gates.items())
         allowed = f"{error.allowed:.1e}"
         if self.provenance.tolerance is not None:
@@ -80,6 +80,7 @@ class ExportResult(Result):
             ("file", str(self.path) if final else ""),
             ("size", size(self.bytes) if final else ""),
             ("sha256", self.sha256 if final else ""),
+            ("weights", model.weights_origin if model else ""),
             ("fused gates", gates or "none"),
             *(("not fused", f"{where}: {reason}") for where, reason in self.refused),
             (

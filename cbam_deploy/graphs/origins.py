@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.name_scopes import scopes_of
@@ -41,10 +41,6 @@ class Place:
         module = f" of {self.module}" if self.module else ""
         weights = f", reading {', '.join(self.weights)}" if self.weights else ""
         return f"{self.op} {self.node}{module} (value {self.value}{weights})"
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return {**asdict(self), "weights": list(self.weights)}
 
 
 def places(model: ir.Model) -> tuple[Place, ...]:

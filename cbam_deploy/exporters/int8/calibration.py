@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -71,10 +71,6 @@ class Calibration:
         """The largest magnitude that `tensor` keeps."""
         low, high = self.ranges[tensor]
         return max(-low, high, 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data."""
-        return asdict(self)
 
 
 class Observer(Protocol):
