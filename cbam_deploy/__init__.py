@@ -15,12 +15,12 @@ from cbam_deploy.version import __version__
 
 if TYPE_CHECKING:
     from cbam_deploy.benchmarking import bench
+    from cbam_deploy.capabilities import doctor
     from cbam_deploy.costs import complexity
     from cbam_deploy.engines import build_engine
     from cbam_deploy.explain import gradcam
     from cbam_deploy.exporters import export_onnx, fuse
     from cbam_deploy.inspection import inspect
-    from cbam_deploy.machine import doctor
     from cbam_deploy.models import load_model
     from cbam_deploy.plugins.torch_gate import create_model
     from cbam_deploy.runtimes import open_runtime
@@ -65,7 +65,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "exporters": ["export_onnx", "fuse"],
         "validation.conversion": ["convert"],
         "inspection": ["inspect"],
-        "machine": ["doctor"],
+        "capabilities": ["doctor"],
         "models": ["load_model"],
         "plugins.torch_gate": ["create_model"],
         "runtimes": ["open_runtime"],

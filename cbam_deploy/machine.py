@@ -1,4 +1,4 @@
-"""What this machine is (`environment`, `clocks`, `gpus`) and what it can do (`doctor`).
+"""What this machine is (`environment`, `clocks`, `gpus`) and what there is for a capability.
 
 Nothing heavy is imported: packages are found by their metadata, GPUs through the driver's own
 library, so that `doctor` answers at once on any machine, also on one where something is broken.
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.provenance import package_versions
@@ -194,6 +194,8 @@ class Capability:
 class MachineReport(Result):
     """The answer of `doctor`: the environment, and what can be done in it."""
 
+    schema: ClassVar[str] = "cbam_deploy.machine"
+
     environment: dict[str, Any]
     capabilities: tuple[Capability, ...]
 
@@ -218,61 +220,26 @@ class MachineReport(Result):
         )
 
 
-def doctor() -> MachineReport:
-    """Say what this machine can do, and for what it cannot, what to install.
+@dataclass(frozen=True)
+class Need:
+    """What a capability needs: whether it is here, what to call it, how to get it."""
 
-    Looks only: it starts no inference, builds nothing and imports no framework.
-    """
-    return MachineReport(environment(), tuple(_capability(*row) for row in _requirements()))
-
-
-Requirement = tuple[Callable[[], bool], str, str]
+    holds: Callable[[], bool]
+    missing: str
+    remedy: str
 
 
-def _capability(name: str, *requirements: Requirement) -> Capability:
-    """`name` is possible when every check holds; else the first that fails says what to do."""
-    for holds, missing, remedy in requirements:
-        if not holds():
-            return Capability(name, False, missing, remedy)
+def capability(name: str, *needs: Need) -> Capability:
+    """`name` is possible when every need is met; else the first that is not says what to do."""
+    for need in needs:
+        if not need.holds():
+            return Capability(name, False, need.missing, need.remedy)
     return Capability(name, True)
 
 
-def _requirements() -> list[tuple[Any, ...]]:
-    """Each capability's name, followed by its checks in the order to mend them."""
-    gpu = (lambda: bool(gpus()), "an NVIDIA GPU", "use a machine with one")
-    torch = _package("torch", "pip install torch")
-    ort = _package("onnxruntime", "pip install onnxruntime")
-    polygraphy = _package("polygraphy", "pip install polygraphy")
-    rtx = _package("tensorrt_rtx", installation_of("rtx"))
-    tensorrt = _package("tensorrt", installation_of("tensorrt"))
-    tensorrt_loads = (
-        _tensorrt_loads,
-        "TensorRT's native libraries",
-        "install tensorrt from NVIDIA's package index",
-    )
-    cuda_torch = (_torch_has_cuda, "a PyTorch build with CUDA", "pip install torch, from PyPI")
-    cuda_ort = (_ort_has_cuda, "ONNX Runtime with CUDA", installation_of("cuda"))
-    pillow = _package("PIL", installation_of("demo"))
-    sklearn = _package("sklearn", installation_of("demo"))
-    onnx = [_package(name, f"pip install {name}") for name in ("onnx", "onnx_ir", "onnxscript")]
-    return [
-        ("train and run PyTorch models on the CPU", torch),
-        ("run PyTorch models on a GPU", gpu, torch, cuda_torch),
-        ("export to ONNX", torch, *onnx),
-        ("run ONNX files on the CPU", ort),
-        ("run ONNX files on a GPU", gpu, cuda_ort),
-        ("build TensorRT-RTX engines", polygraphy, rtx),
-        ("run TensorRT-RTX engines", gpu, polygraphy, rtx, torch, cuda_torch),
-        ("build TensorRT engines", gpu, polygraphy, tensorrt, tensorrt_loads),
-        ("run TensorRT engines", gpu, polygraphy, tensorrt, tensorrt_loads, torch, cuda_torch),
-        ("read pictures from a folder", pillow),
-        ("use the built-in pictures (digits, photos)", pillow, sklearn),
-        ("draw plots in reports", _package("matplotlib", installation_of("demo"))),
-    ]
-
-
-def _package(module: str, remedy: str) -> Requirement:
-    return (lambda: importlib.util.find_spec(module) is not None, f"package {module}", remedy)
+def package(module: str, remedy: str) -> Need:
+    """An installed Python package, found without importing it."""
+    return Need(lambda: importlib.util.find_spec(module) is not None, f"package {module}", remedy)
 
 
 def _tensorrt_loads() -> bool:
@@ -295,3 +262,16 @@ def _ort_has_cuda() -> bool:
 
 def _beside(spec: Any, library: str) -> bool:
     return spec is not None and (Path(spec.origin).parent / library).exists()
+
+
+GPU = Need(lambda: bool(gpus()), "an NVIDIA GPU", "use a machine with one")
+TORCH = package("torch", "pip install torch")
+CUDA_TORCH = Need(_torch_has_cuda, "a PyTorch build with CUDA", "pip install torch, from PyPI")
+ORT = package("onnxruntime", "pip install onnxruntime")
+CUDA_ORT = Need(_ort_has_cuda, "ONNX Runtime with CUDA", installation_of("cuda"))
+POLYGRAPHY = package("polygraphy", "pip install polygraphy")
+TENSORRT_RTX = package("tensorrt_rtx", installation_of("rtx"))
+TENSORRT = package("tensorrt", installation_of("tensorrt"))
+TENSORRT_LOADS = Need(
+    _tensorrt_loads, "TensorRT's native libraries", "install tensorrt from NVIDIA's package index"
+)

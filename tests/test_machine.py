@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import machine
+from cbam_deploy.capabilities import doctor
 from cbam_deploy.errors import installation_of
-from cbam_deploy.machine import Gpu, clocks, doctor, environment, gpus
+from cbam_deploy.machine import Gpu, clocks, environment, gpus
 
 
 def report(name):
@@ -154,13 +155,13 @@ def test_tensorrt_that_does_not_load_is_told_from_one_that_does(installed, monke
     for loads in (True, False):
         ended = SimpleNamespace(returncode=0 if loads else 1)
         monkeypatch.setattr(machine.subprocess, "run", lambda *_, ended=ended, **__: ended)
-        monkeypatch.setattr(machine, "environment", dict)
+        monkeypatch.setattr("cbam_deploy.capabilities.environment", dict)
         assert report("build TensorRT engines").available == loads
 
 
 def test_doctor_answers_without_importing_a_framework():
     program = (
-        "import sys, json; from cbam_deploy.machine import doctor; json.dumps(doctor().to_json());"
+        "import sys, json; from cbam_deploy import doctor; json.dumps(doctor().to_json());"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt_rtx', 'numpy'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

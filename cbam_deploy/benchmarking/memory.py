@@ -18,16 +18,16 @@ import sys
 from pathlib import Path
 
 from cbam_deploy.benchmarking.sources import Source
+from cbam_deploy.runtimes import process_library
 
 RUNS = 3
-_LIBRARIES = {"onnxruntime-cpu": "onnxruntime", "pytorch-cpu": "torch"}
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")  # "5" sets VmHWM back to VmRSS: proc(5)
 
 
 def applies_to(runtime: str) -> bool:
     """Whether the memory of `runtime`, such as ``onnxruntime-cpu``, is that of its process."""
-    return runtime in _LIBRARIES and _STATUS.exists()
+    return process_library(runtime) is not None and _STATUS.exists()
 
 
 def process_growth_bytes(source: Source, batch: int, seed: int) -> int | None:
@@ -45,7 +45,7 @@ def process_growth_bytes(source: Source, batch: int, seed: int) -> int | None:
 
 def _own_growth_bytes(source: Source, batch: int, seed: int) -> int:
     runner = source.open()  # Without checking the file again, which takes memory too.
-    importlib.import_module(_LIBRARIES[runner.name])
+    importlib.import_module(str(process_library(runner.name)))
     before = _resident("VmRSS")
     with runner:
         execution = runner.prepare(source.feeds(runner, batch, seed))

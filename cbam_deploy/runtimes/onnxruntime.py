@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cbam_deploy.artefacts import Artefact
 from cbam_deploy.errors import BadInput, MissingCapability, installation_of
 from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.session import CPU, open_session, refusal
@@ -60,6 +61,14 @@ class OnnxRuntimeRunner(Runner):
         self._model, self._device, self._threads = model, device, threads
         self._extra, self._folder = tuple(extra_outputs), folder
         self._session: Any = None
+
+    @classmethod
+    def of(
+        cls, file: Artefact | Path, device: str | None, threads: int | None
+    ) -> OnnxRuntimeRunner:
+        """The runner of a file, opened or not."""
+        path = file.path if isinstance(file, Artefact) else file
+        return cls(path, device, threads=threads)
 
     def activate(self) -> None:
         """Load the model into a session."""

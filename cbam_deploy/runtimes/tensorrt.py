@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cbam_deploy.artefacts import Engine
 from cbam_deploy.engines.backend import TENSORRT_RTX, captured_log, load_backend
 from cbam_deploy.engines.manifest import Manifest, check_runtime, read_manifest
 from cbam_deploy.errors import BadInput
@@ -54,6 +55,11 @@ class TensorRTRunner(Runner):
         self._new_context: Callable[[], Any] | None = None
         self._network: _BoundNetwork | None = None
         self._held_bytes = 0
+
+    @classmethod
+    def of(cls, engine: Engine, _device: str | None, _threads: int | None) -> TensorRTRunner:
+        """The runner of an opened engine, whose device is a GPU."""
+        return cls(engine.path, engine.manifest)
 
     @property
     def batch_range(self) -> tuple[int, int | None]:

@@ -1,0 +1,43 @@
+"""What this machine can do: run networks in each runtime, make artefacts, read pictures."""
+
+from __future__ import annotations
+
+from cbam_deploy.errors import installation_of
+from cbam_deploy.machine import (
+    GPU,
+    POLYGRAPHY,
+    TENSORRT,
+    TENSORRT_LOADS,
+    TENSORRT_RTX,
+    TORCH,
+    MachineReport,
+    Need,
+    capability,
+    environment,
+    package,
+)
+from cbam_deploy.runtimes import RUNTIMES
+
+_DEMO = installation_of("demo")
+_ONNX = [package(name, f"pip install {name}") for name in ("onnx", "onnx_ir", "onnxscript")]
+_PILLOW = package("PIL", _DEMO)
+
+# What is done besides running networks, and what it needs, in the order to mend it.
+_OTHERS: dict[str, tuple[Need, ...]] = {
+    "export to ONNX": (TORCH, *_ONNX),
+    "build TensorRT-RTX engines": (POLYGRAPHY, TENSORRT_RTX),
+    "build TensorRT engines": (GPU, POLYGRAPHY, TENSORRT, TENSORRT_LOADS),
+    "read pictures from a folder": (_PILLOW,),
+    "use the built-in pictures (digits, photos)": (_PILLOW, package("sklearn", _DEMO)),
+    "draw plots in reports": (package("matplotlib", _DEMO),),
+}
+
+
+def doctor() -> MachineReport:
+    """Say what this machine can do, and for what it cannot, what to install.
+
+    Looks only: it starts no inference, builds nothing and imports no framework.
+    """
+    abilities = {**{row.does: row.needs for row in RUNTIMES}, **_OTHERS}
+    answers = (capability(name, *needs) for name, needs in abilities.items())
+    return MachineReport(environment(), tuple(answers))
