@@ -1,7 +1,11 @@
-"""Progress bars: on stderr, and gone when it is not a terminal or the work is done."""
+"""Progress bars: on stderr, and gone when it is not a terminal or the work is done.
+
+Whoever silences the warnings of our log, as `--quiet` does, sees none.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,6 +29,7 @@ def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     terminal = console(stderr=True)
+    quiet = not logging.getLogger("cbam_deploy").isEnabledFor(logging.WARNING)
     fields = [TextColumn(f"{name} {{task.fields[{name}]}}", markup=False) for name in extra_fields]
     with RichProgress(
         TextColumn("{task.description}", markup=False),
@@ -34,6 +39,6 @@ def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
         *fields,
         console=terminal,
         transient=True,
-        disable=hidden or not terminal.is_terminal,
+        disable=hidden or quiet or not terminal.is_terminal,
     ) as bar:
         yield bar

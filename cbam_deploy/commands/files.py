@@ -6,6 +6,7 @@ what cannot be read or written there, and outputs that would replace an input or
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from cbam_deploy.command_files import Input, check_regular, declare_input, decla
 from cbam_deploy.outputs import check_place
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def read(parameter: typer.CallbackParam, value: T) -> T:
@@ -101,6 +103,7 @@ def _declare_read(parameter: typer.CallbackParam, *paths: str, replaceable: bool
     for path in map(Path, paths):
         if path.exists():
             check_regular(path)
+            _log.info("%s: reads %s", _name(parameter), path)
             holds = partial(_holds, path)
             declare_input(Input(path, _name(parameter), holds, replaceable))
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from cbam_deploy.commands.messages import DEBUG, messages_on_stderr
 from cbam_deploy.errors import CheckFailed, DeployError, Terminated
 from cbam_deploy.terminal import lasting_streams, show, visible
 
-DEBUG = "CBAM_DEPLOY_DEBUG"  # Environment variable: show tracebacks of errors.
 INTERRUPTED = 130
 
 
@@ -51,7 +49,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, _terminate)
-    with lasting_streams(), _others_quiet():
+    with lasting_streams(), messages_on_stderr(), _interrupts_raised_again():
         try:
             code = command() or 0
         except KeyboardInterrupt:
@@ -68,33 +66,12 @@ def run(command: Callable[[], int | None]) -> NoReturn:
 
 
 @contextmanager
-def _others_quiet() -> Iterator[None]:
-    """Keep warnings and logs of other libraries off the terminal; what we log is one line."""
-    if os.environ.get(DEBUG):
-        yield
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(logging.Filter("cbam_deploy"))
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
-    logging.root.addHandler(handler)  # Without one, libraries that log would install their own.
-    before = warnings.showwarning, sys.unraisablehook
-    warnings.showwarning = _drop
-    sys.unraisablehook = _raise_again
+def _interrupts_raised_again() -> Iterator[None]:
+    before, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         yield
     finally:
-        warnings.showwarning, sys.unraisablehook = before
-        logging.root.removeHandler(handler)
-
-
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(" ".join(super().format(record).split())).replace("WARNING", "warning", 1)
-
-
-def _drop(*_: object, **__: object) -> None:
-    """In place of `warnings.showwarning`."""
+        sys.unraisablehook = before
 
 
 def _raise_again(ignored: sys.UnraisableHookArgs) -> None:

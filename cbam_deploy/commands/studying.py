@@ -1,50 +1,40 @@
-"""The commands that study networks: variants, what they cost, where they look."""
+"""The commands that study networks: what they cost, where they look, which gate is best."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cbam_deploy.commands.files import read, written_in
+import cbam_deploy
+from cbam_deploy.commands.completion import ZOO, offer
+from cbam_deploy.commands.files import read
 from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
+    MODEL,
     SECONDS,
     AttentionOption,
     ClassesOption,
     DeviceOption,
     GateOption,
-    JsonOption,
-    ReportOption,
+    ModelOrFile,
+    Networks,
     SeedOption,
     SizeOption,
     StemOption,
     WeightsOption,
+    count,
+    file_option,
+    folder,
     gate_spec,
-    real,
+    number,
+    source,
 )
-from cbam_deploy.commands.outcome import deliver
-
-ModelOrFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|FILE.onnx",
-        callback=read,
-        help="Zoo name, package.module:factory, path/file.py:factory, or an ONNX file.",
-    ),
-]
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `app`."""
-    app.command("ablation")(ablation_command)
-    app.command("complexity")(complexity_command)
-    app.command("gradcam")(gradcam_command)
-
-
-def complexity_command(
+def complexity(
     model: ModelOrFile,
     attention: AttentionOption = None,
     gate: GateOption = None,
@@ -53,13 +43,9 @@ def complexity_command(
     image_size: SizeOption = None,
     weights: WeightsOption = None,
     by_module: Annotated[bool, typer.Option("--by-module", help="Show each module.")] = False,
-    report: ReportOption = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Count parameters and multiply-adds."""
-    from cbam_deploy import complexity
-
-    counted = complexity(
+    return cbam_deploy.complexity(
         model,
         attention=attention,
         gate=gate_spec(gate),
@@ -69,46 +55,29 @@ def complexity_command(
         weights=weights,
         by_module=by_module,
     )
-    deliver(counted, as_json, report)
 
 
-def gradcam_command(
-    networks: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NETWORK...",
-            callback=read,
-            help="Checkpoint of train, MODEL=CHECKPOINT, or MODEL.",
-        ),
-    ],
-    data: Annotated[
-        str, typer.Option(metavar="SOURCE", callback=read, help="Pictures to explain.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", callback=written_in("gradcam.html"), help="Folder to write."
-        ),
-    ] = Path("gradcam"),
+def gradcam(
+    networks: Networks,
+    data: Annotated[str, source("Pictures to explain.")],
+    output: Annotated[Path, folder("gradcam.html", help_text="Folder to write.")] = Path("gradcam"),
     artefact: Annotated[
         list[Path] | None,
-        typer.Option(
-            callback=read, help="ONNX file whose attention to show; repeat, the most exact first."
+        file_option(
+            read,
+            ".onnx",
+            help_text="ONNX file whose attention to show; repeat, the most exact first.",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, max=12, help="How many pictures.")] = 6,
+    images: Annotated[int, count(1, 12, "How many pictures.")] = 6,
     image_size: SizeOption = None,
     layer: Annotated[
         str | None, typer.Option(help="Module to explain [default: last convolutional output].")
     ] = None,
     seed: SeedOption = 0,
-    report: ReportOption = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Show where networks and their files look."""
-    from cbam_deploy import gradcam
-
-    explained = gradcam(
+    return cbam_deploy.gradcam(
         networks,
         output,
         data=data,
@@ -118,42 +87,31 @@ def gradcam_command(
         layer=layer,
         seed=seed,
     )
-    deliver(explained, as_json, report)
 
 
-def ablation_command(
-    data: Annotated[
+def ablation(
+    data: Annotated[str, source("Pictures with a held-out part.")] = "digits",
+    output: Annotated[Path, folder(help_text="Folder of the study; goes on in it.")] = Path(
+        "ablation"
+    ),
+    model: Annotated[
         str,
-        typer.Option(metavar="SOURCE", callback=read, help="Pictures with a held-out part."),
-    ] = "digits",
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", callback=written_in(), help="Folder of the study; goes on in it."
-        ),
-    ] = Path("ablation"),
-    model: Annotated[str, typer.Option(help="Network of the zoo.")] = "resnet20",
+        typer.Option(help="Network of the zoo.", rich_help_panel=MODEL, autocompletion=offer(*ZOO)),
+    ] = "resnet20",
     variant: Annotated[
         list[str] | None, typer.Option(help="Only this one and plain; repeat for several.")
     ] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(min=1, max=EPOCHS, help="Of each cell [default: 10 for digits, else 90]."),
+        int | None, count(1, EPOCHS, "Of each cell [default: 10 for digits, else 90].")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=EPOCHS, help="Cells of each variant.")] = 2,
+    seeds: Annotated[int, count(1, EPOCHS, "Cells of each variant.")] = 2,
     image_size: SizeOption = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, max=BATCHES)] = None,
-    seconds: Annotated[
-        float,
-        typer.Option(parser=real(0.1, SECONDS), metavar="NUMBER", help="Of timing per variant."),
-    ] = 1.0,
+    batch_size: Annotated[int | None, count(1, BATCHES, "Images a step.")] = None,
+    seconds: Annotated[float, number(0.1, SECONDS, "Of timing per variant.")] = 1.0,
     device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Compare the gate's variants, resumably."""
-    from cbam_deploy import ablation
-
-    study = ablation(
+    return cbam_deploy.ablation(
         output,
         data=data,
         model=model,
@@ -165,4 +123,6 @@ def ablation_command(
         seconds=seconds,
         device=device,
     )
-    deliver(study, as_json)
+
+
+COMMANDS = (complexity, gradcam, ablation)

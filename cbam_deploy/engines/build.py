@@ -68,6 +68,7 @@ class BuildResult(Result):
     """
 
     title: ClassVar[str] = "TensorRT engine"
+    schema: ClassVar[str] = "cbam_deploy.build"
 
     path: Path
     bytes: int

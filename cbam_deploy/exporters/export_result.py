@@ -33,6 +33,7 @@ class ExportResult(Result):
     """
 
     title: ClassVar[str] = "Export"
+    schema: ClassVar[str] = "cbam_deploy.export"
 
     path: Path
     sha256: str

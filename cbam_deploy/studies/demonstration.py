@@ -30,6 +30,7 @@ class DemoResult(Result):
     """What each step came to, and the page that shows it."""
 
     title: ClassVar[str] = "From training to a measured engine"
+    schema: ClassVar[str] = "cbam_deploy.demo"
 
     page: str
     seconds: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from cbam_deploy.provenance import Provenance
 from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
@@ -60,6 +60,8 @@ class TrainResult(Result):
         epochs: what happened in each epoch.
         started_from: where the weights before the first epoch came from.
     """
+
+    schema: ClassVar[str] = "cbam_deploy.training"
 
     output: str
     weights: str

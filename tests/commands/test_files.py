@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cbam_deploy.cli import RUN_FILES, app
+from cbam_deploy.cli import app
 from cbam_deploy.command_files import Input, declarations, declare_input
+from cbam_deploy.commands.making import RUN_FILES
 from cbam_deploy.errors import BadInput
 from cbam_deploy.outputs import write_text
 

@@ -108,6 +108,7 @@ def test_result_is_printed_and_is_json(gated, output):
     assert "1x3x16x16 / 8x3x16x16 / 64x3x16x16" in printed
     assert "2 native" in printed
     data = json.loads(json.dumps(result.to_json()))
+    assert (data["schema"], data["schema_version"]) == ("cbam_deploy.build", 1)
     assert data["profile"]["input"]["opt"] == [8, 3, 16, 16]
     assert data["path"] == str(odd)
 

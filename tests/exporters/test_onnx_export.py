@@ -123,7 +123,9 @@ def test_result_is_true_to_the_file(exported):
     assert exported.refused == ()
     assert exported.provenance == read_provenance(exported.path)
     assert 0 < exported.max_relative_error < 1e-4
-    assert exported.to_json()["provenance"]["gates"] == exported.gates
+    data = exported.to_json()
+    assert (data["schema"], data["schema_version"]) == ("cbam_deploy.export", 1)
+    assert data["provenance"]["gates"] == exported.gates
 
 
 def test_graph_has_the_promised_interface(exported):

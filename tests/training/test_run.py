@@ -188,6 +188,7 @@ def test_history_and_result_say_the_same(quick: Quick, tmp_path: Path) -> None:
     assert history["epochs"] == [asdict(epoch) for epoch in result.epochs]
     assert [epoch.lr for epoch in result.epochs] == pytest.approx([0.1, 0.1, 0.01, 0.01])
     data = json.loads(json.dumps(result.to_json()))
+    assert (data["schema"], data["schema_version"]) == ("cbam_deploy.training", 1)
     assert data["best_epoch"] == result.best.number
     assert len(data["epochs"]) == 4
 

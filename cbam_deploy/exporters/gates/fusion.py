@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -56,6 +56,8 @@ class FusionReport(Result):
         refused: for each gate left as it was, where it is and a sentence that says why.
         present: number of gates that were nodes before.
     """
+
+    schema: ClassVar[str] = "cbam_deploy.fusion"
 
     found: int
     fused: tuple[tuple[str, str], ...]

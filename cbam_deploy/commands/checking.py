@@ -1,0 +1,198 @@
+"""The commands that say of an artefact, or of this machine, what it is and whether it is right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import cbam_deploy
+from cbam_deploy.commands.files import read, written
+from cbam_deploy.commands.options import (
+    ARTEFACTS,
+    BATCHES,
+    INPUT,
+    LIMITS,
+    PICTURES,
+    RESULT,
+    RUNNING,
+    SECONDS,
+    THREADS,
+    Artefact,
+    Artefacts,
+    BatchOption,
+    DataOption,
+    DeviceOption,
+    PyTorchOption,
+    ReferenceOption,
+    RuntimeOption,
+    SeedOption,
+    WeightsOption,
+    count,
+    file_option,
+    number,
+    percent,
+    source,
+)
+
+COMPARED = "What is compared"
+
+
+def validate(
+    artefact: Artefact,
+    reference: ReferenceOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    batch: BatchOption = None,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Compare every gate too.", rich_help_panel=COMPARED),
+    ] = False,
+    every_node: Annotated[
+        bool,
+        typer.Option(
+            "--every-node",
+            help="Compare every node, not only gates.",
+            rich_help_panel=COMPARED,
+        ),
+    ] = False,
+    max_abs: Annotated[float | None, number(0, math.inf, "Largest absolute error.", LIMITS)] = None,
+    max_relative: Annotated[
+        float | None, number(0, math.inf, "Largest error over the largest output.", LIMITS)
+    ] = None,
+    min_cosine: Annotated[float | None, number(-1, 1, "Smallest cosine.", LIMITS)] = None,
+    min_snr_db: Annotated[
+        float | None,
+        number(-math.inf, math.inf, "Smallest signal-to-noise ratio, in dB.", LIMITS),
+    ] = None,
+    min_channel_snr_db: Annotated[
+        float | None,
+        number(-math.inf, math.inf, "Smallest one of a channel by itself, in dB.", LIMITS),
+    ] = None,
+    min_top1: Annotated[float | None, percent("Smallest top-1 agreement (99%).", LIMITS)] = None,
+    limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
+    seed: SeedOption = 0,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    junit: Annotated[
+        Path | None,
+        file_option(written, ".xml", help_text="Also write a JUnit file.", panel=RESULT),
+    ] = None,
+) -> Any:
+    """Prove parity with PyTorch; exit 1 without it."""
+    parity = cbam_deploy.validate(
+        artefact,
+        reference=reference,
+        weights=weights,
+        data=data,
+        batch_sizes=batch or None,
+        layers="all" if every_node else "gates" if layers else None,
+        max_abs=max_abs,
+        max_relative=max_relative,
+        min_cosine=min_cosine,
+        min_snr_db=min_snr_db,
+        min_top1=min_top1,
+        min_channel_snr_db=min_channel_snr_db,
+        limit=limit,
+        seed=seed,
+        runtime=runtime,
+        device=device,
+    )
+    if junit is not None:
+        from cbam_deploy.report.junit import write_junit
+
+        write_junit(junit, "cbam-deploy validate", parity.junit_cases())
+    return parity
+
+
+def evaluate(
+    artefacts: Artefacts,
+    data: Annotated[str, source("Labelled images.")],
+    pytorch: PyTorchOption = False,
+    reference: ReferenceOption = None,
+    weights: WeightsOption = None,
+    batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
+    limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
+    max_drop: Annotated[
+        float | None, percent("Exit 1 when top-1 falls by more (0.5%).", LIMITS)
+    ] = None,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+) -> Any:
+    """Measure top-1 and top-5 accuracy."""
+    return cbam_deploy.evaluate(
+        artefacts,
+        data=data,
+        reference_pytorch=pytorch,
+        reference=reference,
+        weights=weights,
+        batch_size=batch,
+        limit=limit,
+        max_drop=max_drop,
+        runtime=runtime,
+        device=device,
+    )
+
+
+def bench(
+    artefacts: Artefacts,
+    pytorch: PyTorchOption = False,
+    reference: ReferenceOption = None,
+    weights: WeightsOption = None,
+    batch: BatchOption = None,
+    seconds: Annotated[float, number(0.1, SECONDS, "Time per artefact and batch.")] = 3.0,
+    threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
+    relative_to: Annotated[
+        Path | None,
+        file_option(read, *ARTEFACTS, help_text="Baseline artefact, measured in the same run."),
+    ] = None,
+    against: Annotated[
+        Path | None, file_option(read, ".json", help_text="Earlier --report to compare with.")
+    ] = None,
+    max_slowdown: Annotated[
+        float | None, percent("Exit 1 when slower by more (5%).", LIMITS)
+    ] = None,
+    seed: SeedOption = 0,
+    runtime: RuntimeOption = None,
+    device: DeviceOption = None,
+    html: Annotated[
+        Path | None,
+        file_option(written, ".html", help_text="Also write a page with plots.", panel=RESULT),
+    ] = None,
+) -> Any:
+    """Measure latency and throughput, interleaved."""
+    measured = cbam_deploy.bench(
+        artefacts,
+        pytorch=pytorch,
+        reference=reference,
+        weights=weights,
+        batches=tuple(batch or (1, 8)),
+        seconds=seconds,
+        threads=threads,
+        relative_to=relative_to,
+        against=against,
+        max_slowdown=max_slowdown,
+        seed=seed,
+        runtime=runtime,
+        device=device,
+    )
+    if html is not None:
+        from cbam_deploy.report.html import write_page
+
+        write_page(measured, html)
+    return measured
+
+
+def inspect(artefact: Artefact) -> Any:
+    """Show what an artefact is; check its hashes."""
+    return cbam_deploy.inspect(artefact)
+
+
+def doctor() -> Any:
+    """Say what this machine can do, and what it lacks."""
+    return cbam_deploy.doctor()
+
+
+COMMANDS = (validate, evaluate, bench, inspect, doctor)

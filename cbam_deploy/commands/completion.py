@@ -1,0 +1,62 @@
+"""What a shell offers for an argument or option when its user presses TAB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+
+Completion = Callable[[str], list[str]]
+
+# The networks of models/zoo.py, which takes PyTorch to load.
+ZOO = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+    "resnext101_32x4d", "wide_resnet18_1_5", "wide_resnet18_2_0", "resnet20", "mobilenet",
+)  # fmt: skip
+
+
+def offer(*names: str, suffixes: tuple[str, ...] = (), folders: bool = False) -> Completion:
+    """A completion by `names`, by files that end in `suffixes`, and by the folders on the way.
+
+    A folder that is the only one is entered: a shell would put a space after it.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        found = [name for name in names if name.startswith(incomplete)]
+        if suffixes or folders:
+            found += _paths(incomplete, suffixes)
+        if len(found) == 1 and found[0].endswith("/"):
+            return complete(found[0]) or found
+        return found
+
+    return complete
+
+
+def runtimes(incomplete: str) -> list[str]:
+    """For ``--runtime``: what runs files."""
+    from cbam_deploy.runtimes import RUNTIMES
+
+    names = dict.fromkeys(row.name for row in RUNTIMES if row.suffix is not None)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Files with one of `suffixes`, and folders with a slash at their end.
+
+    Names that need quotes are left to the shell's own completion.
+    """
+    head, slash, start = incomplete.rpartition("/")
+    try:
+        entries = sorted(Path(head + slash).expanduser().iterdir())
+    except OSError:
+        return []
+    found = []
+    for entry in entries:
+        if quote(entry.name) != entry.name or entry.name.startswith(".") > start.startswith("."):
+            continue
+        if entry.name.startswith(start):
+            if entry.is_dir():
+                found.append(f"{head}{slash}{entry.name}/")
+            elif entry.suffix in suffixes:
+                found.append(f"{head}{slash}{entry.name}")
+    return found

@@ -1,0 +1,296 @@
+"""The commands that make something: ONNX files, engines, trained networks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import cbam_deploy
+from cbam_deploy.commands.files import updated
+from cbam_deploy.commands.options import (
+    BATCHES,
+    EPOCHS,
+    MIBS,
+    PRECISION,
+    THREADS,
+    AttentionOption,
+    CalibrationImagesOption,
+    CalibrationOption,
+    ClassesOption,
+    DataOption,
+    DeviceOption,
+    EngineOutput,
+    GateOption,
+    InitialGatesOption,
+    InputsOption,
+    IoDtypeOption,
+    MethodOption,
+    Model,
+    OnnxIn,
+    OnnxInPlace,
+    Output,
+    SeedOption,
+    SizeOption,
+    StemOption,
+    WeightsOption,
+    count,
+    file_option,
+    folder,
+    gate_spec,
+    number,
+    percent,
+    real,
+    source,
+)
+
+# What `train` writes: the names of training/run_folder.py, which this module must not load.
+RUN_FILES = ("best.safetensors", "last.pt", "history.json")
+
+SHAPES = "Shapes"
+BUILDER = "Builder"
+RECIPE = "Recipe"
+
+
+def export(
+    model: Model,
+    output: Output,
+    attention: AttentionOption = None,
+    weights: WeightsOption = None,
+    stem: StemOption = None,
+    num_classes: ClassesOption = None,
+    image_size: SizeOption = None,
+    inputs: InputsOption = None,
+    gate: GateOption = None,
+    initial_gates: InitialGatesOption = False,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Leave gates as plain ops.")] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int8+fp32"],
+        typer.Option(
+            help="int8 leaves the rest in FP16, int8+fp32 in FP32.", rich_help_panel=PRECISION
+        ),
+    ] = "fp32",
+    calibration: CalibrationOption = None,
+    method: MethodOption = "percentile",
+    images: CalibrationImagesOption = 64,
+    io_dtype: IoDtypeOption = "fp32",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            parser=real(0, math.inf),
+            metavar="ERROR",
+            help="Largest error to allow, over the largest output [default: FP32's own].",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+) -> Any:
+    """Export a PyTorch model to ONNX, gates fused."""
+    return cbam_deploy.export_onnx(
+        model,
+        output,
+        attention=attention,
+        weights=weights,
+        stem=stem,
+        num_classes=num_classes,
+        image_size=image_size,
+        inputs=tuple(inputs or ()),
+        gate=gate_spec(gate),
+        initial_gates=initial_gates,
+        fuse=not no_fuse,
+        precision=precision,
+        calibration=calibration,
+        method=method,
+        images=images,
+        io_dtype=io_dtype,
+        tolerance=tolerance,
+        seed=seed,
+    )
+
+
+def fuse(source: OnnxInPlace, output: Output) -> Any:
+    """Make each attention gate of an ONNX file one node."""
+    return cbam_deploy.fuse(source, output)
+
+
+def convert(
+    source: OnnxIn,
+    output: Output,
+    precision: Annotated[
+        Literal["fp16", "int8", "int8+fp32"],
+        typer.Option(
+            help="int8 leaves the rest in FP16, int8+fp32 in FP32.", rich_help_panel=PRECISION
+        ),
+    ] = "fp16",
+    calibration: CalibrationOption = None,
+    method: MethodOption = "percentile",
+    images: CalibrationImagesOption = 64,
+    io_dtype: IoDtypeOption = "fp32",
+    max_accuracy_drop: Annotated[
+        float | None,
+        percent("Give the noisiest layers back to FP16 until top-1 on --data holds.", PRECISION),
+    ] = None,
+    data: DataOption = None,
+    seed: SeedOption = 0,
+) -> Any:
+    """Convert an ONNX file to FP16 or INT8."""
+    return cbam_deploy.convert(
+        source,
+        output,
+        precision=precision,
+        calibration=calibration,
+        method=method,
+        images=images,
+        io_dtype=io_dtype,
+        max_accuracy_drop=max_accuracy_drop,
+        data=data,
+        seed=seed,
+    )
+
+
+def build_engine(
+    source: OnnxIn,
+    output: EngineOutput,
+    runtime: Annotated[
+        Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
+    ] = "auto",
+    min_batch: Annotated[
+        int | None, count(1, BATCHES, "Smallest batch [default: 1].", SHAPES)
+    ] = None,
+    opt_batch: Annotated[
+        int | None, count(1, BATCHES, "Batch to be fastest at [default: 8].", SHAPES)
+    ] = None,
+    max_batch: Annotated[
+        int | None, count(1, BATCHES, "Largest batch [default: 64].", SHAPES)
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=MIN,OPT,MAX",
+            help="Range of a free axis such as H=320,640,1280; repeat for several.",
+            rich_help_panel=SHAPES,
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
+    ] = None,
+    gate: Annotated[
+        Literal["auto", "plugin", "native"], typer.Option(help="How gates are lowered.")
+    ] = "auto",
+    timing_cache: Annotated[
+        Path | None, file_option(updated, help_text="Tactic timings to reuse.", panel=BUILDER)
+    ] = None,
+    optimization_level: Annotated[
+        int | None, count(0, 5, "Builder effort, 0 to 5.", BUILDER)
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MIBS,
+            metavar="MIB",
+            help="Scratch memory for tactics, in MiB.",
+            rich_help_panel=BUILDER,
+        ),
+    ] = None,
+    strip_weights: Annotated[
+        bool, typer.Option(help="Leave weights out; refit later.", rich_help_panel=BUILDER)
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option(help="Run on later TensorRT versions too.", rich_help_panel=BUILDER)
+    ] = False,
+) -> Any:
+    """Build a TensorRT engine and its manifest."""
+    return cbam_deploy.build_engine(
+        source,
+        output,
+        runtime=runtime,
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        sizes=tuple(size or ()),
+        targets=tuple(target or ()),
+        gate=gate,
+        timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        workspace_mib=workspace,
+        strip_weights=strip_weights,
+        version_compatible=version_compatible,
+    )
+
+
+def train(
+    model: Model,
+    output: Annotated[Path, folder(*RUN_FILES, help_text="Folder for the run.")],
+    data: Annotated[str, source("Labelled images to train on.")],
+    val_data: Annotated[str | None, source("Held-out images.")] = None,
+    attention: AttentionOption = None,
+    gate: GateOption = None,
+    stem: StemOption = None,
+    weights: WeightsOption = None,
+    initial_gates: InitialGatesOption = False,
+    image_size: SizeOption = None,
+    epochs: Annotated[int, count(1, EPOCHS, "Passes over the images.", RECIPE)] = 90,
+    batch_size: Annotated[
+        int, count(1, BATCHES, "Images a step, of all processes together.", RECIPE)
+    ] = 256,
+    lr: Annotated[float, number(0, 1e6, "Initial learning rate.", RECIPE)] = 0.1,
+    lr_step: Annotated[int, count(1, EPOCHS, "Epochs between decays.", RECIPE)] = 30,
+    lr_gamma: Annotated[float, number(0, 1e6, "Factor of each decay.", RECIPE)] = 0.1,
+    momentum: Annotated[float, number(0, 1, "Momentum of SGD.", RECIPE)] = 0.9,
+    weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4,
+    augmentation: Annotated[
+        Literal["auto", "crop-flip", "shift", "none"],
+        typer.Option(help="How training images are varied.", rich_help_panel=RECIPE),
+    ] = "auto",
+    amp: Annotated[
+        Literal["none", "bf16", "fp16"],
+        typer.Option(help="Mixed precision; fp16 on GPUs only.", rich_help_panel=RECIPE),
+    ] = "none",
+    workers: Annotated[int | None, count(0, THREADS, "Threads that read images.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+) -> Any:
+    """Train by the paper's recipe, resumably; on GPUs by torchrun."""
+    from cbam_deploy.training.processes import leads
+
+    result = cbam_deploy.train(
+        model,
+        data=data,
+        output=output,
+        val_data=val_data,
+        attention=attention,
+        gate=gate_spec(gate),
+        stem=stem,
+        weights=weights if weights is None else str(weights),
+        initial_gates=initial_gates,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lr_step=lr_step,
+        lr_gamma=lr_gamma,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        augmentation=augmentation,
+        amp=amp,
+        workers=workers,
+        resume=resume,
+        seed=seed,
+        device=device,
+    )
+    return result if leads() else None
+
+
+def demo(
+    output: Annotated[Path, folder(help_text="Folder to write.")] = Path("demo"),
+    seed: SeedOption = 0,
+) -> Any:
+    """Walk the whole road on a small CBAM-ResNet."""
+    return cbam_deploy.demo(output, seed=seed)
+
+
+COMMANDS = (export, fuse, convert, build_engine, train, demo)
