@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ from cbam_deploy.errors import BadInput
 
 _LONGEST_NAME = 255  # Bytes; Linux file systems allow no more.
 
-_log = logging.getLogger(__name__)
 _unfinished: set[Path] = set()
 
 
@@ -82,7 +80,6 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
                 temporary = folder / f"output{path.suffix}"
                 yield temporary
                 _pour(temporary, path)
-    _log.info("wrote %s", path)
 
 
 @contextmanager

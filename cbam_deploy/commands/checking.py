@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 import cbam_deploy
 from cbam_deploy.commands.files import read, written
 from cbam_deploy.commands.options import (
@@ -33,6 +31,7 @@ from cbam_deploy.commands.options import (
     count,
     file_option,
     number,
+    option,
     percent,
     source,
 )
@@ -48,15 +47,11 @@ def validate(
     batch: BatchOption = None,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="Compare every gate too.", rich_help_panel=COMPARED),
+        option("Compare every gate too.", COMPARED, "--layers"),
     ] = False,
     every_node: Annotated[
         bool,
-        typer.Option(
-            "--every-node",
-            help="Compare every node, not only gates.",
-            rich_help_panel=COMPARED,
-        ),
+        option("Compare every node, not only gates.", COMPARED, "--every-node"),
     ] = False,
     max_abs: Annotated[float | None, number(0, math.inf, "Largest absolute error.", LIMITS)] = None,
     max_relative: Annotated[
@@ -78,7 +73,7 @@ def validate(
     device: DeviceOption = None,
     junit: Annotated[
         Path | None,
-        file_option(written, ".xml", help_text="Also write a JUnit file.", panel=RESULT),
+        file_option("Also write a JUnit file.", written, ".xml", panel=RESULT),
     ] = None,
 ) -> Any:
     """Prove parity with PyTorch; exit 1 without it."""
@@ -146,10 +141,10 @@ def bench(
     threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
     relative_to: Annotated[
         Path | None,
-        file_option(read, *ARTEFACTS, help_text="Baseline artefact, measured in the same run."),
+        file_option("Baseline artefact, measured in the same run.", read, *ARTEFACTS),
     ] = None,
     against: Annotated[
-        Path | None, file_option(read, ".json", help_text="Earlier --report to compare with.")
+        Path | None, file_option("Earlier --report to compare with.", read, ".json")
     ] = None,
     max_slowdown: Annotated[
         float | None, percent("Exit 1 when slower by more (5%).", LIMITS)
@@ -159,7 +154,7 @@ def bench(
     device: DeviceOption = None,
     html: Annotated[
         Path | None,
-        file_option(written, ".html", help_text="Also write a page with plots.", panel=RESULT),
+        file_option("Also write a page with plots.", written, ".html", panel=RESULT),
     ] = None,
 ) -> Any:
     """Measure latency and throughput, interleaved."""

@@ -15,15 +15,17 @@ ZOO = (
 )  # fmt: skip
 
 
-def offer(*names: str, suffixes: tuple[str, ...] = (), folders: bool = False) -> Completion:
-    """A completion by `names`, by files that end in `suffixes`, and by the folders on the way.
+def offer(*values: str) -> Completion:
+    """A completion by names, and by files of the suffixes, such as ``.onnx``, among `values`.
 
-    A folder that is the only one is entered: a shell would put a space after it.
+    Where there are suffixes, the folders on the way to files are offered too; ``/`` stands for
+    folders alone. A folder that is the only one is entered: a shell would put a space after it.
     """
+    suffixes = tuple(value for value in values if value[0] in "./")
 
     def complete(incomplete: str) -> list[str]:
-        found = [name for name in names if name.startswith(incomplete)]
-        if suffixes or folders:
+        found = [name for name in values if name.startswith(incomplete) and name not in suffixes]
+        if suffixes:
             found += _paths(incomplete, suffixes)
         if len(found) == 1 and found[0].endswith("/"):
             return complete(found[0]) or found

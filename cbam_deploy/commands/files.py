@@ -52,6 +52,7 @@ def written(parameter: typer.CallbackParam, value: T) -> T:
     for text in _texts(value):
         check_place(Path(text))
         declare_output(Path(text), _name(parameter))
+        _log.info("%s: writes %s", _name(parameter), text)
     return value
 
 

@@ -6,10 +6,8 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-
 import cbam_deploy
-from cbam_deploy.commands.files import updated
+from cbam_deploy.commands.files import updated, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
@@ -38,9 +36,10 @@ from cbam_deploy.commands.options import (
     WeightsOption,
     count,
     file_option,
-    folder,
     gate_spec,
     number,
+    option,
+    output,
     percent,
     real,
     source,
@@ -65,12 +64,10 @@ def export(
     inputs: InputsOption = None,
     gate: GateOption = None,
     initial_gates: InitialGatesOption = False,
-    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Leave gates as plain ops.")] = False,
+    no_fuse: Annotated[bool, option("Leave gates as plain ops.", None, "--no-fuse")] = False,
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int8+fp32"],
-        typer.Option(
-            help="int8 leaves the rest in FP16, int8+fp32 in FP32.", rich_help_panel=PRECISION
-        ),
+        option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp32",
     calibration: CalibrationOption = None,
     method: MethodOption = "percentile",
@@ -78,10 +75,10 @@ def export(
     io_dtype: IoDtypeOption = "fp32",
     tolerance: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Largest error to allow, over the largest output [default: FP32's own].",
             parser=real(0, math.inf),
             metavar="ERROR",
-            help="Largest error to allow, over the largest output [default: FP32's own].",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -119,9 +116,7 @@ def convert(
     output: Output,
     precision: Annotated[
         Literal["fp16", "int8", "int8+fp32"],
-        typer.Option(
-            help="int8 leaves the rest in FP16, int8+fp32 in FP32.", rich_help_panel=PRECISION
-        ),
+        option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp16",
     calibration: CalibrationOption = None,
     method: MethodOption = "percentile",
@@ -153,7 +148,7 @@ def build_engine(
     source: OnnxIn,
     output: EngineOutput,
     runtime: Annotated[
-        Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT builds.")
+        Literal["auto", "tensorrt", "tensorrt-rtx"], option("Which TensorRT builds.")
     ] = "auto",
     min_batch: Annotated[
         int | None, count(1, BATCHES, "Smallest batch [default: 1].", SHAPES)
@@ -166,40 +161,30 @@ def build_engine(
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Range of a free axis such as H=320,640,1280; repeat for several.",
+            SHAPES,
             metavar="AXIS=MIN,OPT,MAX",
-            help="Range of a free axis such as H=320,640,1280; repeat for several.",
-            rich_help_panel=SHAPES,
         ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
+        option("Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
     ] = None,
-    gate: Annotated[
-        Literal["auto", "plugin", "native"], typer.Option(help="How gates are lowered.")
-    ] = "auto",
+    gate: Annotated[Literal["auto", "plugin", "native"], option("How gates are lowered.")] = "auto",
     timing_cache: Annotated[
-        Path | None, file_option(updated, help_text="Tactic timings to reuse.", panel=BUILDER)
+        Path | None, file_option("Tactic timings to reuse.", updated, panel=BUILDER)
     ] = None,
     optimization_level: Annotated[
         int | None, count(0, 5, "Builder effort, 0 to 5.", BUILDER)
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=MIBS,
-            metavar="MIB",
-            help="Scratch memory for tactics, in MiB.",
-            rich_help_panel=BUILDER,
-        ),
+        option("Scratch memory for tactics, in MiB.", BUILDER, min=1, max=MIBS, metavar="MIB"),
     ] = None,
-    strip_weights: Annotated[
-        bool, typer.Option(help="Leave weights out; refit later.", rich_help_panel=BUILDER)
-    ] = False,
+    strip_weights: Annotated[bool, option("Leave weights out; refit later.", BUILDER)] = False,
     version_compatible: Annotated[
-        bool, typer.Option(help="Run on later TensorRT versions too.", rich_help_panel=BUILDER)
+        bool, option("Run on later TensorRT versions too.", BUILDER)
     ] = False,
 ) -> Any:
     """Build a TensorRT engine and its manifest."""
@@ -223,7 +208,7 @@ def build_engine(
 
 def train(
     model: Model,
-    output: Annotated[Path, folder(*RUN_FILES, help_text="Folder for the run.")],
+    output: Annotated[Path, output("Folder for the run.", written_in(*RUN_FILES), "/")],
     data: Annotated[str, source("Labelled images to train on.")],
     val_data: Annotated[str | None, source("Held-out images.")] = None,
     attention: AttentionOption = None,
@@ -243,14 +228,14 @@ def train(
     weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4,
     augmentation: Annotated[
         Literal["auto", "crop-flip", "shift", "none"],
-        typer.Option(help="How training images are varied.", rich_help_panel=RECIPE),
+        option("How training images are varied.", RECIPE),
     ] = "auto",
     amp: Annotated[
         Literal["none", "bf16", "fp16"],
-        typer.Option(help="Mixed precision; fp16 on GPUs only.", rich_help_panel=RECIPE),
+        option("Mixed precision; fp16 on GPUs only.", RECIPE),
     ] = "none",
     workers: Annotated[int | None, count(0, THREADS, "Threads that read images.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
+    resume: Annotated[bool, option("Go on with an earlier run.", None, "--resume")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
 ) -> Any:
@@ -286,7 +271,7 @@ def train(
 
 
 def demo(
-    output: Annotated[Path, folder(help_text="Folder to write.")] = Path("demo"),
+    output: Annotated[Path, output("Folder to write.", written_in(), "/")] = Path("demo"),
     seed: SeedOption = 0,
 ) -> Any:
     """Walk the whole road on a small CBAM-ResNet."""

@@ -16,7 +16,6 @@ from cbam_deploy.commands.files import (
     written,
     written_artefact,
     written_engine,
-    written_in,
 )
 from cbam_deploy.commands.messages import be_quiet, be_verbose, show_tracebacks
 from cbam_deploy.errors import BadInput
@@ -74,260 +73,148 @@ def percentage(text: str) -> float:
     return value
 
 
+def option(help_text: str, panel: str | None = None, *flags: str, **more: Any) -> Any:
+    """An option, listed under the heading `panel`."""
+    return typer.Option(*flags, help=help_text, rich_help_panel=panel, **more)
+
+
 def number(low: float, high: float, help_text: str, panel: str | None = None) -> Any:
     """An option that takes a number from `low` to `high`."""
-    return typer.Option(
-        parser=real(low, high), metavar="NUMBER", help=help_text, rich_help_panel=panel
-    )
+    return option(help_text, panel, parser=real(low, high), metavar="NUMBER")
 
 
 def percent(help_text: str, panel: str | None = None) -> Any:
     """An option that takes a percentage."""
-    return typer.Option(parser=percentage, metavar="PERCENT", help=help_text, rich_help_panel=panel)
+    return option(help_text, panel, parser=percentage, metavar="PERCENT")
 
 
 def count(low: int, high: int, help_text: str, panel: str | None = None) -> Any:
     """An option that takes an integer from `low` to `high`."""
-    return typer.Option(min=low, max=high, metavar="N", help=help_text, rich_help_panel=panel)
+    return option(help_text, panel, min=low, max=high, metavar="N")
 
 
 def file_option(
-    callback: Callable[..., Any], *suffixes: str, help_text: str, panel: str | None = None
+    help_text: str, declare: Callable[..., Any], *offers: str, panel: str | None = None
 ) -> Any:
-    """An option that names a file, of one of `suffixes`, which `callback` declares."""
-    complete = offer(suffixes=suffixes)
-    return typer.Option(
-        callback=callback, help=help_text, rich_help_panel=panel, autocompletion=complete
-    )
+    """An option that names a file, which `declare` declares; a shell offers `offers`."""
+    return option(help_text, panel, callback=declare, autocompletion=offer(*offers))
 
 
 def source(help_text: str, panel: str = INPUT) -> Any:
     """An option that takes a SOURCE of pictures."""
-    return typer.Option(
-        metavar="SOURCE",
-        callback=read,
-        help=help_text,
-        rich_help_panel=panel,
-        autocompletion=offer("digits", "photos", folders=True),
+    complete = offer("digits", "photos", "/")
+    return option(help_text, panel, metavar="SOURCE", callback=read, autocompletion=complete)
+
+
+def output(help_text: str, declare: Callable[..., Any], *offers: str) -> Any:
+    """``--output``: a file or folder, which `declare` declares."""
+    complete = offer(*offers)
+    return option(help_text, None, "-o", "--output", callback=declare, autocompletion=complete)
+
+
+def argument(metavar: str, help_text: str, declare: Callable[..., Any], *offers: str) -> Any:
+    """An argument that names files or networks, which `declare` declares."""
+    complete = offer(*offers)
+    return typer.Argument(
+        metavar=metavar, help=help_text, callback=declare, autocompletion=complete
     )
 
 
-def folder(*names: str, help_text: str) -> Any:
-    """``--output`` as a folder in which the files `names` are written."""
-    return typer.Option(
-        "-o",
-        "--output",
-        callback=written_in(*names),
-        help=help_text,
-        autocompletion=offer(folders=True),
-    )
+def message(help_text: str, flag: str, callback: Callable[[bool], None]) -> Any:
+    """A flag for what is said beside the result; it counts from the first argument on."""
+    return option(help_text, RESULT, flag, callback=callback, is_eager=True)
 
 
-Attention = Literal["cbam", "se", "none"]
-Stem = Literal["imagenet", "cifar"]
-Device = Literal["cpu", "cuda"]
+_MODEL = "Zoo name such as resnet50, package.module:factory, or path/file.py:factory."
+_MODEL_OR_FILE = "Zoo name, package.module:factory, path/file.py:factory, or an ONNX file."
+_NETWORK = "Checkpoint of train, MODEL=CHECKPOINT, or MODEL."
+_ONNX = "The ONNX file to read."
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        callback=read_as_model,
-        help="Zoo name such as resnet50, package.module:factory, or path/file.py:factory.",
-        autocompletion=offer(*ZOO, suffixes=(".py",)),
-    ),
-]
+Model = Annotated[str, argument("MODEL", _MODEL, read_as_model, *ZOO, ".py")]
 ModelOrFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|FILE.onnx",
-        callback=read,
-        help="Zoo name, package.module:factory, path/file.py:factory, or an ONNX file.",
-        autocompletion=offer(*ZOO, suffixes=(".py", ".onnx")),
-    ),
+    str, argument("MODEL|FILE.onnx", _MODEL_OR_FILE, read, *ZOO, ".py", ".onnx")
 ]
-Networks = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="NETWORK...",
-        callback=read,
-        help="Checkpoint of train, MODEL=CHECKPOINT, or MODEL.",
-        autocompletion=offer(*ZOO, suffixes=CHECKPOINTS),
-    ),
-]
-Artefact = Annotated[
-    Path,
-    typer.Argument(
-        metavar="ARTEFACT",
-        callback=read,
-        help="An .onnx or .engine file.",
-        autocompletion=offer(suffixes=ARTEFACTS),
-    ),
-]
-Artefacts = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="ARTEFACT...",
-        callback=read,
-        help=".onnx or .engine.",
-        autocompletion=offer(suffixes=ARTEFACTS),
-    ),
-]
-OnnxIn = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IN.onnx",
-        callback=read,
-        help="The ONNX file to read.",
-        autocompletion=offer(suffixes=(".onnx",)),
-    ),
-]
-OnnxInPlace = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IN.onnx",
-        callback=read_and_replaced,
-        help="The ONNX file to read.",
-        autocompletion=offer(suffixes=(".onnx",)),
-    ),
-]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        callback=written_artefact,
-        help="File to write.",
-        autocompletion=offer(suffixes=(".onnx",)),
-    ),
-]
-EngineOutput = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        callback=written_engine,
-        help="File to write.",
-        autocompletion=offer(suffixes=(".engine",)),
-    ),
-]
+Networks = Annotated[list[str], argument("NETWORK...", _NETWORK, read, *ZOO, *CHECKPOINTS)]
+Artefact = Annotated[Path, argument("ARTEFACT", "An .onnx or .engine file.", read, *ARTEFACTS)]
+Artefacts = Annotated[list[Path], argument("ARTEFACT...", ".onnx or .engine.", read, *ARTEFACTS)]
+OnnxIn = Annotated[Path, argument("IN.onnx", _ONNX, read, ".onnx")]
+OnnxInPlace = Annotated[Path, argument("IN.onnx", _ONNX, read_and_replaced, ".onnx")]
+Output = Annotated[Path, output("File to write.", written_artefact, ".onnx")]
+EngineOutput = Annotated[Path, output("File to write.", written_engine, ".engine")]
 AttentionOption = Annotated[
-    Attention | None,
-    typer.Option(help="Gate after each block [default: cbam].", rich_help_panel=MODEL),
+    Literal["cbam", "se", "none"] | None, option("Gate after each block [default: cbam].", MODEL)
 ]
 InputsOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        "An input such as image:Nx3xH=640xW=640: N, H and W free. Repeat for several.",
+        MODEL,
         "--input",
         metavar="NAME:AXES",
-        help="An input such as image:Nx3xH=640xW=640: N, H and W free. Repeat for several.",
-        rich_help_panel=MODEL,
     ),
 ]
 StemOption = Annotated[
-    Stem | None, typer.Option(help="First layers [default: imagenet].", rich_help_panel=MODEL)
+    Literal["imagenet", "cifar"] | None, option("First layers [default: imagenet].", MODEL)
 ]
 ClassesOption = Annotated[int | None, count(1, CLASSES, "Outputs of the classifier.", MODEL)]
 SizeOption = Annotated[int | None, count(1, PIXELS, "Side of the input in pixels.", MODEL)]
 WeightsOption = Annotated[
     Path | None,
     file_option(
-        read,
-        *CHECKPOINTS,
-        help_text="Checkpoint: .safetensors, or a torch state dict.",
-        panel=MODEL,
+        "Checkpoint: .safetensors, or a torch state dict.", read, *CHECKPOINTS, panel=MODEL
     ),
 ]
 InitialGatesOption = Annotated[
     bool,
-    typer.Option(
-        "--initial-gates",
-        help="Leave gates initial where the checkpoint has none.",
-        rich_help_panel=MODEL,
-    ),
+    option("Leave gates initial where the checkpoint has none.", MODEL, "--initial-gates"),
 ]
 GateOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Another variant of the gate, such as kernel_size=3,channel_pool=avg.",
+        MODEL,
         metavar="FIELD=VALUE,...",
-        help="Another variant of the gate, such as kernel_size=3,channel_pool=avg.",
-        rich_help_panel=MODEL,
     ),
 ]
 ReferenceOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "PyTorch model, if not one of the zoo.",
+        MODEL,
         metavar="MODEL",
         callback=read_as_model,
-        help="PyTorch model, if not one of the zoo.",
-        rich_help_panel=MODEL,
-        autocompletion=offer(*ZOO, suffixes=(".py",)),
+        autocompletion=offer(*ZOO, ".py"),
     ),
 ]
+PyTorchOption = Annotated[bool, option("PyTorch as well.", MODEL, "--pytorch")]
 SeedOption = Annotated[int, count(0, SEEDS, "Seed of everything random.")]
-CalibrationOption = Annotated[str | None, source("Typical images, for INT8.", panel=PRECISION)]
+CalibrationOption = Annotated[str | None, source("Typical images, for INT8.", PRECISION)]
 MethodOption = Annotated[
-    Literal["minmax", "entropy", "percentile"],
-    typer.Option(help="How INT8 ranges are found.", rich_help_panel=PRECISION),
+    Literal["minmax", "entropy", "percentile"], option("How INT8 ranges are found.", PRECISION)
 ]
 CalibrationImagesOption = Annotated[int, count(1, PICTURES, "Images to calibrate on.", PRECISION)]
-IoDtypeOption = Annotated[
-    Literal["fp32", "fp16"],
-    typer.Option(help="Type of inputs and outputs.", rich_help_panel=PRECISION),
-]
+IoDtypeOption = Annotated[Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)]
 DataOption = Annotated[str | None, source("Image directory, 'digits' or 'photos'.")]
 BatchOption = Annotated[
     list[int] | None, count(1, BATCHES, "Batch size; repeat for several.", INPUT)
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option(
-        help="Runtime instead of the one the file implies.",
-        rich_help_panel=RUNNING,
-        autocompletion=runtimes,
-    ),
+    option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
 ]
-DeviceOption = Annotated[Device | None, typer.Option(help="cpu or cuda.", rich_help_panel=RUNNING)]
-PyTorchOption = Annotated[
-    bool, typer.Option("--pytorch", help="PyTorch as well.", rich_help_panel=MODEL)
-]
+DeviceOption = Annotated[Literal["cpu", "cuda"] | None, option("cpu or cuda.", RUNNING)]
 ReportOption = Annotated[
-    Path | None,
-    file_option(written, ".json", help_text="Also write JSON.", panel=RESULT),
+    Path | None, file_option("Also write JSON.", written, ".json", panel=RESULT)
 ]
-JsonOption = Annotated[
-    bool,
-    typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=RESULT),
-]
+JsonOption = Annotated[bool, option("Print JSON instead of a table.", RESULT, "--json")]
 QuietOption = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        callback=be_quiet,
-        is_eager=True,
-        help="Say nothing but the result and errors.",
-        rich_help_panel=RESULT,
-    ),
+    bool, message("Say nothing but the result and errors.", "--quiet", be_quiet)
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option(
-        "--verbose",
-        callback=be_verbose,
-        is_eager=True,
-        help="Name files read and written; show warnings of libraries.",
-        rich_help_panel=RESULT,
-    ),
+    message("Name files read and written; show warnings of libraries.", "--verbose", be_verbose),
 ]
-DebugOption = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        callback=show_tracebacks,
-        is_eager=True,
-        help="Show tracebacks of errors.",
-        rich_help_panel=RESULT,
-    ),
-]
+DebugOption = Annotated[bool, message("Show tracebacks of errors.", "--debug", show_tracebacks)]
 
 
 def gate_spec(text: str | None) -> GateSpec | None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 import cbam_deploy
 from cbam_deploy.commands.completion import ZOO, offer
-from cbam_deploy.commands.files import read
+from cbam_deploy.commands.files import read, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
@@ -27,9 +25,10 @@ from cbam_deploy.commands.options import (
     WeightsOption,
     count,
     file_option,
-    folder,
     gate_spec,
     number,
+    option,
+    output,
     source,
 )
 
@@ -42,7 +41,7 @@ def complexity(
     num_classes: ClassesOption = None,
     image_size: SizeOption = None,
     weights: WeightsOption = None,
-    by_module: Annotated[bool, typer.Option("--by-module", help="Show each module.")] = False,
+    by_module: Annotated[bool, option("Show each module.", None, "--by-module")] = False,
 ) -> Any:
     """Count parameters and multiply-adds."""
     return cbam_deploy.complexity(
@@ -60,19 +59,19 @@ def complexity(
 def gradcam(
     networks: Networks,
     data: Annotated[str, source("Pictures to explain.")],
-    output: Annotated[Path, folder("gradcam.html", help_text="Folder to write.")] = Path("gradcam"),
+    output: Annotated[Path, output("Folder to write.", written_in("gradcam.html"), "/")] = Path(
+        "gradcam"
+    ),
     artefact: Annotated[
         list[Path] | None,
         file_option(
-            read,
-            ".onnx",
-            help_text="ONNX file whose attention to show; repeat, the most exact first.",
+            "ONNX file whose attention to show; repeat, the most exact first.", read, ".onnx"
         ),
     ] = None,
     images: Annotated[int, count(1, 12, "How many pictures.")] = 6,
     image_size: SizeOption = None,
     layer: Annotated[
-        str | None, typer.Option(help="Module to explain [default: last convolutional output].")
+        str | None, option("Module to explain [default: last convolutional output].")
     ] = None,
     seed: SeedOption = 0,
 ) -> Any:
@@ -91,15 +90,15 @@ def gradcam(
 
 def ablation(
     data: Annotated[str, source("Pictures with a held-out part.")] = "digits",
-    output: Annotated[Path, folder(help_text="Folder of the study; goes on in it.")] = Path(
-        "ablation"
-    ),
+    output: Annotated[
+        Path, output("Folder of the study; goes on in it.", written_in(), "/")
+    ] = Path("ablation"),
     model: Annotated[
         str,
-        typer.Option(help="Network of the zoo.", rich_help_panel=MODEL, autocompletion=offer(*ZOO)),
+        option("Network of the zoo.", MODEL, autocompletion=offer(*ZOO)),
     ] = "resnet20",
     variant: Annotated[
-        list[str] | None, typer.Option(help="Only this one and plain; repeat for several.")
+        list[str] | None, option("Only this one and plain; repeat for several.")
     ] = None,
     epochs: Annotated[
         int | None, count(1, EPOCHS, "Of each cell [default: 10 for digits, else 90].")

@@ -100,6 +100,14 @@ def test_what_fuse_and_doctor_say_names_its_schema(cli, tmp_path):
         assert (data["schema"], data["schema_version"]) == (f"cbam_deploy.{name}", 1)
 
 
+def test_the_demo_names_its_schema_beside_those_of_its_steps():
+    from cbam_deploy.studies.demonstration import DemoResult
+
+    data = DemoResult("report.html", 1.0, *[Result()] * 7).to_json()
+    assert (data["schema"], data["schema_version"]) == ("cbam_deploy.demo", 1)
+    assert data["bench"] == Result().to_json()
+
+
 def test_an_error_allowed_by_export_is_a_number(cli, tmp_path):
     for text in ("nan", "-1", "much"):
         shown = cli("export", "resnet20", "-o", tmp_path / "x.onnx", "--tolerance", text)
