@@ -13,6 +13,7 @@ from cbam_deploy.commands import checking, making, studying
 from cbam_deploy.commands.options import DebugOption, QuietOption, VerboseOption
 from cbam_deploy.commands.outcome import run
 from cbam_deploy.commands.registration import Commands, register
+from cbam_deploy.errors import MissingCapability
 from cbam_deploy.version import __version__
 
 app = typer.Typer(
@@ -45,7 +46,14 @@ def _top(
 
 def main() -> NoReturn:
     """Entry point of ``cbam-deploy``."""
-    run(lambda: app(standalone_mode=False, prog_name="cbam-deploy"))
+    run(_run_app)
+
+
+def _run_app() -> None:
+    if app(standalone_mode=False, prog_name="cbam-deploy"):  # Typer's own exit, of completion.
+        raise MissingCapability(
+            "no shell that completion is made for was found", "run it in bash, zsh or fish"
+        )
 
 
 if __name__ == "__main__":

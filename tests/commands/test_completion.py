@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import shellingham
 
 from cbam_deploy.commands.completion import ZOO
 
@@ -74,6 +75,18 @@ def test_the_networks_offered_are_those_of_the_zoo():
     from cbam_deploy.models import list_models
 
     assert list_models() == ZOO
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_without_a_shell_to_complete_in_the_machine_lacks_one(cli, monkeypatch, folder, option):
+    def none_found():
+        raise shellingham.ShellDetectionFailure
+
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(shellingham, "detect_shell", none_found)
+    shown = cli(option)
+    assert shown.code == 3
+    assert "error: no shell" in shown.err
 
 
 def test_a_fresh_bash_completes(folder):
