@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
 import sys
@@ -15,6 +17,21 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Some tests import ONNX Runtime before the package, which sets this too.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Save what every export and every collection of garbage would do again.
+
+    torch reads its 540 translations of operators anew in each export, which takes longer than all
+    else that exporting a small network does; and Python looks through what the libraries hold.
+    """
+    if "torch" in sys.modules:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read_once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        ONNXRegistry.from_torchlib = read_once  # type: ignore[method-assign, assignment]
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 @dataclass(frozen=True)
