@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import cbam_deploy.plugins
 from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, grid
-from cbam_deploy.plugins.launches import LaunchPlan
+from cbam_deploy.plugins.launches import Launch, LaunchPlan
 
 KERNELS = Path(cbam_deploy.plugins.__file__).parent / "kernels"
 HOST = Path(__file__).parent / "host"
@@ -81,20 +82,56 @@ def build(
 ) -> HostDevice:
     """Compile `kernels` (name expressions) for the host with extra compiler `flags`."""
     names = tuple(sorted(set(kernels)))
-    listing = "".join(f"KERNEL({name})\n" for name in names)
+    return HostDevice(_compile(folder, "run_plan", "KERNEL", names, flags, warp, sources), names)
+
+
+def visits(folder: Path, launches: Iterable[tuple[Gate, Launch]]) -> list[tuple[int, int, int]]:
+    """How often the threads of each launch come to the elements of an image.
+
+    Returns, for each: the fewest and the most visits of an element, and the visits outside.
+    """
+    launches = list(launches)
+    found = [re.search(r"cbam::Tiling<[^>]*>", launch.kernel) for _, launch in launches]
+    tilings = [tiling[0] for tiling in found if tiling]
+    names = tuple(sorted(set(tilings)))
+    lines = []
+    for (gate, launch), tiling in zip(launches, tilings, strict=True):
+        cut = dict(launch.integers)
+        sizes = (gate.channels, gate.stored, gate.height, gate.width)
+        per_block = cut["positions_per_block"], cut.get("channels_per_block", gate.stored)
+        lines.append(" ".join(map(str, (names.index(tiling), *sizes, *per_block))))
+    program = _compile(folder, "walk", "TILING", names, ["-O1"], 32, KERNELS)
+    done = subprocess.run(
+        [program], input="\n".join(lines), text=True, capture_output=True, check=True
+    )
+    counts = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    return [(fewest, most, outside) for fewest, most, outside in counts]
+
+
+def _compile(
+    folder: Path,
+    source: str,
+    macro: str,
+    names: Iterable[str],
+    flags: Iterable[str],
+    warp: int,
+    sources: Path,
+) -> Path:
+    """The program of a source in ``host/`` with a list of C++ names; built if it is not there."""
+    listing = "".join(f"{macro}({name})\n" for name in names)
     command = ["g++", "-std=c++20", "-g1", "-fno-strict-aliasing", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-pthread", f"-DCBAM_HOST_WARP={warp}", *flags]
     texts = [path.read_text() for path in sorted([*sources.glob("*.cuh"), *HOST.iterdir()])]
-    key = hashlib.sha256("\0".join([listing, *command, *texts]).encode()).hexdigest()[:16]
-    program = folder / f"run_plan-{key}"
+    key = hashlib.sha256("\0".join([source, listing, *command, *texts]).encode()).hexdigest()[:16]
+    program = folder / f"{source}-{key}"
     if not program.exists():
         (folder / f"{key}.inc").write_text(listing)
-        command += [f'-DKERNELS="{folder / key}.inc"', f"-I{sources}", f"-I{HOST}"]
-        command += ["-o", f"{program}.part", str(HOST / "run_plan.cpp")]
+        command += [f'-D{macro}S="{folder / key}.inc"', f"-I{sources}", f"-I{HOST}"]
+        command += ["-o", f"{program}.part", str(HOST / f"{source}.cpp")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:4000]
         Path(f"{program}.part").rename(program)
-    return HostDevice(program, names)
+    return program
 
 
 def to_storage(gate: Gate, x: NDArray) -> NDArray:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
+from math import ceil
 
 import numpy as np
 import pytest
+from host_device import visits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +23,6 @@ from cbam_deploy.plugins.geometry import (
     kept_part,
     plan,
 )
-from cbam_deploy.plugins.launches import Launch
 
 size = st.one_of(st.integers(1, 80), st.sampled_from([56, 112, 224, 513]))
 channels = st.one_of(st.integers(1, 300), st.sampled_from([512, 1000, 1024, 2048, 4096, 9000]))
@@ -45,43 +47,60 @@ def gates(draw) -> Gate:
 
 
 devices = st.sampled_from(list(KNOWN_DEVICES.values()))
-thousands = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+hundreds = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def slices(gate: Gate, launch: Launch) -> list[tuple[int, int, int, int]]:
-    """Positions and stored channels of every block of one image, as the kernels compute them."""
-    integers = dict(launch.integers)
-    per_block = integers.get("positions_per_block", gate.positions)
-    channels_per_block = integers.get("channels_per_block", gate.stored)
-    splits = -(-gate.stored // channels_per_block)
-    found = []
-    for block in range(launch.blocks_per_image):
-        p0 = min(gate.positions, block // splits * per_block)
-        c0 = block % splits * channels_per_block
-        p1, c1 = min(gate.positions, p0 + per_block), min(gate.stored, c0 + channels_per_block)
-        found.append((p0, p1, c0, c1))
-    return found
-
-
-@thousands
+@hundreds
 @given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
-def test_every_element_is_covered_exactly_once(gate, limits, batch, strategy):
+def test_a_launch_has_the_blocks_that_its_cut_needs_and_cuts_no_vector(
+    gate, limits, batch, strategy
+):
     for launch in plan(gate, limits, batch=batch, strategy=strategy).launches:
         if "channel_excitation" in launch.kernel:
             continue
-        parts = slices(gate, launch)
-        area = sum((p1 - p0) * (c1 - c0) for p0, p1, c0, c1 in parts)
-        assert area == gate.positions * gate.stored
-        busy = {(p0, c0) for p0, p1, c0, c1 in parts if p1 > p0}
-        assert len(busy) == len(parts) or launch.cluster > len(busy) > launch.cluster // 2
-        unit = gate.vector
-        for p0, p1, c0, c1 in parts:
-            ends = (p0, p1) if gate.storage.rows_are_channels else (c0, c1)
-            assert all(end % unit == 0 for end in ends), "a vector straddles two blocks"
-            assert gate.layout != "chw32" or c0 % 32 == 0
+        cut = dict(launch.integers)
+        positions, channels = cut["positions_per_block"], cut.get("channels_per_block", gate.stored)
+        busy = ceil(gate.positions / positions) * ceil(gate.stored / channels)
+        assert launch.blocks_per_image == busy or launch.cluster > busy > launch.cluster // 2
+        in_rows = gate.storage.rows_are_channels
+        assert (positions if in_rows else channels) % gate.vector == 0
+        assert (gate.positions if in_rows else gate.stored) % gate.vector == 0
+        assert gate.layout != "chw32" or channels % 32 == 0
 
 
-@thousands
+def test_threads_come_to_every_element_of_an_image_once(built):
+    """By the kernels' own slices, tiles and lanes, in the blocks and warps of GPUs."""
+    launches = []
+    for (dtype, layout), shape in product(FORMATS, [(20, 5, 5), (130, 14, 13), (256, 56, 55)]):
+        gate = Gate(*shape, hidden=4, dtype=dtype, layout=layout)
+        for capability, strategy in ((90, "fused"), (86, "staged")):
+            chosen = plan(gate, KNOWN_DEVICES[capability], strategy=strategy)
+            launches += [(gate, launch) for launch in chosen.launches]
+    assert {launch.threads for _, launch in launches} == {256, 512}
+    for (gate, launch), visits_of in zip(launches, visits(built, launches), strict=True):
+        assert visits_of == (1, 1, 0), f"{gate}: {launch}"
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("shape", [(9, 14), (1, 20), (20, 1), (5, 5)], ids=str)
+def test_a_slice_with_its_halo_holds_what_its_convolution_reads(shape, kernel_size):
+    gate = Gate(64, *shape, hidden=4, kernel_size=kernel_size)
+    reach = kernel_size // 2
+    number = np.arange(gate.positions).reshape(shape)
+    around = np.pad(number, reach, constant_values=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(around, (kernel_size, kernel_size))
+    read = [window[window >= 0] for window in windows.reshape(gate.positions, -1)]
+    launches = plan(gate, KNOWN_DEVICES[75], strategy="staged").launches
+    cut = dict(launches[-1].integers)
+    for first in range(0, gate.positions, cut["positions_per_block"]):
+        last = min(gate.positions, first + cut["positions_per_block"]) - 1
+        needed = np.unique(np.concatenate(read[first : last + 1]))
+        assert first - gate.halo <= needed[0]
+        assert needed[-1] <= last + gate.halo
+        assert needed[-1] - needed[0] < cut["window_size"]
+
+
+@hundreds
 @given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
 def test_no_limit_is_exceeded(gate, limits, batch, strategy):
     launch_plan = plan(gate, limits, batch=batch, strategy=strategy)
@@ -103,21 +122,6 @@ def test_no_limit_is_exceeded(gate, limits, batch, strategy):
             if gate.layout == "chw32":  # the kernel's own static assertions
                 assert lanes % (32 // vector) == 0
                 assert threads // lanes % 4 == 0
-
-
-@pytest.mark.parametrize("layout", ["nchw", "nhwc", "chw32"])
-@pytest.mark.parametrize(("threads", "lanes"), [(256, 16), (512, 64), (256, 2)])
-def test_threads_meet_every_vector_of_a_tile_once(layout, threads, lanes):
-    """The lane arithmetic of `Tiling` in kernels/tile.cuh, written down a second time."""
-    if layout == "nchw":
-        lanes = min(lanes, 32)
-    run, run_rows = (2, 4) if layout == "chw32" else (lanes, 1)
-    t = np.arange(threads)
-    row = t // run % run_rows + t // (run_rows * lanes) * run_rows
-    column = t % run + t // (run * run_rows) % (lanes // run) * run
-    assert len(set(zip(row, column, strict=True))) == threads
-    assert row.max() == threads // lanes - 1
-    assert column.max() == lanes - 1
 
 
 @pytest.mark.parametrize("dtype_layout", FORMATS, ids="-".join)
