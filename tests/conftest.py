@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +71,31 @@ def cli(capsys, monkeypatch):
     return run
 
 
+def once(
+    factory: pytest.TempPathFactory, name: str, file: str, make: Callable[[Path], object]
+) -> Path:
+    """The path `file` in a folder `name`, made by ``make(path)`` once for all processes of xdist."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    folder.mkdir(exist_ok=True)
+    with (root / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            make(folder / file)
+            lock.write("made")
+    return folder / file
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The folder of a CBAM-ResNet-20 trained on the digits, above 98% on the held-out split."""
     from cbam_deploy import train
     from cbam_deploy.training.recipes import DIGITS
 
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    train(**DIGITS, output=folder)
-    return folder
+    return once(tmp_path_factory, "digits", "run", lambda path: train(**DIGITS, output=path))
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +103,10 @@ def digits_onnx(digits_run, tmp_path_factory) -> Path:
     """That network as an ONNX file with fused gates."""
     from cbam_deploy import export_onnx
 
-    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    export_onnx("resnet20", path, weights=digits_run / "best.safetensors")
-    return path
+    def export(path: Path) -> None:
+        export_onnx("resnet20", path, weights=digits_run / "best.safetensors")
+
+    return once(tmp_path_factory, "onnx", "digits.onnx", export)
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +114,7 @@ def digits_engine(digits_onnx, tmp_path_factory) -> Path:
     """Its TensorRT-RTX engine for compute capability 8.9."""
     from cbam_deploy import build_engine
 
-    path = tmp_path_factory.mktemp("engine") / "digits.engine"
-    build_engine(digits_onnx, path, targets=("sm_89",))
-    return path
+    def build(path: Path) -> None:
+        build_engine(digits_onnx, path, targets=("sm_89",))
+
+    return once(tmp_path_factory, "engine", "digits.engine", build)

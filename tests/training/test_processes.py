@@ -170,15 +170,16 @@ def test_two_processes_of_torchrun_learn_what_one_does_with_the_whole_batch(
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whole_run(
+def test_what_ends_one_process_or_all_is_told_once_and_resuming_gives_the_whole_run(
     tmp_path: Path, pictures: Path, two: Two
 ) -> None:
     # One process has fewer pictures to learn from than the other: 12 and 11, in batches of 4.
     (pictures / "train" / "red" / "0.png").write_bytes(b"no picture")
-    killed, resumed, uninterrupted = two(
+    killed, resumed, uninterrupted, without_weights = two(
         ["mortal.py:build", "-o", "run"],
         ["mortal.py:build", "-o", "run", "--resume"],
         ["mortal.py:build", "-o", "whole"],
+        ["smooth.py:build", "-o", "never", "--weights", "missing.pt"],
         DIES_AT="4",  # Two steps are an epoch then.
     )
     assert [ended.code for ended in killed] == [1, -signal.SIGKILL]
@@ -194,6 +195,12 @@ def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whol
     for name, tensor in load_state(tmp_path / "run" / "last.pt").state_dict.items():
         assert torch.equal(tensor, whole[name]), name
 
+    assert [process.code for process in without_weights] == [2, 2]
+    assert "".join(process.err for process in without_weights).splitlines() == [
+        "error: missing.pt: no such checkpoint",
+        "hint: give an existing file with --weights",
+    ]
+
     # What was tested, by both processes, are the weights and statistics that were saved.
     network = call_factory(f"{tmp_path}/network.py:build").eval()
     network.load_state_dict(whole)
@@ -204,16 +211,6 @@ def test_a_killed_process_ends_the_run_with_an_error_and_resuming_gives_the_whol
             logits = network(torch.from_numpy(batch.images))
         losses.append(cross_entropy(logits, torch.from_numpy(batch.labels)).item())
     assert history(tmp_path / "whole")[-1]["val_loss"] == pytest.approx(losses[0], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_what_every_process_meets_is_told_once(two: Two) -> None:
-    [ended] = two(["smooth.py:build", "-o", "run", "--weights", "missing.pt"])
-    assert [process.code for process in ended] == [2, 2]
-    assert "".join(process.err for process in ended).splitlines() == [
-        "error: missing.pt: no such checkpoint",
-        "hint: give an existing file with --weights",
-    ]
 
 
 def test_a_batch_is_divided_equally_or_not_at_all() -> None:
