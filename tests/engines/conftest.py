@@ -63,6 +63,6 @@ def gated(tmp_path: Path) -> Path:
     """A network with two gates, nodes of one ONNX local function."""
     path = tmp_path / "gated.onnx"
     model = _model(GATED, *SHAPES)
-    model.functions.append(ir.to_proto(gate_function("SeGate", 18)))
+    model.functions.append(ir.serde.serialize_function(gate_function("SeGate", 18)))
     onnx.save(model, path)
     return path

@@ -225,9 +225,18 @@ def test_operator_that_tensorrt_lacks_is_named_in_one_line(tmp_path, output):
     assert "\n" not in refused.value.message
 
 
-def test_matrix_product_in_fp32_on_turing_gets_a_hint(gated, output):
+def test_matrix_product_in_fp32_on_turing_gets_a_hint(tmp_path, output):
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "weight"], ["output"])],
+        "net",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(np.ones((8, 8), np.float32), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(BadInput, match=r"cannot build it: .*SM75") as refused:
-        build_engine(gated, output, targets=("sm_75",))
+        build_engine(tmp_path / "net.onnx", output, targets=("sm_75",))
     assert "sm_75" in refused.value.hint
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cbam_deploy import ablation
+from cbam_deploy.benchmarking import rounds
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models import create_model
 from cbam_deploy.models.gate import AttentionGate
@@ -15,14 +16,16 @@ from cbam_deploy.studies import run, variant_training
 from cbam_deploy.studies.result import AblationReport, Cell, Latency, VariantResult
 from cbam_deploy.studies.variants import VARIANTS
 
-OPTIONS = {"variants": ["max"], "epochs": 1, "seeds": 1, "seconds": 0.1}
+OPTIONS = {"variants": ["max"], "epochs": 1, "seeds": 1, "seconds": 0.01, "image_size": 8}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Plain and max pooling, one epoch each."""
+    """Plain and max pooling, one epoch each; latencies as rough as they are quick to have."""
     folder = tmp_path_factory.mktemp("study")
-    return folder, ablation(folder, **OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "ROUND_SECONDS", 0.002)
+        return folder, ablation(folder, **OPTIONS)
 
 
 def test_the_paper_studies_are_all_there_and_every_variant_is_another():

@@ -48,7 +48,7 @@ RANGES = ("H=32,64,96", "W=32,64,96")
 def test_gated_network_is_exported_fused_built_and_validated(
     tmp_path: Path, name: str, where: str, inputs: str, gates: dict[str, int], outputs: int
 ) -> None:
-    folder = str(Path(__file__).parents[1] / "models")
+    folder = str(Path(__file__).parents[2] / "models")
     source = tmp_path / "net.py"
     source.write_text(FACTORY.format(folder=folder, name=name, where=where))
     path = tmp_path / "net.onnx"
