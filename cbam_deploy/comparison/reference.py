@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.foreign_code import exits_as_errors
 from cbam_deploy.provenance import ModelIdentity, Provenance
-from cbam_deploy.runtimes.pytorch import own_array, own_tensor
+from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Reference:
                 f"reference {self.label}: does not take inputs of shape {shapes} ({reason})",
                 "give the model that the artefact was made from with --reference",
             ) from error
-        return [own_array(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+        return list(map(own_array, tensors_of(outputs)))
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:

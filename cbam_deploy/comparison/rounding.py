@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from cbam_deploy.numerics.metrics import tensor_error
-from cbam_deploy.runtimes.pytorch import own_array, own_tensor
+from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 
 
 def rounding_errors(
@@ -47,7 +47,7 @@ def _run(module: nn.Module, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]
     tensors = [own_tensor(array) for array in inputs]
     with torch.no_grad(), _float64_by_default(), _Float64():  # type: ignore[no-untyped-call]
         outputs = wide(*(t.double() if t.is_floating_point() else t for t in tensors))
-    return [own_array(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return list(map(own_array, tensors_of(outputs)))
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]

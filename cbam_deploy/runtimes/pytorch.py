@@ -141,7 +141,7 @@ class PyTorchRunner(Runner):
         """The tensors that the module returns, in any container, by output name."""
         if isinstance(result, Mapping) and all(map(torch.is_tensor, result.values())):
             return dict(result)
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_of(result)
         if len(tensors) != len(self._output_names):
             raise BadInput(
                 f"the model returns {len(tensors)} outputs, named are {len(self._output_names)}",
@@ -204,6 +204,11 @@ class _CpuExecution(Execution):
                 module(*tensors)
                 seconds[index] = (time.perf_counter_ns() - start) * 1e-9
         return seconds
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returns, in any container, in order."""
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
 def own_tensor(array: NDArray[Any]) -> torch.Tensor:
