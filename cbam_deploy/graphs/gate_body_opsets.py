@@ -43,7 +43,7 @@ def in_words_of(opset: int, body: onnx.FunctionProto, dtype: ir.DataType) -> onn
         if name not in used:
             body.node.remove(node)
         elif opset < _CONSTANT_NUMBERS_SINCE:
-            value = numpy_helper.from_array(_array(node))
+            value = numpy_helper.from_array(_array(node), name)
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("value", value))
     return body

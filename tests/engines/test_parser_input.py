@@ -48,6 +48,15 @@ def hopper_without_nvrtc(hopper, monkeypatch):
 
 
 @pytest.fixture
+def gated(gated):
+    """Two gates with the body that this version writes: others are no plugin's."""
+    model = onnx.load(gated)
+    model.functions[0].CopyFrom(ir.serde.serialize_function(gate_function("SeGate", 18)))
+    onnx.save(model, gated)
+    return gated
+
+
+@pytest.fixture
 def large_kernel(gated):
     """The gated network with a 5 x 5 convolution in a gate, for which there is no kernel."""
     model = onnx.load(gated)
