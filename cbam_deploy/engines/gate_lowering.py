@@ -42,6 +42,7 @@ from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
 from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
+    CAPABILITY,
     FORMATS,
     SCALES,
     SIZES,
@@ -129,6 +130,8 @@ def _to_plugin(node: ir.Node, operator: GateOperator, limits: DeviceLimits, batc
         made = [_plugin_node(kind, inputs, scales, node.name)]
     else:
         made = _stages(node, inputs, gate, _splits(gate, limits, batch))
+    for one in made:
+        one.attributes[CAPABILITY] = ir.AttrInt64(CAPABILITY, limits.capability)
     _put_in_place(node, made, integers)
     return PLUGIN if len(made) == 1 else STAGED
 

@@ -44,6 +44,9 @@ from cbam_deploy.plugins.launches import Launch
 from cbam_deploy.plugins.layouts import FLOATS, Dtype, LayoutName
 
 Names = tuple[str, ...]
+CAPABILITY = "capability"
+"""Attribute of every node: of the GPU that its kernel is for, ten times major plus minor."""
+
 Stage = Literal["fused", "statistics", "excitation", "apply"]
 _LAUNCH_OF_STAGE = {"statistics": 0, "excitation": 1, "apply": 2}
 _FEW = 4  # tactics that TensorRT times per type and layout

@@ -28,7 +28,15 @@ from cbam_deploy.plugins.compile import compile_kernels
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits
 from cbam_deploy.plugins.layouts import Dtype
-from cbam_deploy.plugins.plugin_nodes import FORMATS, LINEAR, NODES, Format, PluginNode
+from cbam_deploy.plugins.plugin_nodes import (
+    CAPABILITY,
+    FORMATS,
+    LINEAR,
+    NODES,
+    Format,
+    PluginNode,
+    embedding_limits,
+)
 
 _TYPES: dict[Dtype, tuple[str, str]] = {
     "float32": ("FLOAT", "FP32"),
@@ -39,21 +47,20 @@ _TYPES: dict[Dtype, tuple[str, str]] = {
 """Name of `tensorrt.DataType`, and in a combination of types."""
 
 _NAMES = {names[0]: dtype for dtype, names in _TYPES.items()}
-_device: list[DeviceLimits] = []  # of the last `register`
 
 
 def register(limits: DeviceLimits) -> None:
-    """Make TensorRT's ONNX parser find the gates' plugins; a second call changes only `limits`.
+    """Make TensorRT's ONNX parser find the gates' plugins; their nodes name the GPU themselves.
 
     Args:
-        limits: of the GPU that engines are built for, see `plugin_nodes.embedding_limits`.
+        limits: of a GPU that engines are built for, see `plugin_nodes.embedding_limits`; that its
+            kernels can be compiled is tried.
 
     Raises:
         MissingCapability: TensorRT is not installed, or too old, or NVRTC is not installed.
     """
     trt, plugin = _modules()
     compile_kernels((), _architecture(limits))
-    _device[:] = [limits]
     known = getattr(plugin.op, DOMAIN, None)
     for operator, node in NODES.items():
         if not hasattr(known, operator):
@@ -101,12 +108,13 @@ class _Plugin:
         """Every combination of type and layout that there are kernels for, with its tactics."""
         node, combinations = self._node, []
         tensors, attributes, _ = self._split(arguments)
+        limits = _limits(attributes)
         for dtype in node.dtypes if node.maps else node.dtypes[:1]:
             for format_ in FORMATS[dtype] if node.maps else (LINEAR,):
                 try:
                     gate = self._gate(tensors, attributes, dtype, format_)
                     batches, splits = _batches(tensors[0].shape), attributes.get("splits")
-                    tactics = node.tactics(gate, _device[0], batches, splits)
+                    tactics = node.tactics(gate, limits, batches, splits)
                 except BadInput:
                     continue
                 if tactics:
@@ -124,8 +132,9 @@ class _Plugin:
 
     def _embed(self, *arguments: Any) -> tuple[bytes, bytes, Any, Any]:
         """Name and PTX of the kernel, its launch parameters and its integers."""
-        node, plugin, limits = self._node, self._plugin, _device[0]
+        node, plugin = self._node, self._plugin
         tensors, attributes, (_, tactic) = self._split(arguments)
+        limits = _limits(attributes)
         dtype, format_ = self._type_and_format(tensors)
         gate = self._gate(tensors, attributes, dtype, format_)
         launch = node.launch(gate, limits, tactic, attributes.get("splits"))
@@ -156,7 +165,7 @@ class _Plugin:
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, Any], tuple[Any, ...]]:
         """Tensors, attributes by name, and what else TensorRT passes."""
-        count, names = len(self._node.inputs), (*self._node.sizes, *self._node.scales)
+        count, names = len(self._node.inputs), (*self._node.sizes, *self._node.scales, CAPABILITY)
         end = count + len(names)
         attributes = dict(zip(names, arguments[count:end], strict=True))
         return arguments[:count], attributes, arguments[end:]
@@ -166,6 +175,7 @@ class _Plugin:
         node = self._node
         types: dict[str, Any] = dict.fromkeys(node.inputs, self._plugin.TensorDesc)
         types |= dict.fromkeys(node.sizes, int) | dict.fromkeys(node.scales, float)
+        types[CAPABILITY] = int
         types |= dict.fromkeys(more, inspect.Parameter.empty)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter(name, kind, annotation=types[name]) for name in types]
@@ -183,6 +193,10 @@ def _batches(shape: Any) -> tuple[int, ...]:
     if not shape.is_dynamic:
         return (shape[0],)
     return tuple(dict.fromkeys(int(ends[0]) for ends in (shape.opt, shape.max, shape.min)))
+
+
+def _limits(attributes: dict[str, Any]) -> DeviceLimits:
+    return embedding_limits(divmod(int(attributes[CAPABILITY]), 10))
 
 
 def _architecture(limits: DeviceLimits) -> str:

@@ -246,7 +246,8 @@ def test_float_gate_becomes_one_plugin_node_without_a_body(op):
     (gate,) = (node for node in model.graph if node.domain == "cbam_deploy")
     assert gate.op_type == op
     given = {name: attribute.value for name, attribute in gate.attributes.items()}
-    assert given == {"plugin_namespace": "cbam_deploy", "plugin_version": "1", "aot": 1}
+    named = {"plugin_namespace": "cbam_deploy", "plugin_version": "1", "aot": 1}
+    assert given == {**named, "capability": HOPPER.capability}
     assert not model.functions
     onnx.checker.check_model(ir.to_proto(model))
 
