@@ -74,7 +74,7 @@ def cli(capsys, monkeypatch):
 def once(
     factory: pytest.TempPathFactory, name: str, file: str, make: Callable[[Path], object]
 ) -> Path:
-    """The path `file` in a folder `name`, made by ``make(path)`` once for all processes of xdist."""
+    """The path `file` in a folder `name`, made by ``make(path)`` once for all of xdist."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
