@@ -6,8 +6,10 @@ To add a kind of gate:
 - `operators.KINDS`, one line with its name, and its weights where they are others;
 - its body of standard operators, one entry of `graphs.gate_bodies`;
 - a reader, for files whose gates are standard operators: `exporters.gates`;
-- a kernel, and how it is launched: `plugins.kernels`, `plugins.gate`, `plugins.launches`;
-- its equations: `reference` in float64, `plugins.torch_formula` for CPUs and gradients.
+- its equations in float64: `reference`;
+- a kernel: its code in ``plugins/kernels``, what it is launched with in `plugins.launches`,
+  `plugins.gate.KERNEL_OPERATORS`, and `plugins.torch_formula` for CPUs and gradients. A kind
+  without a kernel runs by its body everywhere.
 
 Fusion, FP16, INT8, lowering, plugin nodes, PyTorch's operators, inspection and costs follow from
 `operators`.

@@ -7,7 +7,7 @@ from math import gcd
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import CBAM, SE
-from cbam_deploy.gates.operators import GateOperator
+from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator
 from cbam_deploy.plugins.layouts import LAYOUTS, Dtype, Layout, LayoutName
 
 ELEMENTS: dict[Dtype, tuple[str, int]] = {
@@ -17,6 +17,11 @@ ELEMENTS: dict[Dtype, tuple[str, int]] = {
     "int8": ("signed char", 1),
 }
 """C++ type and bytes of one element."""
+
+KERNEL_OPERATORS: dict[str, GateOperator] = {
+    name: operator for name, operator in GATE_OPERATORS.items() if operator.gate in (CBAM, SE)
+}
+"""The operators that there are kernels for; `Gate.operator` is one of them."""
 
 _LARGEST_IMAGE = 2**30  # elements; offsets inside an image are 32-bit integers
 _UNFUSED = "leave this gate unfused: its standard operators run everywhere"

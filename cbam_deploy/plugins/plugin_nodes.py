@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_case
-from cbam_deploy.plugins.gate import Gate, round_up
+from cbam_deploy.gates.operators import GateOperator, in_lower_case
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate, round_up
 from cbam_deploy.plugins.geometry import (
     DEFAULT_SHARED_BYTES,
     KNOWN_DEVICES,
@@ -184,7 +184,13 @@ class PluginNode:
 
 
 def fused_node(operator: GateOperator, *, integers: bool) -> PluginNode:
-    """The one node that computes `operator`, of float maps or of int8 ones."""
+    """The one node that computes `operator`, of float maps or of int8 ones.
+
+    Raises:
+        BadInput: no kernel computes it.
+    """
+    if operator.name not in KERNEL_OPERATORS:
+        raise BadInput(f"{operator.name}: there is no kernel for it", "use --gate native")
     inputs = in_lower_case(operator.inputs)
     if not integers:
         return PluginNode(operator.name, "fused", inputs, ("y",), FLOATS)
@@ -214,7 +220,7 @@ def staged_nodes(operator: GateOperator) -> tuple[PluginNode, ...]:
 
 NODES: dict[str, PluginNode] = {
     node.operator: node
-    for operator in GATE_OPERATORS.values()
+    for operator in KERNEL_OPERATORS.values()
     for node in (
         fused_node(operator, integers=False),
         fused_node(operator, integers=True),

@@ -20,6 +20,7 @@ from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class FusedGate:
 
     def __init__(self, spec: GateSpec) -> None:
         operator = operator_for(spec)
-        if operator is None:
+        if operator is None or operator.name not in KERNEL_OPERATORS:
             raise BadInput(
                 f"{spec} has no fused operator: there are those of CBAM and of "
                 "Squeeze-and-Excitation",

@@ -1,6 +1,6 @@
 """The PyTorch operators of ``torch.ops.cbam_deploy``; importing this module registers them.
 
-They are those of `gates.operators`, with names and inputs in lower case, such as
+They are `gate.KERNEL_OPERATORS`, their names and inputs in lower case, such as
 
     cbam_gate(x, w0, b0, w1, b1, ws, bs)              gate of x
     cbam_gate_add_relu(x, r, w0, b0, w1, b1, ws, bs)  relu(gate of x + r)
@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS, GateOperator
+from cbam_deploy.gates.operators import DOMAIN, GateOperator
 from cbam_deploy.plugins import torch_formula
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS
 from cbam_deploy.plugins.torch_inputs import bind, check, dense, schema
 
 
@@ -74,5 +75,5 @@ def _register(operator: GateOperator) -> None:
 NAMESPACE = getattr(torch.ops, DOMAIN)
 """``torch.ops.cbam_deploy``, with the operators registered."""
 
-for _operator in GATE_OPERATORS.values():
+for _operator in KERNEL_OPERATORS.values():
     _register(_operator)

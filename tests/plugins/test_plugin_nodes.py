@@ -5,9 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import KINDS, GateOperator
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import plan
-from cbam_deploy.plugins.plugin_nodes import FORMATS, NODES, PluginNode, embedding_limits
+from cbam_deploy.plugins.plugin_nodes import (
+    FORMATS,
+    NODES,
+    PluginNode,
+    embedding_limits,
+    fused_node,
+)
 
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))
 STAGED = [name for name, node in NODES.items() if node.stage != "fused"]
@@ -95,6 +103,13 @@ def test_three_nodes_agree_on_the_statistics_between_them(channels, size, batch,
     for launch in read:
         assert launch.integer("splits") == splits
         assert launch.integer("stored") == channels
+
+
+def test_a_kind_of_gate_without_a_kernel_has_no_plugin_node(monkeypatch):
+    gate = GateSpec(channel_pool="max", spatial="none", arrangement="channel")
+    monkeypatch.setitem(KINDS, gate, "MaxSe")
+    with pytest.raises(BadInput, match="MaxSeGate: there is no kernel"):
+        fused_node(GateOperator(gate), integers=False)
 
 
 def test_splits_that_a_plan_cannot_have_are_refused():

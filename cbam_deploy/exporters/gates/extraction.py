@@ -48,7 +48,7 @@ def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto
         Refused: the gate takes something other than its maps and constants.
     """
     excerpt = _excerpt(gate, shapes)
-    channels = len(gate.weights["B1"])
+    channels = gate.channels
     names = gate.operator.maps
     fused = helper.make_node(gate.operator.name, gate.operator.inputs, [FUSED], domain=DOMAIN)
 

@@ -75,7 +75,7 @@ def _difference(
     session: InferenceSession, gate: FoundGate, sizes: dict[str, Size], dims: Dims = (None,) * 4
 ) -> str | None:
     """Where the two differ on maps of `sizes`, but for what `dims` fixes."""
-    channels = len(gate.weights["B1"])
+    channels = gate.channels
     random = np.random.default_rng(channels)
     for name, (batch, height, width) in sizes.items():
         wanted = (batch, channels, height, width)

@@ -79,6 +79,11 @@ class FoundGate:
     nodes: tuple[ir.Node, ...]
     scopes: tuple[str, ...]
 
+    @property
+    def channels(self) -> int:
+        """C, the length of B1."""
+        return len(self.weights["B1"])
+
 
 @dataclass(frozen=True)
 class RefusedGate:
