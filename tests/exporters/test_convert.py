@@ -13,8 +13,8 @@ import rich
 from half_networks import network, nodes, normal
 from PIL import Image
 
+from cbam_deploy import convert
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.half.rounding import round_in_fp32
 from cbam_deploy.graphs.onnx_file import (
     read_model,
