@@ -88,7 +88,7 @@ class Manifest:
         provenance = self.provenance.to_json() if self.provenance else None
         content = {**asdict(self), "schema_version": SCHEMA_VERSION, "provenance": provenance}
         content = json.loads(json.dumps(content))
-        return {**content, "digest": _digest(content)}
+        return {**content, "digest": content_digest(content)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
@@ -198,7 +198,7 @@ def _checked(data: Any, path: Path) -> Manifest:
         raise BadInput(f"{path}: not a manifest of schema {SCHEMA_VERSION}", REBUILD)
     content = {key: value for key, value in data.items() if key != "digest"}
     try:
-        if data.get("digest") != _digest(content):
+        if data.get("digest") != content_digest(content):
             raise BadInput(f"{path}: the manifest was altered after the build", REBUILD)
     except RecursionError as error:
         raise BadInput(f"{path}: the manifest is nested too deeply", REBUILD) from error
@@ -232,7 +232,8 @@ def _check_values(manifest: Manifest) -> None:
             raise ValueError(f"profile of {spec.name} is no range of sizes")
 
 
-def _digest(content: dict[str, Any]) -> str:
+def content_digest(content: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of a manifest's `content` without its digest, however laid out."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cbam_deploy.engines.build import build_engine
-from cbam_deploy.engines.manifest import manifest_path
+from cbam_deploy.engines.manifest import content_digest, manifest_path
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.runtimes import open_runtime
 
@@ -54,12 +54,12 @@ def test_engine_of_another_version_is_refused(engine, monkeypatch):
         open_runtime(engine)
 
 
-def test_engine_without_weights_is_refused(engine, monkeypatch):
+def test_engine_without_weights_is_refused(engine):
     path = manifest_path(engine)
     data = json.loads(path.read_text())
     data["options"] = {"strip_weights": True}
     del data["digest"]
-    monkeypatch.setattr("cbam_deploy.engines.manifest._digest", lambda content: None)
+    data["digest"] = content_digest(data)
     path.write_text(json.dumps(data))
     with pytest.raises(BadInput, match="holds no weights"):
         open_runtime(engine)
