@@ -99,10 +99,13 @@ def test_threads_are_not_fewer_than_none_nor_more_than_there_can_be() -> None:
 
 def test_reading_ahead_is_bounded_and_stops_with_the_reader() -> None:
     reads = []
-    source = numbered(200)
-    read = source._read
-    source._read = lambda index: (reads.append(index), read(index))[1]  # type: ignore[assignment]
-    batches = source.batches(4, workers=2)
+
+    def read(index: int) -> Image.Image:
+        reads.append(index)
+        return Image.new("RGB", (4, 4))
+
+    names, labels = [f"{i}.png" for i in range(200)], np.zeros(200, np.int64)
+    batches = ImageSource("set", names, read, PREPROCESSING, labels).batches(4, workers=2)
     next(batches)
     time.sleep(0.1)
     assert len(reads) <= 4 + 4 + 2  # The batch given, one ahead, one for each thread.

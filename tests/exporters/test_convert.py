@@ -23,6 +23,7 @@ from cbam_deploy.graphs.onnx_file import (
     write_model,
 )
 from cbam_deploy.provenance import ModelIdentity, Provenance
+from cbam_deploy.validation import conversion
 
 GATE = {"CbamGateAddRelu": 1}
 
@@ -214,7 +215,7 @@ def test_pictures_are_made_for_the_networks_input(tmp_path, shape, precision):
 
 
 def test_an_accuracy_budget_is_measured_on_the_final_form(fp32, labelled, tmp_path):
-    result = convert(
+    result = conversion.convert(
         fp32,
         tmp_path / "a.onnx",
         precision="int8",

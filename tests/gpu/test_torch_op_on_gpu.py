@@ -30,7 +30,7 @@ def operator(name):
 def drawn(name, shape=SHAPES[0], dtype="float16", layout="nhwc", batch=BATCH):
     """A gate with its weights, and the operator's arguments on the GPU."""
     this = BY_NAME[name]
-    gate = Gate(*shape, 4, 7 if this.spatial else 0, this.residual, dtype, layout)
+    gate = Gate(*shape, 4, 7 if this.spatial else 0, this.residual, dtype, layout)  # type: ignore[call-arg]
     rng = np.random.default_rng(0)
     channels, hidden = gate.channels, gate.hidden
     sizes = [(hidden, channels), (hidden,), (channels, hidden), (channels,)]

@@ -107,9 +107,12 @@ def test_channel_attention_sums_before_sigmoid() -> None:
     gate = seeded_gate(dataclasses.replace(CBAM, arrangement="channel", spatial="none"))
     x = feature_map()
     with torch.no_grad():
-        average = gate.channel._mlp(x.mean((2, 3)))
-        maximum = gate.channel._mlp(x.amax((2, 3)))
-        got = gate.channel(x)[:, :, 0, 0]
+        channel = gate.channel
+        average, maximum = (
+            channel.expand(channel.reduce(pooled).relu())
+            for pooled in (x.mean((2, 3)), x.amax((2, 3)))
+        )
+        got = channel(x)[:, :, 0, 0]
     torch.testing.assert_close(got, torch.sigmoid(average + maximum))
     assert (got - (average.sigmoid() + maximum.sigmoid())).abs().max() > 0.1
 

@@ -41,12 +41,12 @@ def drawn(request):
 
 
 def test_value_is_pytorchs_in_float64(drawn):
-    expected = torch_gate(*drawn, torch.float64).numpy()
+    expected = torch_gate(*drawn, dtype=torch.float64).numpy()
     np.testing.assert_allclose(apply_gate(*drawn).value, expected, rtol=1e-13, atol=1e-15)
 
 
 def test_bound_holds_for_pytorch_in_float32_and_is_not_slack(drawn):
-    found = torch_gate(*drawn, torch.float32).numpy()
+    found = torch_gate(*drawn, dtype=torch.float32).numpy()
     reference = apply_gate(*drawn)
     assert disagreement(drawn[0], found, reference) is None
     assert reference.error.max() < 3e-4, "of values about 1"
