@@ -288,7 +288,7 @@ def test_a_network_without_weights_is_refused(tmp_path):
 )
 def test_options_that_cannot_work_are_refused(fp32, tmp_path, options, message):
     with pytest.raises(BadInput, match=message):
-        convert(fp32, tmp_path / "half.onnx", **options)
+        conversion.convert(fp32, tmp_path / "half.onnx", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -313,7 +313,7 @@ def test_cbam_resnet50_keeps_its_outputs_and_its_engines_shrink(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     from cbam_deploy import build_engine, export_onnx
 
-    export_onnx("resnet50", tmp_path / "fp32.onnx")
+    export_onnx("resnet50", tmp_path / "fp32.onnx", image_size=64)
     options = {"calibration": "photos", "images": 4}
     half = convert(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", **options)
     int8 = convert(
