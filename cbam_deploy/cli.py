@@ -49,11 +49,13 @@ def main() -> NoReturn:
     run(_run_app)
 
 
-def _run_app() -> None:
-    if app(standalone_mode=False, prog_name="cbam-deploy"):  # Typer's own exit, of completion.
+def _run_app() -> int | None:
+    code: int | None = app(standalone_mode=False, prog_name="cbam-deploy")
+    if code == 1:  # Typer's own, of completion; what checks find is raised.
         raise MissingCapability(
             "no shell that completion is made for was found", "run it in bash, zsh or fish"
         )
+    return code
 
 
 if __name__ == "__main__":
