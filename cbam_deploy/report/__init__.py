@@ -1,1 +1,1 @@
-"""Results as JSON, JUnit and self-contained HTML."""
+"""A result said once: its content, and terminal, HTML, Markdown, JSON and JUnit made of it."""
