@@ -79,10 +79,16 @@ def _table(table: Table, width: int) -> Iterator[Text]:
                 _aligned(lines[line] if line < len(lines) else "", sizes[c], c < table.text_columns)
                 for c, lines in zip(shown, cells, strict=True)
             ]
-            shown_line = Text(((_GAP if apart else "") + _GAP.join(texts)).rstrip(), style)
+            broad = wraps and len(texts) > 1 and cell_len(texts[-1]) > sizes[last]
+            first = Text(
+                ((_GAP if apart else "") + _GAP.join(texts[: -1 if broad else None])), style
+            )
             if not headed:
-                shown_line.stylize("bold", 0, len(texts[0]))
-            yield shown_line
+                first.stylize("bold", 0, len(texts[0]))
+            first.rstrip()
+            yield first
+            if broad:
+                yield Text(_GAP + texts[-1], style)
 
 
 def _fitting(table: Table, least: Sequence[int], width: int) -> tuple[list[int], bool]:

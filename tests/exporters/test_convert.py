@@ -113,7 +113,7 @@ def test_the_result_is_json_and_a_table(fp32, tmp_path, capsys):
         "method": "percentile",
     }
     rich.print(result)
-    assert "calibration method" in capsys.readouterr().out
+    assert "method percentile" in capsys.readouterr().out
 
 
 def test_overflow_is_noticed_before_a_file_is_written(overflowing, tmp_path):

@@ -81,6 +81,11 @@ def test_facts_have_no_headings_and_none_without_value():
     ]
 
 
+def test_a_value_too_wide_for_its_place_is_whole_below_its_name():
+    facts = Table.facts([("made from the file", LONG), ("size", "3 MB")])
+    assert lines(facts) == ["made from the file", f"  {LONG}", "size                3 MB"]
+
+
 def test_what_failed_and_what_to_mind_come_last():
     shown = lines(FIGURES, intro="about", passed=False, failures=("too far",), notes=("mind",))
     assert shown[0] == "about"
