@@ -103,11 +103,15 @@ def test_other_texts_are_no_percentages(text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", ["fuse", "inspect", "build-engine", "bench", "evaluate", "complexity"]
+    "command", ["fuse", "convert", "inspect", "build-engine", "bench", "evaluate", "complexity"]
 )
 def test_commands_that_need_no_torch_do_not_load_it(command, digits_onnx, tmp_path):
     options = {
         "fuse": ["-o", tmp_path / "fused.onnx"],
+        "convert": [
+            *("-o", tmp_path / "int8.onnx", "--precision", "int8"),
+            *("--calibration", "digits", "--images", "1"),
+        ],
         "inspect": [],
         "build-engine": ["-o", tmp_path / "model.engine", "--target", "sm_89"],
         "bench": ["--seconds", "0.1", "--batch", "1"],

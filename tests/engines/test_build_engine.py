@@ -8,8 +8,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -333,14 +331,6 @@ def test_success_prints_nothing_and_logs_nothing_above_debug(convolution, output
     assert {(record.name, record.levelname) for record in caplog.records} == {
         ("cbam_deploy.engines.backend", "DEBUG")
     }
-
-
-def test_building_does_not_import_torch(convolution, output):
-    program = (
-        "import sys; from cbam_deploy.engines.build import build_engine; "
-        f"build_engine({str(convolution())!r}, {str(output)!r}); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_half_precision_weights_are_recorded(convolution, output):
