@@ -53,6 +53,15 @@ class Outcome:
         return lines[0].removeprefix("error: ")
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A command sets handlers for its process; the next test begins without them."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def cli(capsys, monkeypatch):
     """Run the command line in this process: ``cli("export", "resnet20", "-o", path)``."""

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cbam_deploy.artefacts import Artefact, Engine, artefact_kind, open_engine, open_onnx
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import (
     CUDA_ORT,
@@ -23,6 +22,7 @@ from cbam_deploy.machine import (
 )
 
 if TYPE_CHECKING:
+    from cbam_deploy.artefacts import Artefact
     from cbam_deploy.runtimes.base import Runner
 
 
@@ -97,6 +97,8 @@ def open_runtime(
             no numbers, or cannot be run as asked.
         MissingCapability: what it needs is not installed.
     """
+    from cbam_deploy.artefacts import Artefact, Engine, artefact_kind, open_engine, open_onnx
+
     opened: Artefact | None = None
     if isinstance(artefact, Artefact):
         opened, path = artefact, artefact.path

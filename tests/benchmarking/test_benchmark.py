@@ -167,9 +167,10 @@ def test_real_files_are_measured_with_their_memory(matmul):
     assert first.sha256 != second.sha256
     # A process of Python and ONNX Runtime has over 60 MB before it loads anything.
     assert first.peak_memory_bytes < 40e6
-    # 16 MB of weights; ONNX Runtime may hold them twice, packed for its product.
+    # 16 MB of weights, less pages that the small one's process took too; ONNX Runtime may hold
+    # them twice, packed for its product.
     assert second.peak_memory_of == "process"
-    assert 16e6 < second.peak_memory_bytes - first.peak_memory_bytes < 60e6
+    assert 15e6 < second.peak_memory_bytes - first.peak_memory_bytes < 60e6
     assert report.environment["packages"]["onnxruntime"]
     assert set(report.clocks_before) == set(report.clocks_after)
     assert json.dumps(report.to_json())

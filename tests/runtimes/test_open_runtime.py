@@ -64,8 +64,8 @@ def test_engine_without_weights_is_refused(engine):
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("network.onnx", {"runtime": "tensorrt"}, "tensorrt does not run ONNX files"),
-        ("network.engine", {"runtime": "tensorrt"}, "built by tensorrt-rtx"),
+        ("network.onnx", {"runtime": "tensorrt"}, "tensorrt does not run it, onnxruntime does"),
+        ("network.engine", {"runtime": "tensorrt"}, "tensorrt does not run it, tensorrt-rtx does"),
         ("network.engine", {"device": "cpu"}, "not on cpu"),
     ],
 )

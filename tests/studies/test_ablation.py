@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cbam_deploy import ablation
-from cbam_deploy.benchmarking import rounds
+from cbam_deploy.benchmarking import interleaving
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models import create_model
 from cbam_deploy.models.gate import AttentionGate
@@ -24,7 +24,7 @@ def study(tmp_path_factory):
     """Plain and max pooling, one epoch each; latencies as rough as they are quick to have."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "ROUND_SECONDS", 0.002)
+        patch.setattr(interleaving, "ROUND_SECONDS", 0.002)
         return folder, ablation(folder, **OPTIONS)
 
 
