@@ -12,6 +12,11 @@ def installation_of(extra: str) -> str:
     return f"pip install -e '.[{extra}]' in the clone of cbam-deploy"
 
 
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """An exception's text, or its class if it has none, in one line of `most` letters or less."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 class DeployError(Exception):
     """An error a person can act on.
 

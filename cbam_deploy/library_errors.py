@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +42,7 @@ def said_of_the_file(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
         except MemoryError as error:
             raise BadInput(
-                f"{_name(args)}: needs more memory than there is ({_reason(error)})",
+                f"{_name(args)}: needs more memory than there is ({in_one_line(error)})",
                 "give a smaller batch or size, or a file that asks for less",
             ) from error
         except Exception as error:
@@ -50,7 +50,7 @@ def said_of_the_file(function: Callable[P, R]) -> Callable[P, R]:
             if isinstance(error, BadInput) or library is None:
                 raise
             raise BadInput(
-                f"{_name(args)}: {library} cannot take it ({_reason(error)})",
+                f"{_name(args)}: {library} cannot take it ({in_one_line(error)})",
                 "check the file, or export it again; --debug shows the traceback",
             ) from error
 
@@ -72,10 +72,6 @@ def _quiet() -> Iterator[None]:
 def _name(args: tuple[Any, ...]) -> str:
     first = args[0] if args else "the file"
     return ", ".join(map(str, first)) if isinstance(first, list | tuple) else str(first)
-
-
-def _reason(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _raised_in(trace: TracebackType | None) -> str | None:

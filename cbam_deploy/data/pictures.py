@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.errors import MissingCapability, installation_of
+from cbam_deploy.errors import MissingCapability, in_one_line, installation_of
 from cbam_deploy.preprocessing import Preprocessing, Stretched
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def decode(path: Path) -> Image:
     except MemoryError as error:
         raise UnreadablePicture("does not fit into memory") from error
     except Exception as error:  # Decoders answer damaged bytes with errors of any kind.
-        raise UnreadablePicture(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UnreadablePicture(in_one_line(error)) from error
 
 
 def _grey(picture: Image) -> Image:

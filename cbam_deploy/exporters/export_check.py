@@ -14,7 +14,7 @@ from torch import nn
 from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.comparison.rounding import rounding_errors
 from cbam_deploy.data.feeds import Feeds, noise
-from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.errors import BadInput, CheckFailed, in_one_line
 from cbam_deploy.exporters.export_cause import (
     Cause,
     fixed_when_traced,
@@ -81,7 +81,7 @@ def check_export(
         session = open_session(path, label)
     except BadInput as error:
         raise CheckFailed(
-            f"{label}: ONNX Runtime cannot load the file ({_reason(error.__cause__ or error)})",
+            f"{label}: ONNX Runtime cannot load the file ({in_one_line(error.__cause__ or error)})",
             "replace the operation that it names; nothing was written",
         ) from error
     for output in session.get_outputs():
@@ -150,7 +150,7 @@ class _Check:
         except BadInput as error:
             raise BadInput(
                 f"{self.reference.label}: PyTorch cannot run it at {trial} "
-                f"({_reason(error.__cause__ or error)})",
+                f"({in_one_line(error.__cause__ or error)})",
                 "make the model independent of these sizes, or fix them: "
                 + self._fixed(trial, EXAMPLE_BATCH if trial.batch == 1 else 1),
             ) from error
@@ -161,7 +161,7 @@ class _Check:
         try:
             outputs = self.session.run(None, feeds)
         except Exception as error:
-            return f"ONNX Runtime cannot run the file ({_reason(error)})"
+            return f"ONNX Runtime cannot run the file ({in_one_line(error)})"
         names = [output.name for output in self.session.get_outputs()]
         if len(expected) != len(outputs):
             return f"the file has {len(outputs)} outputs, PyTorch gives {len(expected)}"
@@ -252,7 +252,3 @@ def _repeats(first: Array, again: Array) -> bool:
         return False
     error = tensor_error("", *_comparable(first, again))
     return error.max_relative <= _REPEATABLE and error.nonfinite == error.reference_nonfinite
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

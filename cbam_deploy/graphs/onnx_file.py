@@ -13,7 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cbam_deploy.command_files import check_regular
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.graphs.external_data import (
     check_external_data,
     external_tensors,
@@ -48,8 +48,8 @@ def read_model(path: str | Path) -> ir.Model:
         check_model(proto)
         model = ir.from_proto(proto)
     except Exception as error:  # onnx and onnx-ir answer what they do not know in many ways.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"{path}: is no valid ONNX model ({reason[:200]})", _HINT) from error
+        reason = in_one_line(error, 200)
+        raise BadInput(f"{path}: is no valid ONNX model ({reason})", _HINT) from error
     if any(value.is_initializer() for value in model.graph.inputs):
         model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
         model.ir_version = max(model.ir_version, _WEIGHTS_ALONE_SINCE)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -56,7 +56,7 @@ def open_session(
 
 def refusal(title: str, verb: str, error: Exception) -> BadInput:
     """What ONNX Runtime's `error` says of `title`, which it cannot `verb`."""
-    reason = " ".join(str(error).split())[:300]
+    reason = in_one_line(error)
     return BadInput(
         f"{title}: ONNX Runtime cannot {verb} it ({reason})", "check the file, or export again"
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.command_files import check_regular
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.models.checkpoint_entries import (
     account,
     contents,
@@ -176,7 +176,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return state_dict, dict(file.metadata() or {})
     except Exception as error:  # Types that this torch lacks are errors of any kind.
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         if isinstance(error, SafetensorError | OSError):
             reason = f"is not a safetensors file, or is damaged ({reason})"
         else:

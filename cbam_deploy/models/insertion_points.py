@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, fx, nn
 
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.models.observation import Call, Size, evaluating, returned
 
 _NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm")
@@ -41,7 +41,7 @@ def after_blocks(model: nn.Module, example: Sequence[Tensor]) -> list[str]:
         with evaluating(model):
             program = torch.export.export(model, tuple(example), strict=False)
     except Exception as error:  # Whatever is in the network may fail, in any way.
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise BadInput(
             f"{type(model).__name__}: torch cannot export it to find residual blocks ({reason})",
             _NAME_THEM,

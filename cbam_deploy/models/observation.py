@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.models.foreign_code import exits_as_errors
 
 Size = tuple[int, int]
@@ -96,7 +96,7 @@ def observe(model: nn.Module, example: Sequence[Tensor]) -> Call:
             model(*example)
     except Exception as error:  # The user's code may fail in any way.
         shapes = ", ".join(str(list(tensor.shape)) for tensor in example)
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise BadInput(
             f"{type(model).__name__}: does not run on an example of {shapes} ({reason})",
             "give an example input of the shape that the network takes",

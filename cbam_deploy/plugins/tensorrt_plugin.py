@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.errors import BadInput, MissingCapability, in_one_line
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.plugins.compile import compile_kernels
 from cbam_deploy.plugins.gate import Gate
@@ -209,7 +209,7 @@ def _modules() -> tuple[Any, Any]:
         trt = importlib.import_module("tensorrt")
         plugin = importlib.import_module("tensorrt.plugin")
     except Exception as error:  # a stub package without native libraries may raise anything
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise MissingCapability(f"tensorrt.plugin cannot be loaded ({reason})", hint) from error
     if not hasattr(plugin, "aot_impl"):
         raise MissingCapability(f"TensorRT {trt.__version__} cannot embed plugins", hint)

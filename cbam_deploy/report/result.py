@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from cbam_deploy.report.terminal import Shown
 
 
-class Result:
+class Result(ABC):
     """Base of the frozen dataclasses that commands return.
 
     One that has a property `passed` is a check; one that wrote a page names it in its field `page`.
@@ -32,9 +33,9 @@ class Result:
         """What the page is about."""
         return ""
 
+    @abstractmethod
     def sections(self) -> Sequence[Section]:
         """The content."""
-        raise NotImplementedError
 
     def heading(self) -> dict[str, Any]:
         """What the JSON begins with: its schema and, for a check, whether it held."""

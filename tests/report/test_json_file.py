@@ -63,6 +63,9 @@ def test_a_result_is_its_schema_its_verdict_and_its_fields():
         def passed(self):
             return False
 
+        def sections(self):
+            return ()
+
     assert Check(Path("a.onnx"), {"one": Part((1, 2))}).to_json() == {
         "schema": "cbam_deploy.check",
         "schema_version": 1,
@@ -76,5 +79,8 @@ def test_a_result_without_schema_is_its_fields():
     @dataclass(frozen=True)
     class Made(Result):
         seconds: float
+
+        def sections(self):
+            return ()
 
     assert Made(1.5).to_json() == {"seconds": 1.5}

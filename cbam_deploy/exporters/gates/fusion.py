@@ -11,7 +11,6 @@ stays as it is.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from cbam_deploy.graphs.gate_bodies import (
 )
 from cbam_deploy.graphs.gate_body_opsets import needs_dtype
 from cbam_deploy.graphs.name_scopes import NAME_SCOPES
+from cbam_deploy.graphs.names import Names
 from cbam_deploy.graphs.onnx_file import (
     read_model,
     read_provenance,
@@ -197,12 +197,10 @@ def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
 
     Last gate first: the output that a gate replaces may be the residual of one behind it.
     """
-    names = {node.name for node in graph}
-    values = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    values |= {value.name for node in graph for value in node.outputs}
+    names = Names(graph)
     read = (value for gate in gates for node in gate.nodes for value in node.inputs)
     before = {value for value in read if value is not None}
-    made = [_replace(graph, gate, names, values) for gate in reversed(gates)][::-1]
+    made = [_replace(graph, gate, names) for gate in reversed(gates)][::-1]
     for value in before:
         unused = value.is_initializer() and not value.uses()
         if unused and value.name and not (value.is_graph_input() or value.is_graph_output()):
@@ -210,21 +208,18 @@ def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
     return made
 
 
-def _replace(
-    graph: ir.Graph, gate: FoundGate, names: set[str | None], values: set[str | None]
-) -> ir.Node:
+def _replace(graph: ir.Graph, gate: FoundGate, names: Names) -> ir.Node:
     """Put one node in the place of the one that makes the gate's output.
 
     Args:
         graph: what it is in.
         gate: a gate that was checked.
-        names: names of nodes that are taken; gets the new one.
-        values: names of values that are taken; gets the new ones.
+        names: those that are taken; gets the new ones.
     """
-    name = _free_name(_where(gate), names)
+    name = names.node(_where(gate))
     weights = []
     for key, array in gate.weights.items():
-        weight_name = _free_name(f"{name}.{key}", values)
+        weight_name = names.value(f"{name}.{key}")
         tensor = ir.tensor(array, name=weight_name)
         value = ir.Value(
             name=weight_name,
@@ -249,11 +244,3 @@ def _replace(
         graph, last, gate.nodes, [node], [gate.output], node.outputs
     )
     return node
-
-
-def _free_name(wanted: str, taken: set[str | None]) -> str:
-    """`wanted`, or it with a number, which is then taken too."""
-    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
-    name = next(name for name in itertools.chain([wanted], numbered) if name not in taken)
-    taken.add(name)
-    return name

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.graphs.shapes import Shapes
 
 Weights = NDArray[np.float32]
@@ -197,7 +197,7 @@ def _computed(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
     try:
         outputs: Any = ReferenceEvaluator(model).run(None, feeds)
     except Exception as error:  # numpy's, of a node that no runtime could run either.
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error, 120)
         raise BadInput(
             f"weight {node.outputs[0].name} cannot be computed ({reason})", "export the model again"
         ) from error

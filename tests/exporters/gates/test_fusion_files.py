@@ -169,6 +169,29 @@ def test_weights_of_a_gate_get_names_that_are_free():
     onnx.checker.check_model(fused, full_check=True)
 
 
+def test_weights_of_a_gate_get_names_that_no_subgraph_bears():
+    model = write(Spelling())
+    taken = f"{model.graph.node[-2].output[0]}.W0"
+    size = ["N", CHANNELS, "H", "W"]
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        inner = [
+            helper.make_node("Neg", [model.graph.input[0].name], [taken], name=f"{name}_neg"),
+            helper.make_node("Abs", [taken], [name], name=f"{name}_abs"),
+        ]
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        branches[name] = helper.make_graph(inner, name, [], [output])
+    condition = helper.make_tensor_value_info("condition", TensorProto.BOOL, [])
+    model.graph.input.append(condition)
+    choice = helper.make_node("If", ["condition"], ["chosen"], name="choice", **branches)
+    model.graph.node.append(choice)
+    model.graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, size))
+    report, fused = fuse_proto(model)
+    assert len(report.fused) == 1
+    assert taken not in {tensor.name for tensor in fused.graph.initializer}
+    onnx.checker.check_model(fused, full_check=True)
+
+
 def mixed(opset):
     """One gate on an FP32 map, then one on an FP16 map."""
     model = write(Spelling(opset=opset))
