@@ -244,7 +244,7 @@ def _source_gates(path: Path) -> tuple[Gate, ...]:
 
 
 def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
-    from cbam_deploy.graphs.gate_bodies import foreign_operators
+    from cbam_deploy.graphs.gate_functions import foreign_operators
 
     foreign = foreign_operators(model)
     bodies = {

@@ -32,12 +32,12 @@ from onnx_ir.passes import common
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import (
     DOMAIN,
-    GATE_OPERATORS,
     PLUGIN_ATTRIBUTES,
     VERSION,
     GateOperator,
+    operator_of,
 )
-from cbam_deploy.graphs.gate_bodies import foreign_operators, gate_nodes
+from cbam_deploy.graphs.gate_functions import foreign_operators, gate_nodes, operator_of_function
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
 from cbam_deploy.plugins.layouts import Dtype
@@ -98,14 +98,15 @@ def lower_gates(
         try:
             if node.op_type in foreign:
                 raise BadInput(foreign[node.op_type], "")
-            operator = GATE_OPERATORS[node.op_type]
+            operator = operator_of(node)
+            assert operator is not None
             lowered[name] = Lowered(_to_plugin(node, operator, _required(limits), batch))
         except BadInput as error:
             lowered[name] = Lowered(NATIVE, error.message)
             _keep_native(node, model)
     common.RemoveUnusedNodesPass()(model)
-    for identifier in list(model.functions):
-        if identifier[0] == DOMAIN and identifier[1] in GATE_OPERATORS:
+    for identifier, function in list(model.functions.items()):
+        if operator_of_function(function):
             del model.functions[identifier]
     model.opset_imports[DOMAIN] = VERSION
     return lowered

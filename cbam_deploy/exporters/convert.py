@@ -36,7 +36,7 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_batches,
     picture_dtype,
 )
-from cbam_deploy.graphs.gate_bodies import foreign_operators, gate_counts, gate_nodes
+from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
 from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.library_errors import said_of_the_file

@@ -24,7 +24,7 @@ from cbam_deploy.exporters.gates.fusion import FusionReport, fuse_model
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.gates.description import GateSpec
-from cbam_deploy.graphs.gate_bodies import gate_counts
+from cbam_deploy.graphs.gate_functions import gate_counts
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
 from cbam_deploy.models import (
     load_identified,

@@ -1,21 +1,41 @@
 """The operators that compute gates: the names and inputs that ONNX files, PyTorch and kernels use.
 
-op              inputs                                                      output
-CbamGate        X [N,C,H,W], W0 [C/r,C], B0 [C/r], W1 [C,C/r], B1 [C],      Y like X
-WS [1,2,k,k] (channel 0: maximum, 1: mean), BS [1]
-CbamGateAddRelu X, R like X, then as CbamGate                               Y like X
-SeGate          X, W0, B0, W1, B1                                           Y like X
-SeGateAddRelu   X, R, W0, B0, W1, B1                                        Y like X
+A name is what the gate is called, then what sets it apart, then what follows it:
+
+    CbamGate  SeGate  EcaGate  ScseGate  SpatialGate         what `_BASES` says
+    CbamGateMeanLinear                                       one layer C -> C, that sees the mean
+    SeGateSilu  SeGateLinearHardSigmoid                      other functions than ReLU and sigmoid
+    CbamGateSpatialFirst  CbamGateMeanMap                    words that end in Map are of Ms
+    CbamGateAdd  CbamGateAddRelu  CbamGateThenSilu           y + R, relu(y + R), silu(y)
+
+Inputs, in this order and as far as a gate has them; outputs are Y like X:
+
+    X        the map [N, C, H, W]                R        what is added to the gated map, like X
+    W0, B0   first layer [h, C], [h]             W1, B1   second, or only, layer [C, h or C], [C]
+    WC, BC   convolution along the channels [1, 1, k], [1]
+    WD       1x1 convolution [1, C, 1, 1] to the spatial part's descriptor
+    WS, BS   spatial convolution [1, d, k, k], [1]; of two channels, 0 is the maximum and 1 the mean
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.gates.description import (
+    CBAM,
+    GATES,
+    SE,
+    Activation,
+    Arrangement,
+    GateFunction,
+    GateSpec,
+    Join,
+    Spatial,
+)
 
 DOMAIN = "cbam_deploy"
 """Of the operators in ONNX, of the plugins in TensorRT, of the operators in ``torch.ops``."""
@@ -23,10 +43,8 @@ VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 """What every gate node carries, by which TensorRT finds a plugin."""
 
-KINDS: dict[GateSpec, str] = {CBAM: "Cbam", SE: "Se"}
-"""The gates that have operators, and how these call them; their sizes are those of the weights."""
-
 T = TypeVar("T")
+Last = Activation | Literal["none"]
 
 
 @dataclass(frozen=True)
@@ -34,37 +52,42 @@ class GateOperator:
     """One operator.
 
     Attributes:
-        gate: what it computes, one of `KINDS`.
-        residual: whether a residual is added to the gated map, and the sum rectified.
+        gate: what it computes, a `GateSpec.kind`.
+        residual: whether a map R is added to the gated one.
+        activation: of the gated map, or of the sum.
     """
 
     gate: GateSpec
     residual: bool = False
+    activation: Last = "none"
 
     @property
     def kind(self) -> str:
-        """What names call the gate, such as ``Cbam``."""
-        return KINDS[self.gate]
+        """What names call the gate, such as ``CbamGate``."""
+        base = _base(self.gate)
+        words = (words[getattr(self.gate, field)] for field, words in _WORDS.items())
+        same = (getattr(self.gate, field) == getattr(_BASES[base], field) for field in _WORDS)
+        return f"{base}Gate" + "".join(
+            "" if alike else word for word, alike in zip(words, same, strict=True)
+        )
 
     @property
     def behind(self) -> str:
-        """What names say of that which follows the gate: ``AddRelu``, or nothing."""
-        return "AddRelu" if self.residual else ""
+        """What names say of that which follows the gate: ``AddRelu``, ``ThenSilu``, or nothing."""
+        last = "" if self.activation == "none" else _ACTIVATION_WORDS[self.activation]
+        if self.residual:
+            return f"Add{last}"
+        return last and f"Then{last}"
 
     @property
     def name(self) -> str:
         """In ONNX files, such as ``CbamGateAddRelu``."""
-        return f"{self.kind}Gate{self.behind}"
+        return self.kind + self.behind
 
     @property
     def function(self) -> str:
         """In PyTorch and of the fused kernel, such as ``cbam_gate_add_relu``."""
         return snake_case(self.name)
-
-    @property
-    def spatial(self) -> bool:
-        """Whether there is a spatial gate behind the channel gate."""
-        return self.gate.spatial != "none"
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -73,13 +96,18 @@ class GateOperator:
 
     @property
     def channel_weights(self) -> tuple[str, ...]:
-        """Names of the channel gate's weights."""
-        return ("W0", "B0", "W1", "B1")
+        """Names of the channel part's weights."""
+        if not self.gate.has_channel:
+            return ()
+        of_mixer = {"mlp": ("W0", "B0", "W1", "B1"), "linear": ("W1", "B1"), "conv": ("WC", "BC")}
+        return of_mixer[self.gate.mixer]
 
     @property
     def spatial_weights(self) -> tuple[str, ...]:
-        """Names of the spatial gate's weights."""
-        return ("WS", "BS") if self.spatial else ()
+        """Names of the spatial part's weights."""
+        if not self.gate.has_spatial:
+            return ()
+        return ("WD", "WS", "BS") if self.gate.spatial == "conv1x1" else ("WS", "BS")
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -96,25 +124,100 @@ class GateOperator:
         return dict(zip(self.inputs, values, strict=False))
 
     def weight_shapes(
-        self, channels: int, hidden: int, kernel_size: int
+        self, channels: int, hidden: int, kernel_size: int, channel_kernel_size: int = 3
     ) -> dict[str, tuple[int, ...]]:
         """Shapes of the weights, by name."""
+        described = 2 if self.gate.spatial == "pool" else 1
         shapes = {
             "W0": (hidden, channels),
             "B0": (hidden,),
-            "W1": (channels, hidden),
+            "W1": (channels, channels if self.gate.mixer == "linear" else hidden),
             "B1": (channels,),
-            "WS": (1, 2, kernel_size, kernel_size),
+            "WC": (1, 1, channel_kernel_size),
+            "BC": (1,),
+            "WD": (1, channels, 1, 1),
+            "WS": (1, described, kernel_size, kernel_size),
             "BS": (1,),
         }
         return {name: shapes[name] for name in self.weights}
 
 
+# What names call a gate, and what they then need not say.
+_BASES: dict[str, GateSpec] = {
+    "Cbam": CBAM,
+    "Se": SE,
+    "Eca": replace(SE, mixer="conv"),
+    "Scse": GATES["scse"].kind,
+    "Spatial": GateSpec(arrangement="spatial"),
+}
+_ACTIVATION_WORDS: dict[Activation, str] = {
+    "relu": "Relu",
+    "leaky_relu": "LeakyRelu",
+    "silu": "Silu",
+    "gelu": "Gelu",
+    "hard_swish": "HardSwish",
+}
+# Of each field, in the order of names, the word for each value.
+_WORDS: dict[str, dict[Any, str]] = {
+    "arrangement": dict.fromkeys(get_args(Arrangement), "")
+    | {"spatial-channel": "SpatialFirst", "parallel": "Parallel"},
+    "channel_pool": {"avg": "Mean", "max": "Max", "avg+max": "MeanMax"},
+    "join": dict.fromkeys(get_args(Join), "") | {"gates": "SumOfGates", "pools": "MeanOfPools"},
+    "mixer": {"mlp": "", "linear": "Linear", "conv": "Conv"},
+    "activation": _ACTIVATION_WORDS,
+    "channel_gate": dict.fromkeys(get_args(GateFunction), "") | {"hard_sigmoid": "HardSigmoid"},
+    "spatial": dict.fromkeys(get_args(Spatial), "")
+    | {"pool": "PoolMap", "avg": "MeanMap", "max": "MaxMap", "conv1x1": "ConvMap"},
+    "spatial_gate": dict.fromkeys(get_args(GateFunction), "") | {"hard_sigmoid": "HardSigmoidMap"},
+}
+
+
+def _base(gate: GateSpec) -> str:
+    if gate.arrangement == "channel":
+        return "Eca" if gate.mixer == "conv" else "Se"
+    return {"spatial": "Spatial", "sum": "Scse"}.get(gate.arrangement, "Cbam")
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return f"({'|'.join(word for word in words if word)})?"
+
+
+_LAST_WORDS = _ACTIVATION_WORDS.values()
+_NAME = re.compile(
+    _one_of(_BASES)
+    + "Gate"
+    + "".join(_one_of(words.values()) for words in _WORDS.values())
+    + f"(?:(Add){_one_of(_LAST_WORDS)}|Then({'|'.join(_LAST_WORDS)}))?"
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def operator_named(name: str) -> GateOperator | None:
+    """The operator of a name in ONNX files; None where it is no name of one."""
+    match = _NAME.fullmatch(name)
+    if match is None or match[1] is None:
+        return None
+    base, *words = match.groups()
+    residual, added, then = words[len(_WORDS) :]
+    fields = {
+        field: next(value for value, known in _WORDS[field].items() if known == word)
+        for field, word in zip(_WORDS, words, strict=False)
+        if word is not None
+    }
+    last = added or then
+    activation: Last = next(
+        (one for one, word in _ACTIVATION_WORDS.items() if word == last), "none"
+    )
+    operator = GateOperator(replace(_BASES[base], **fields).kind, residual is not None, activation)
+    return operator if operator.name == name else None
+
+
 GATE_OPERATORS: dict[str, GateOperator] = {
     operator.name: operator
-    for operator in (GateOperator(gate, residual) for gate in KINDS for residual in (False, True))
+    for gate in GATES.values()
+    for operator in (GateOperator(gate.kind), GateOperator(gate.kind, True, "relu"))
 }
-"""Every operator by its name in ONNX files."""
+"""Operators of the gates that have names, alone and with a residual and ReLU behind them."""
 
 
 class Node(Protocol):
@@ -129,13 +232,14 @@ class Node(Protocol):
 
 def operator_of(node: Node) -> GateOperator | None:
     """The operator of a gate's node; None of any other node."""
-    return GATE_OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
+    return operator_named(node.op_type) if node.domain == DOMAIN else None
 
 
-def operator_for(gate: GateSpec, *, residual: bool = False) -> GateOperator | None:
-    """The operator that computes `gate`, whatever its sizes; None where there is none."""
-    kind = replace(gate, reduction=CBAM.reduction, kernel_size=CBAM.kernel_size)
-    return GateOperator(kind, residual) if kind in KINDS else None
+def operator_for(
+    gate: GateSpec, *, residual: bool = False, activation: Last = "none"
+) -> GateOperator:
+    """The operator that computes `gate`, whatever its sizes."""
+    return GateOperator(gate.kind, residual, activation)
 
 
 def in_lower_case(names: Iterable[str]) -> tuple[str, ...]:

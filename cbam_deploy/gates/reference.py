@@ -8,8 +8,9 @@ unit roundoff of float32, and gamma(n) = 4 sqrt(n) u:
   errors of its terms amount to. That holds for certain where no term goes through more than
   4 sqrt(n) additions, as in sums over many lanes, and for longer chains with rounding errors that
   fall to either side (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4);
-- maxima and ReLU pass errors on unchanged; the sigmoid at most a quarter of them, and adds at most
-  `SIGMOID_ERROR` of its own;
+- maxima and ReLU pass errors on unchanged, any other function at most its steepest slope times
+  them (`_SLOPES`); the sigmoid adds at most `SIGMOID_ERROR` of its own, a function made with one
+  that times its argument;
 - what is written is rounded once to the map's type: `OUTPUT_ROUNDING` of its magnitude.
 
 So tolerances follow from type and number of terms and are written nowhere else. The same check
@@ -18,12 +19,16 @@ serves the kernels on the host (tests/plugins) and on a GPU.
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.gates.description import Activation, GateFunction, GateSpec
 from cbam_deploy.gates.operators import GateOperator
 
 Array = NDArray[np.float64]
@@ -34,6 +39,15 @@ SIGMOID_ERROR = 2.0**-21
 
 OUTPUT_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 0.0}
 """Half a unit in the last place relative to the value; int8 rounds absolutely, see `apply_gate`."""
+
+# The steepest slope of each function: of SiLU at 2.4, of GELU at sqrt(2), of hard swish at 3.
+_SLOPES: dict[Activation, float] = {
+    "relu": 1.0,
+    "leaky_relu": 1.0,
+    "silu": 1.1,
+    "gelu": 1.13,
+    "hard_swish": 1.5,
+}
 
 _SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133, "int8": 0.0}
 
@@ -64,20 +78,25 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """A gate's weights, float32, as the ONNX operator takes them.
+    """A gate's weights, float32, as the ONNX operator takes them; None where it has none.
 
     Attributes:
-        w0, b0: first layer of the channel gate, [hidden, C] and [hidden].
-        w1, b1: its second layer, [C, hidden] and [C].
-        ws, bs: convolution of the spatial gate, [1, 2, k, k] (maximum, mean) and [1]; or None.
+        w0, b0: first layer of the channel part's MLP, [hidden, C] and [hidden].
+        w1, b1: its second layer, or its only one, [C, hidden or C] and [C].
+        ws, bs: convolution of the spatial part, [1, d, k, k] (maximum, mean) and [1].
+        wc, bc: convolution along the channels, [1, 1, k] and [1].
+        wd: 1x1 convolution to the spatial part's descriptor, [1, C, 1, 1].
     """
 
-    w0: NDArray[np.float32]
-    b0: NDArray[np.float32]
-    w1: NDArray[np.float32]
-    b1: NDArray[np.float32]
+    w0: NDArray[np.float32] | None = None
+    b0: NDArray[np.float32] | None = None
+    w1: NDArray[np.float32] | None = None
+    b1: NDArray[np.float32] | None = None
     ws: NDArray[np.float32] | None = None
     bs: NDArray[np.float32] | None = None
+    wc: NDArray[np.float32] | None = None
+    bc: NDArray[np.float32] | None = None
+    wd: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,14 +115,38 @@ class Bounded:
         passed_on = np.abs(self.value) * other.error + np.abs(other.value) * self.error
         return Bounded(value, passed_on + self.error * other.error + UNIT_ROUNDOFF * np.abs(value))
 
-    def relu(self) -> Bounded:
-        """Keeps NaN, as PyTorch does."""
-        return Bounded(np.where(self.value < 0, 0.0, self.value), self.error)
+    def activated(self, activation: Activation) -> Bounded:
+        """The function of that name; ReLU keeps NaN, as PyTorch does."""
+        z = self.value
+        values: dict[Activation, Callable[[], Array]] = {
+            "relu": lambda: np.where(z < 0, 0.0, z),
+            "leaky_relu": lambda: np.where(z < 0, np.float64(np.float32(0.01)) * z, z),
+            "silu": lambda: z * _logistic(z),
+            "gelu": lambda: z * (0.5 + 0.5 * _erf(z / np.sqrt(2.0))),
+            "hard_swish": lambda: z * np.clip(z / 6 + 0.5, 0.0, 1.0),
+        }
+        value = values[activation]()
+        own = {"relu": 0.0, "leaky_relu": UNIT_ROUNDOFF}.get(activation, SIGMOID_ERROR)
+        return Bounded(value, self.error * _SLOPES[activation] + own * np.abs(z))
 
-    def sigmoid(self) -> Bounded:
-        """The logistic function."""
-        value = np.exp(-np.logaddexp(0.0, -self.value))
+    def gate(self, function: GateFunction) -> Bounded:
+        """The gate function of that name."""
+        if function == "hard_sigmoid":
+            value = np.clip(self.value / 6 + 0.5, 0.0, 1.0)
+            own = 2 * UNIT_ROUNDOFF * (np.abs(self.value) / 6 + 0.5)
+            return Bounded(value, np.minimum(self.error / 6 + own, 1.0))
+        value = _logistic(self.value)
         return Bounded(value, np.minimum(self.error / 4 + SIGMOID_ERROR, 1.0))
+
+
+def _logistic(z: Array) -> Array:
+    value: Array = np.exp(-np.logaddexp(0.0, -z))
+    return value
+
+
+def _erf(z: Array) -> Array:
+    value: Array = np.vectorize(math.erf, otypes=[np.float64])(z)
+    return value
 
 
 def exact(value: NDArray[np.generic]) -> Bounded:
@@ -141,13 +184,21 @@ def apply_gate(
     The result is y before saturation, for int8 in units of y_scale, with the error of everything
     the kernels do, the rounding to the map's type included.
     """
+    spec, last = gate.operator.gate, gate.operator.activation
     with np.errstate(all="ignore"):
-        x_real = exact(x) * exact(np.array([gate.x_scale], np.float32))
-        y = x_real * channel_gate(gate.operator, weights, x_real)
-        if weights.ws is not None and weights.bs is not None:
-            y = y * spatial_gate(weights.ws, weights.bs, y)
+        real = exact(x) * exact(np.array([gate.x_scale], np.float32))
+        y = real
+        if spec.arrangement in ("parallel", "sum"):
+            mc, ms = channel_gate(spec, weights, real), spatial_gate(spec, weights, real)
+            y = real * mc * ms if spec.arrangement == "parallel" else real * (mc + ms)
+        else:
+            for part in spec.arrangement.split("-"):
+                attention = channel_gate if part == "channel" else spatial_gate
+                y = y * attention(spec, weights, y)
         if r is not None:
-            y = (y + exact(r) * exact(np.array([gate.r_scale], np.float32))).relu()
+            y = y + exact(r) * exact(np.array([gate.r_scale], np.float32))
+        if last != "none":
+            y = y.activated(last)
         if gate.dtype == "int8":
             y = y * exact(1 / np.array([gate.y_scale], np.float32).astype(np.float64))
             # Two more roundings: the kernels fold the scales into both gates.
@@ -158,26 +209,57 @@ def apply_gate(
         return Bounded(y.value, np.where(np.isnan(error), np.inf, error))
 
 
-def channel_gate(operator: GateOperator, weights: Weights, x: Bounded) -> Bounded:
-    """Mc [N, C, 1, 1]: one shared MLP, its outputs summed *before* the sigmoid."""
-    pools = {"avg": (mean,), "max": (maximum,), "avg+max": (mean, maximum)}
-    pooled = [pool(x, (2, 3)) for pool in pools[operator.gate.channel_pool]]
-    logits = Bounded(np.zeros(1), np.zeros(1))
-    for statistic in pooled:
-        hidden = (weighted_sum(weights.w0, statistic) + exact(weights.b0)).relu()
-        logits = logits + (weighted_sum(weights.w1, hidden) + exact(weights.b1))
-    gates = logits.sigmoid()
+def channel_gate(spec: GateSpec, weights: Weights, x: Bounded) -> Bounded:
+    """Mc [N, C, 1, 1], of `x` [N, C, H, W]; one mixer for both pools."""
+    pools = {"avg": (mean,), "max": (maximum,), "avg+max": (mean, maximum)}[spec.channel_pool]
+    pooled = [pool(x, (2, 3)) for pool in pools]
+    if len(pooled) == 2 and spec.join == "pools":
+        pooled = [(pooled[0] + pooled[1]) * exact(np.array([0.5], np.float32))]
+    logits = [mixed(spec, weights, statistic) for statistic in pooled]
+    if spec.join == "gates":
+        gates = functools.reduce(Bounded.__add__, [z.gate(spec.channel_gate) for z in logits])
+    else:
+        gates = functools.reduce(Bounded.__add__, logits).gate(spec.channel_gate)
     return Bounded(gates.value[:, :, None, None], gates.error[:, :, None, None])
 
 
-def spatial_gate(ws: NDArray[np.float32], bs: NDArray[np.float32], x: Bounded) -> Bounded:
-    """Ms [N, 1, H, W]: convolution of the channels' maximum and mean, zeros beyond the border."""
+def mixed(spec: GateSpec, weights: Weights, statistic: Bounded) -> Bounded:
+    """Logits [N, C] of one statistic [N, C] of each channel."""
+    if spec.mixer == "conv":
+        return _along_channels(weights, statistic)
+    assert weights.w1 is not None
+    assert weights.b1 is not None
+    if spec.mixer == "mlp":
+        assert weights.w0 is not None
+        assert weights.b0 is not None
+        hidden = weighted_sum(weights.w0, statistic) + exact(weights.b0)
+        statistic = hidden.activated(spec.activation)
+    return weighted_sum(weights.w1, statistic) + exact(weights.b1)
+
+
+def _along_channels(weights: Weights, statistic: Bounded) -> Bounded:
+    """The convolution of [N, C] along C, zeros beyond the ends (Wang et al., equation 8)."""
+    assert weights.wc is not None
+    assert weights.bc is not None
+    channels, size = statistic.value.shape[1], weights.wc.shape[-1]
+    band = np.zeros((channels, channels), np.float32)
+    for tap in range(size):
+        diagonal = np.eye(channels, k=tap - size // 2, dtype=bool)
+        band[diagonal] = weights.wc[0, 0, tap]
+    return weighted_sum(band, statistic) + exact(weights.bc)
+
+
+def spatial_gate(spec: GateSpec, weights: Weights, x: Bounded) -> Bounded:
+    """Ms [N, 1, H, W]: convolution of the positions' descriptor, zeros beyond the border."""
+    ws, bs = weights.ws, weights.bs
+    assert ws is not None
+    assert bs is not None
     kernel_size, (height, width) = ws.shape[-1], x.value.shape[2:]
     reach = kernel_size // 2
     border = ((0, 0), (reach, reach), (reach, reach))
     logits = exact(bs)
     terms = []
-    for channel, statistic in enumerate((maximum(x, 1), mean(x, 1))):
+    for channel, statistic in enumerate(_descriptor(spec, weights, x)):
         value, error = np.pad(statistic.value, border), np.pad(statistic.error, border)
         for dy in range(kernel_size):
             for dx in range(kernel_size):
@@ -194,8 +276,19 @@ def spatial_gate(ws: NDArray[np.float32], bs: NDArray[np.float32], x: Bounded) -
     values = np.stack([value for value, _ in terms])
     magnitude = np.abs(values).sum(axis=0) + np.abs(logits.value)
     error = np.sum([error for _, error in terms], axis=0) + _gamma(len(terms) + 2) * magnitude
-    gates = Bounded(values.sum(axis=0) + logits.value, error).sigmoid()
+    gates = Bounded(values.sum(axis=0) + logits.value, error).gate(spec.spatial_gate)
     return Bounded(gates.value[:, None], gates.error[:, None])
+
+
+def _descriptor(spec: GateSpec, weights: Weights, x: Bounded) -> list[Bounded]:
+    """What the convolution sees of each position, maps [N, H, W]."""
+    if spec.spatial == "conv1x1":
+        assert weights.wd is not None
+        by_position = Bounded(np.moveaxis(x.value, 1, -1), np.moveaxis(x.error, 1, -1))
+        described = weighted_sum(weights.wd.reshape(1, -1), by_position)
+        return [Bounded(described.value[..., 0], described.error[..., 0])]
+    pools = {"pool": (maximum, mean), "avg": (mean,), "max": (maximum,)}[spec.spatial]
+    return [pool(x, 1) for pool in pools]
 
 
 def disagreement(gate: Gate, y: NDArray[np.generic], expected: Bounded) -> str | None:

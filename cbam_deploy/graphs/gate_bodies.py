@@ -1,4 +1,4 @@
-"""The nodes of `gates.operators` and their bodies: ONNX local functions of standard ops.
+"""The bodies of the operators of `gates.operators`: ONNX local functions of standard operators.
 
 Any runtime that lacks our kernel inlines the body, so a file with gate nodes runs everywhere.
 
@@ -6,115 +6,36 @@ A body computes in FP32 whatever the type of X and R is, and rounds to it once, 
 drop the casts where X is FP32. It is written for the speed of ONNX Runtime on CPUs, which keeps
 activations in a blocked layout between convolutions (`benchmarks/gate_body.py` measures it):
 
-- Pooling over positions is GlobalAveragePool and GlobalMaxPool, and the MLP is 1x1 convolutions,
-  because these have kernels for the blocked layout; ReduceMean, ReduceMax and Gemm would first
-  bring the whole map back to rows.
-- W1 is linear: W1·a + b1 + W1·m + b1 = W1·(a + m) + 2·b1 saves one of four products.
+- Pooling over positions is GlobalAveragePool and GlobalMaxPool, and the layers are 1x1
+  convolutions, because these have kernels for the blocked layout; ReduceMean, ReduceMax and Gemm
+  would first bring the whole map back to rows.
+- The last layer is linear: W1·a + b1 + W1·m + b1 = W1·(a + m) + 2·b1 saves one of four products.
 - Maximum and mean over channels are taken in two steps, over `GROUPS` groups and then over their
   results. In one step, a batch of one image takes a slow path that uses one thread.
 - No shape is computed from X: the sizes that Reshape copies (0) or infers (-1) remain known;
   without that, ONNX Runtime would not reuse buffers in place.
+
+Constants are tensors: tools that rewrite models change the other kinds of Constant.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Hashable
-
-import numpy as np
 import onnx_ir as ir
 from onnx import parser
 
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
-from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS, VERSION, operator_of
+from cbam_deploy.gates.description import Activation, GateFunction, GateSpec
+from cbam_deploy.gates.operators import DOMAIN, GateOperator, operator_named
 from cbam_deploy.graphs.gate_body_opsets import in_words_of
 
 GROUPS = 8
-_FUNCTIONS_SINCE = 8  # Version of ONNX's file format.
 FIRST_OPSET = 11
-
-_CHANNEL_START = """
-  x = Cast <to = 1> (X)
-  height_width = Constant <value_ints = [2, 3]> ()
-  w0 = Unsqueeze (W0, height_width)
-  w1 = Unsqueeze (W1, height_width)
-  mean = GlobalAveragePool (x)
-  mean_squeezed = Conv (mean, w0, B0)
-  mean_hidden = Relu (mean_squeezed)
-"""
-
-_SE_CHANNEL = """
-  channel_logits = Conv (mean_hidden, w1, B1)
-  channel_attention = Sigmoid (channel_logits)
-  gated = Mul (x, channel_attention)
-"""
-
-_CBAM_CHANNEL = """
-  peak = GlobalMaxPool (x)
-  peak_squeezed = Conv (peak, w0, B0)
-  peak_hidden = Relu (peak_squeezed)
-  hidden = Add (mean_hidden, peak_hidden)
-  two = Constant <value_float = 2.0> ()
-  b1_twice = Mul (B1, two)
-  channel_logits = Conv (hidden, w1, b1_twice)
-  channel_attention = Sigmoid (channel_logits)
-  refined = Mul (x, channel_attention)
-"""
-
-_POOL_IN_GROUPS = f"""
-  channels = Constant <value_ints = [1]> ()
-  in_group = Constant <value_ints = [2]> ()
-  grouped_shape = Constant <value_ints = [0, {GROUPS}, -1, 0, 0]> ()
-  lifted = Unsqueeze (refined, channels)
-  grouped = Reshape (lifted, grouped_shape)
-  group_peaks = ReduceMax <keepdims = 0> (grouped, in_group)
-  group_means = ReduceMean <keepdims = 0> (grouped, in_group)
-  peaks = ReduceMax (group_peaks, channels)
-  means = ReduceMean (group_means, channels)
-"""
-
-_POOL_AT_ONCE = """
-  channels = Constant <value_ints = [1]> ()
-  peaks = ReduceMax (refined, channels)
-  means = ReduceMean (refined, channels)
-"""
-
-_CBAM_SPATIAL = """
-  descriptor = Concat <axis = 1> (peaks, means)
-  spatial_logits = Conv <auto_pad = "SAME_UPPER"> (descriptor, WS, BS)
-  spatial_attention = Sigmoid (spatial_logits)
-  gated = Mul (refined, spatial_attention)
-"""
-
-# What each gate computes, in words and in operators, the pools over channels left open.
-_BODIES: dict[GateSpec, tuple[str, str]] = {
-    CBAM: (
-        "Y = X' * Ms(X') with X' = X * Mc(X): channel, then spatial attention of CBAM.",
-        _CHANNEL_START + _CBAM_CHANNEL + "{pool}" + _CBAM_SPATIAL,
-    ),
-    SE: (
-        "Y = X * sigmoid(W1 ReLU(W0 mean(X) + B0) + B1): Squeeze-and-Excitation.",
-        _CHANNEL_START + _SE_CHANNEL,
-    ),
-}
-
-_END = """
-  Y = CastLike (gated, X)
-"""
-
-_END_ADD_RELU = """
-  r = Cast <to = 1> (R)
-  sum = Add (gated, r)
-  rectified = Relu (sum)
-  Y = CastLike (rectified, X)
-"""
+_SAME = 'auto_pad = "SAME_UPPER"'
 
 
 def gate_function(
     op: str, opset: int, *, grouped: bool = True, dtype: ir.DataType = ir.DataType.FLOAT
 ) -> ir.Function:
-    """The body of `op`, one of `GATE_OPERATORS`.
+    """The body of the operator `op`.
 
     Args:
         op: name of the operator.
@@ -123,122 +44,166 @@ def gate_function(
         grouped: pool over channels in groups; every map's C must then be a multiple of `GROUPS`.
         dtype: type of the maps. It matters only where `needs_dtype`, else the body takes any.
     """
-    operator = GATE_OPERATORS[op]
-    doc, body = _BODIES[operator.gate]
-    body = body.replace("{pool}", _POOL_IN_GROUPS if grouped else _POOL_AT_ONCE)
+    operator = operator_named(op)
+    assert operator is not None
+    body = _Body(operator.gate, grouped)
+    y = body.gated("x")
     if operator.residual:
-        doc = f"Y = ReLU({operator.kind}Gate(X) + R)."
-    body += _END_ADD_RELU if operator.residual else _END
+        y = body.add("sum", f"Add ({y}, {body.add('r', 'Cast <to = 1> (R)')})")
+    if operator.activation != "none":
+        y = body.activated("rectified", operator.activation, y)
+    body.add("Y", f"CastLike ({y}, X)")
     header = f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">'
     inputs = ", ".join(operator.inputs)
-    proto = parser.parse_function(f"{header}\n{op} ({inputs}) => (Y)\n{{{body}}}")
+    lines = "\n".join(body.lines)
+    proto = parser.parse_function(f"{header}\n{op} ({inputs}) => (Y)\n{{\n{lines}\n}}")
     function = ir.serde.deserialize_function(in_words_of(opset, proto, dtype))
-    function.doc_string = doc
+    function.doc_string = _doc(operator)
     return function
 
 
-def gate_nodes(model: ir.Model) -> list[ir.Node]:
-    """Gate nodes of the main graph, in its order."""
-    return [node for node in model.graph if operator_of(node)]
+def _doc(operator: GateOperator) -> str:
+    of_x = {
+        "channel": "X * Mc(X)",
+        "spatial": "X * Ms(X)",
+        "channel-spatial": "X' * Ms(X') with X' = X * Mc(X)",
+        "spatial-channel": "X' * Mc(X') with X' = X * Ms(X)",
+        "parallel": "X * Mc(X) * Ms(X)",
+        "sum": "X * Mc(X) + X * Ms(X)",
+    }[operator.gate.arrangement]
+    behind = f", then {operator.behind}" if operator.behind else ""
+    return f"Y = {of_x}{behind}; Mc is the channel attention and Ms the spatial attention."
 
 
-def gate_counts(model: ir.Model) -> dict[str, int]:
-    """Number of gate nodes by operator."""
-    return dict(sorted(Counter(node.op_type for node in gate_nodes(model)).items()))
+class _Body:
+    """The lines of one body, as ONNX's parser reads them."""
 
+    def __init__(self, gate: GateSpec, grouped: bool) -> None:
+        self._gate, self._grouped = gate, grouped
+        self.lines = ["x = Cast <to = 1> (X)"]
 
-def foreign_operators(model: ir.Model) -> dict[str, str]:
-    """Operators that bear the name of one of ours, and why they are another one in `model`.
+    def add(self, name: str, call: str) -> str:
+        """A line; one that is there is not written twice."""
+        line = f"{name} = {call}"
+        if line not in self.lines:
+            self.lines.append(line)
+        return name
 
-    A later version, or whoever edited the file, may mean something else by a name. What its nodes
-    compute is what the file says, so neither our body nor our kernel may take their place.
-    """
-    version = model.opset_imports.get(DOMAIN, VERSION)
-    if version != VERSION:
-        reason = f"the file uses version {version} of {DOMAIN}, not {VERSION}"
-        return dict.fromkeys(GATE_OPERATORS, reason)
-    return {
-        function.name: f"{function.name} has another body in the file than in this version"
-        for function in model.functions.values()
-        if function.domain == DOMAIN and function.name in GATE_OPERATORS and not _is_ours(function)
-    }
+    def integers(self, name: str, *values: int) -> str:
+        """A Constant of int64."""
+        numbers = ", ".join(map(str, values))
+        return self.add(name, f"Constant <value = int64[{len(values)}] {{{numbers}}}> ()")
 
+    def number(self, name: str, value: float) -> str:
+        """A Constant of one float32."""
+        return self.add(name, f"Constant <value = float {{{value!r}}}> ()")
 
-def _is_ours(function: ir.Function) -> bool:
-    """Whether a body is one that `gate_function` writes, but for names and the order of nodes."""
-    opset = function.opset_imports.get("", 0)
-    if opset < FIRST_OPSET:
-        return False
-    numbers: dict[Hashable, int] = {}
-    found = _meaning(function, numbers)
-    dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-    return any(
-        _meaning(gate_function(function.name, opset, grouped=grouped, dtype=dtype), numbers)
-        == found
-        for grouped, dtype in itertools.product((True, False), dtypes)
-    )
+    def gated(self, x: str) -> str:
+        """The map `x` times its attentions."""
+        arrangement = self._gate.arrangement
+        if arrangement == "sum":
+            both = self.add("attention", f"Add ({self._channel(x)}, {self._spatial(x)})")
+            return self.add("gated", f"Mul ({x}, {both})")
+        if arrangement == "parallel":
+            refined = self.add("refined", f"Mul ({x}, {self._channel(x)})")
+            return self.add("gated", f"Mul ({refined}, {self._spatial(x)})")
+        parts = arrangement.split("-")
+        for part in parts:
+            attention = self._channel(x) if part == "channel" else self._spatial(x)
+            x = self.add("gated" if part == parts[-1] else "refined", f"Mul ({x}, {attention})")
+        return x
 
+    def activated(self, name: str, activation: Activation, z: str) -> str:
+        """An activation of the value `z`."""
+        if activation == "relu":
+            return self.add(name, f"Relu ({z})")
+        if activation == "leaky_relu":
+            return self.add(name, f"LeakyRelu <alpha = 0.01> ({z})")
+        if activation == "gelu":
+            half, half_root = self.number("half", 0.5), self.number("half_root", 0.5**0.5)
+            scaled = self.add(f"{name}_scaled", f"Mul ({z}, {half_root})")
+            erf = self.add(f"{name}_erf", f"Erf ({scaled})")
+            half_erf = self.add(f"{name}_half_erf", f"Mul ({erf}, {half})")
+            share = self.add(f"{name}_share", f"Add ({half_erf}, {half})")
+            return self.add(name, f"Mul ({z}, {share})")
+        function: GateFunction = "sigmoid" if activation == "silu" else "hard_sigmoid"
+        return self.add(name, f"Mul ({z}, {self._gate_of(f'{name}_gate', function, z)})")
 
-def _meaning(function: ir.Function, numbers: dict[Hashable, int]) -> tuple[int, ...]:
-    """Number of inputs, and of each output the number in `numbers` of the expression it is."""
-    known: dict[ir.Value | None, int] = {None: -1}
+    def _gate_of(self, name: str, function: GateFunction, z: str) -> str:
+        words = {
+            "sigmoid": "Sigmoid",
+            "hard_sigmoid": f"HardSigmoid <alpha = {1 / 6!r}, beta = 0.5>",
+        }
+        return self.add(name, f"{words[function]} ({z})")
 
-    def number(value: ir.Value | None, expression: Hashable) -> None:
-        known[value] = numbers.setdefault(expression, len(numbers))
+    def _channel(self, x: str) -> str:
+        """Mc [N, C, 1, 1] of `x`."""
+        gate = self._gate
+        pooled = []
+        if gate.channel_pool != "max":
+            pooled.append(self.add("mean", f"GlobalAveragePool ({x})"))
+        if gate.channel_pool != "avg":
+            pooled.append(self.add("peak", f"GlobalMaxPool ({x})"))
+        if gate.join == "pools":
+            both = self.add("both", f"Add ({', '.join(pooled)})")
+            pooled = [self.add("pooled", f"Mul ({both}, {self.number('half', 0.5)})")]
+        hidden = [self._hidden(statistic) for statistic in pooled]
+        if gate.join == "gates":
+            gates = []
+            for one in hidden:
+                logits = self._last_layer(f"{one}_logits", one, branches=1)
+                gates.append(self._gate_of(f"{one}_gate", gate.channel_gate, logits))
+            return self.add("channel_attention", f"Add ({', '.join(gates)})")
+        one = self.add("hidden", f"Add ({', '.join(hidden)})") if len(hidden) > 1 else hidden[0]
+        logits = self._last_layer("channel_logits", one, branches=len(hidden))
+        return self._gate_of("channel_attention", gate.channel_gate, logits)
 
-    for index, value in enumerate(function.inputs):
-        number(value, index)
-    for node in function:
-        operands = tuple(known.get(value, -2) for value in node.inputs)
-        attributes = sorted(node.attributes.items())
-        of_one = node.op_type == "Constant"  # Its one attribute has several names.
-        read = tuple(
-            ("" if of_one else name, entry.ref_attr_name, _plain(entry))
-            for name, entry in attributes
+    def _hidden(self, statistic: str) -> str:
+        """What the last layer sees of a statistic [N, C, 1, 1]."""
+        if self._gate.mixer != "mlp":
+            return statistic
+        w0 = self.add("w0", f"Unsqueeze (W0, {self.integers('height_width', 2, 3)})")
+        squeezed = self.add(f"{statistic}_squeezed", f"Conv ({statistic}, {w0}, B0)")
+        return self.activated(f"{statistic}_hidden", self._gate.activation, squeezed)
+
+    def _last_layer(self, name: str, hidden: str, *, branches: int) -> str:
+        """Logits [N, C, 1, 1] of the sum of as many `branches`, each of which has the bias."""
+        conv = self._gate.mixer == "conv"
+        bias = "BC" if conv else "B1"
+        if branches == 2:
+            bias = self.add(f"{bias.lower()}_twice", f"Mul ({bias}, {self.number('two', 2.0)})")
+        if not conv:
+            w1 = self.add("w1", f"Unsqueeze (W1, {self.integers('height_width', 2, 3)})")
+            return self.add(name, f"Conv ({hidden}, {w1}, {bias})")
+        wc = self.add("wc", f"Unsqueeze (WC, {self.integers('width', 3)})")
+        in_a_row = self.add(
+            f"{hidden}_in_a_row", f"Reshape ({hidden}, {self.integers('row', 0, 1, -1, 1)})"
         )
-        for index, value in enumerate(node.outputs):
-            number(value, (index, node.op_identifier(), operands, read))
-    return (len(function.inputs), *(known.get(value, -2) for value in function.outputs))
+        mixed = self.add(f"{name}_in_a_row", f"Conv <{_SAME}> ({in_a_row}, {wc}, {bias})")
+        return self.add(name, f"Reshape ({mixed}, {self.integers('column', 0, -1, 1, 1)})")
 
+    def _spatial(self, x: str) -> str:
+        """Ms [N, 1, H, W] of `x`."""
+        gate = self._gate
+        if gate.spatial == "conv1x1":
+            descriptor = self.add("descriptor", f"Conv ({x}, WD)")
+        else:
+            peaks = [self._pooled(x, "peaks", "ReduceMax")] if gate.spatial != "avg" else []
+            means = [self._pooled(x, "means", "ReduceMean")] if gate.spatial != "max" else []
+            descriptor = (peaks + means)[0]
+            if len(peaks + means) > 1:
+                descriptor = self.add("descriptor", f"Concat <axis = 1> ({peaks[0]}, {means[0]})")
+        logits = self.add("spatial_logits", f"Conv <{_SAME}> ({descriptor}, WS, BS)")
+        return self._gate_of("spatial_attention", gate.spatial_gate, logits)
 
-def _plain(attribute: ir.Attr) -> Hashable:
-    """What an attribute is, to be compared; a graph is like no other."""
-    value, kind = attribute.value, attribute.type
-    if kind in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
-        value = ir.tensor(np.array(value, np.float32))
-    elif kind in (ir.AttributeType.INT, ir.AttributeType.INTS):
-        value = ir.tensor(np.array(value, np.int64))
-    if isinstance(value, ir.TensorProtocol):
-        return (value.dtype, tuple(value.shape.numpy()), value.tobytes())
-    return (kind, value if isinstance(value, str) else id(value))
-
-
-def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
-    """Give the operators of the model's gate nodes their bodies, and import their domain.
-
-    Those of `foreign_operators` keep the body they have.
-
-    Args:
-        model: whose gates all have maps of `dtype` where `needs_dtype`.
-        dtype: type of the maps. FP16 is fast on GPUs, whose engines are smaller without groups.
-    """
-    nodes, foreign = gate_nodes(model), foreign_operators(model)
-    everywhere = itertools.chain(model.graph.all_nodes(), *model.functions.values())
-    called = [node for node in everywhere if operator_of(node)]
-    grouped = dtype == ir.DataType.FLOAT and all(_channels(node) % GROUPS == 0 for node in called)
-    opset = model.opset_imports[""]
-    for op in sorted({node.op_type for node in nodes} - foreign.keys()):
-        function = gate_function(op, opset, grouped=grouped, dtype=dtype)
-        model.functions[function.identifier()] = function
-    if nodes:
-        model.opset_imports[DOMAIN] = VERSION
-        model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
-
-
-def _channels(node: ir.Node) -> int:
-    """C, the length of B1."""
-    operator = operator_of(node)
-    b1 = operator.by_name(node.inputs).get("B1") if operator else None
-    if b1 is None or b1.shape is None or not isinstance(b1.shape[0], int):
-        return 1  # Fits no groups: unknown counts are pooled at once.
-    return b1.shape[0]
+    def _pooled(self, x: str, name: str, op: str) -> str:
+        """One statistic over the channels of `x`, [N, 1, H, W]."""
+        channels = self.integers("channels", 1)
+        if not self._grouped:
+            return self.add(name, f"{op} ({x}, {channels})")
+        shape = self.integers("grouped_shape", 0, GROUPS, -1, 0, 0)
+        lifted = self.add("lifted", f"Unsqueeze ({x}, {channels})")
+        grouped = self.add("grouped", f"Reshape ({lifted}, {shape})")
+        in_group = self.integers("in_group", 2)
+        of_groups = self.add(f"group_{name}", f"{op} <keepdims = 0> ({grouped}, {in_group})")
+        return self.add(name, f"{op} ({of_groups}, {channels})")

@@ -4,22 +4,16 @@ opset   what is new in it                            before
 18      ReduceMax and ReduceMean take axes as input  axes are an attribute
 15      CastLike                                     Cast to a fixed type
 13      Unsqueeze takes axes as input                axes are an attribute
-12      Constant takes numbers and lists             Constant takes a tensor
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 _AXES_AS_INPUT_SINCE = {"ReduceMax": 18, "ReduceMean": 18, "Unsqueeze": 13}
 CAST_LIKE_SINCE = 15
-_CONSTANT_NUMBERS_SINCE = 12
 
 
 def needs_dtype(opset: int) -> bool:
@@ -32,7 +26,8 @@ def in_words_of(opset: int, body: onnx.FunctionProto, dtype: ir.DataType) -> onn
     constants = {node.output[0]: node for node in body.node if node.op_type == "Constant"}
     for node in body.node:
         if opset < _AXES_AS_INPUT_SINCE.get(node.op_type, 0):
-            axes = _array(constants[node.input.pop()]).tolist()
+            value = helper.get_attribute_value(constants[node.input.pop()].attribute[0])
+            axes = numpy_helper.to_array(value).tolist()
             node.attribute.append(helper.make_attribute("axes", axes))
         elif node.op_type == "CastLike" and needs_dtype(opset):
             node.op_type = "Cast"
@@ -42,14 +37,4 @@ def in_words_of(opset: int, body: onnx.FunctionProto, dtype: ir.DataType) -> onn
     for name, node in constants.items():
         if name not in used:
             body.node.remove(node)
-        elif opset < _CONSTANT_NUMBERS_SINCE:
-            value = numpy_helper.from_array(_array(node), name)
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("value", value))
     return body
-
-
-def _array(constant: onnx.NodeProto) -> NDArray[Any]:
-    """The value of a Constant of integers or of one number."""
-    value = helper.get_attribute_value(constant.attribute[0])
-    return np.array(value, np.float32 if isinstance(value, float) else np.int64)

@@ -96,7 +96,9 @@ class Gate:
     @property
     def operator(self) -> GateOperator:
         """The operator that it computes."""
-        return GateOperator(CBAM if self.kernel_size else SE, self.residual)
+        return GateOperator(
+            CBAM if self.kernel_size else SE, self.residual, "relu" if self.residual else "none"
+        )
 
     @property
     def storage(self) -> Layout:

@@ -265,7 +265,7 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
             window = 0
         pieces.append(window * STAT_BYTES)
     operator = gate.operator
-    entry = snake_case(f"Apply{operator.kind}{operator.behind}")
+    entry = snake_case(f"Apply{operator.name.replace('Gate', '')}")
     maps, convolution = map(in_lower_case, (operator.maps, operator.spatial_weights))
     return Launch(
         kernel=f"cbam::{entry}<{tiling.expression}{_kernel_size(gate)}>",
@@ -273,7 +273,12 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
         cluster=1,
         threads=tiling.threads,
         shared_bytes=sum(map(_aligned, pieces)),
-        inputs=(*maps, "channel_gates", *(("pooled",) if operator.spatial else ()), *convolution),
+        inputs=(
+            *maps,
+            "channel_gates",
+            *(("pooled",) if gate.kernel_size else ()),
+            *convolution,
+        ),
         integers=(
             *_shape(gate),
             *_cut(cut),

@@ -202,11 +202,11 @@ def staged_nodes(operator: GateOperator) -> tuple[PluginNode, ...]:
     """The three nodes that compute `operator`, in order."""
     maps = in_lower_case(operator.maps)
     mlp, convolution = map(in_lower_case, (operator.channel_weights, operator.spatial_weights))
-    spatial = operator.spatial
+    spatial = operator.gate.has_spatial
     read = ("x", "partials") if spatial else ("partials",)
     gates = ("channel_gates", "pooled") if spatial else ("channel_gates",)
     second = "GateSpatialStatistics" if spatial else "GateChannelExcitation"
-    last = f"GateApply{operator.kind}{operator.behind}"
+    last = f"GateApply{operator.name.replace('Gate', '')}"
 
     def node(name: str, stage: Stage, inputs: Names, outputs: Names) -> PluginNode:
         return PluginNode(name, stage, inputs, outputs, (*FLOATS, "int8"), SIZES, SCALES)

@@ -88,15 +88,15 @@ class FusedGate:
 
     def __init__(self, spec: GateSpec) -> None:
         operator = operator_for(spec)
-        if operator is None or operator.name not in KERNEL_OPERATORS:
+        if operator.name not in KERNEL_OPERATORS:
             raise BadInput(
                 f"{spec} has no fused operator: there are those of CBAM and of "
                 "Squeeze-and-Excitation",
                 "leave fused out: the variant's standard operators run everywhere",
             )
-        self.spatial = operator.spatial
+        self.spatial = spec.has_spatial
         self._function = operator.function
-        self._function_with_residual = replace(operator, residual=True).function
+        self._function_with_residual = replace(operator, residual=True, activation="relu").function
         self._sources: tuple[_Source, ...] = ()
         self._weights: tuple[Tensor, ...] = ()
 

@@ -18,14 +18,14 @@ from onnx.reference.op_run import OpRun
 
 from cbam_deploy.engines.gate_lowering import lower_gates
 from cbam_deploy.exporters.int8.quantization import quantize
-from cbam_deploy.gates.operators import GATE_OPERATORS
-from cbam_deploy.graphs.gate_bodies import set_functions
+from cbam_deploy.graphs.gate_functions import set_functions
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS
 from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits
 
 CHANNELS, HIDDEN = 32, 4
 SMALL, LARGE = 12, 48  # edges of maps: one that a block of an Ampere GPU holds, one that it cannot
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))
-OPERATORS = tuple(GATE_OPERATORS)
+OPERATORS = tuple(KERNEL_OPERATORS)
 
 # One gate on int8 maps, as `quantize` leaves it; `x` has another reader, which stays.
 QUANTIZED = """
@@ -89,7 +89,7 @@ QLinear{op} <{scales}> (X, {R} {weights}) => (Y)
 def network(
     text: str, op: str, dtype: type = np.float32, size: int = SMALL, kernel_size: int = 7
 ) -> ir.Model:
-    operator = GATE_OPERATORS[op]
+    operator = KERNEL_OPERATORS[op]
     text = text.format(
         op=op,
         r=("r_real," if text is QUANTIZED else "other,") if operator.residual else "",
@@ -142,7 +142,7 @@ def plugin_operators(model: ir.Model) -> list[str]:
 
 def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.ModelProto:
     """`model` with a body for its node on integers."""
-    residual = GATE_OPERATORS[op].residual
+    residual = KERNEL_OPERATORS[op].residual
     half = next(v for v in model.graph.inputs).dtype == ir.DataType.FLOAT16
     names = [f"{name}_scale" for name in ("x", "r", "y") if residual or name != "r"]
     cast = "Cast <to = 10>" if half else "Identity"
@@ -158,7 +158,7 @@ def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.Mod
             R="R," if residual else "",
             r="r," if residual else "",
             dequantize_r="r = DequantizeLinear (R, r_scale)" if residual else "",
-            weights=", ".join(GATE_OPERATORS[op].weights),
+            weights=", ".join(KERNEL_OPERATORS[op].weights),
         )
     )
     proto = ir.to_proto(model)

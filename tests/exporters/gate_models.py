@@ -7,21 +7,21 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS
-from cbam_deploy.graphs.gate_bodies import set_functions
+from cbam_deploy.gates.operators import DOMAIN, operator_named
+from cbam_deploy.graphs.gate_functions import set_functions
 
 
 def random_weights(op, channels, *, hidden=4, kernel_size=7, seed=0):
     random = np.random.default_rng(seed)
-    shapes = GATE_OPERATORS[op].weight_shapes(channels, hidden, kernel_size)
+    shapes = operator_named(op).weight_shapes(channels, hidden, kernel_size)
     return {name: random.normal(0, 0.5, size).astype(np.float32) for name, size in shapes.items()}
 
 
-def gate_model(op, weights, dtype=np.float32, *, nodes=1):
+def gate_model(op, weights, dtype=np.float32, *, channels=None, nodes=1):
     """A model of `nodes` gates in a row, all of `weights`: inputs X (and R), output Y."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    shape = ["N", len(weights["B1"]), "H", "W"]
-    maps = GATE_OPERATORS[op].maps
+    shape = ["N", channels or len(weights["B1"]), "H", "W"]
+    maps = operator_named(op).maps
     values = ["X", *(f"y{number}" for number in range(1, nodes)), "Y"]
     graph = helper.make_graph(
         [

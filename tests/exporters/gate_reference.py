@@ -1,53 +1,76 @@
-"""The attention gate in float64, written from the papers' equations with plain loops.
+"""The attention gate in float64, written from the papers' equations in PyTorch's functions.
 
 Woo et al., "CBAM", ECCV 2018, equations 1 to 3; Hu et al., "Squeeze-and-Excitation Networks", CVPR
-2018, equations 2 to 4.
+2018, equations 2 to 4; Wang et al., "ECA-Net", CVPR 2020, equation 8; Roy et al., MICCAI 2018.
 """
 
-import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cbam_deploy.gates.operators import operator_named
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hard_swish": F.hardswish,
+}
+GATES = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def mixed(spec, v, weights):
+    """Logits [N, C] of one statistic [N, C]."""
+    if spec.mixer == "conv":
+        size = weights["WC"].shape[-1]
+        return F.conv1d(v[:, None], weights["WC"], weights["BC"], padding=size // 2)[:, 0]
+    if spec.mixer == "mlp":
+        v = ACTIVATIONS[spec.activation](F.linear(v, weights["W0"], weights["B0"]))
+    return F.linear(v, weights["W1"], weights["B1"])
 
 
-def mlp(v, weights):
-    """W1 ReLU(W0 v + b0) + b1 of one vector [C]."""
-    return weights["W1"] @ np.maximum(weights["W0"] @ v + weights["B0"], 0) + weights["B1"]
+def channel_attention(spec, x, weights):
+    """Mc of `x` [N, C, H, W], [N, C, 1, 1]."""
+    pools = {"avg": [x.mean((2, 3))], "max": [x.amax((2, 3))]}
+    pools["avg+max"] = pools["avg"] + pools["max"]
+    pooled = pools[spec.channel_pool]
+    if spec.join == "pools":
+        pooled = [sum(pooled) / len(pooled)]
+    logits, gate = [mixed(spec, v, weights) for v in pooled], GATES[spec.channel_gate]
+    attention = sum(map(gate, logits)) if spec.join == "gates" else gate(sum(logits))
+    return attention[:, :, None, None]
 
 
-def channel_attention(x, weights, *, peaks):
-    """Mc of one map [C, H, W], a vector [C]."""
-    logits = mlp(x.mean(axis=(1, 2)), weights)
-    if peaks:
-        logits = logits + mlp(x.max(axis=(1, 2)), weights)
-    return sigmoid(logits)
-
-
-def spatial_attention(x, weights):
-    """Ms of one map [C, H, W], a plane [H, W]."""
-    _, height, width = x.shape
-    kernel = weights["WS"][0]
-    k = kernel.shape[-1]
-    planes = np.stack([x.max(axis=0), x.mean(axis=0)])
-    framed = np.zeros((2, height + k - 1, width + k - 1))
-    framed[:, k // 2 : k // 2 + height, k // 2 : k // 2 + width] = planes
-    logits = np.empty((height, width))
-    for row in range(height):
-        for column in range(width):
-            window = framed[:, row : row + k, column : column + k]
-            logits[row, column] = (window * kernel).sum() + weights["BS"][0]
-    return sigmoid(logits)
+def spatial_attention(spec, x, weights):
+    """Ms of `x` [N, C, H, W], [N, 1, H, W]."""
+    if spec.spatial == "conv1x1":
+        described = F.conv2d(x, weights["WD"])
+    else:
+        planes = {"max": [x.amax(1, keepdim=True)], "avg": [x.mean(1, keepdim=True)]}
+        planes["pool"] = planes["max"] + planes["avg"]
+        described = torch.cat(planes[spec.spatial], 1)
+    reach = weights["WS"].shape[-1] // 2
+    logits = F.conv2d(described, weights["WS"], weights["BS"], padding=reach)
+    return GATES[spec.spatial_gate](logits)
 
 
 def gate(op, x, weights, residual=None):
     """What operator `op` computes, in float64, from arrays of any type."""
-    weights = {name: array.astype(np.float64) for name, array in weights.items()}
-    cbam = op.startswith("Cbam")
-    out = np.empty(x.shape)
-    for n, one in enumerate(x.astype(np.float64)):
-        refined = one * channel_attention(one, weights, peaks=cbam)[:, None, None]
-        out[n] = refined * spatial_attention(refined, weights) if cbam else refined
-    if op.endswith("AddRelu"):
-        out = np.maximum(out + residual.astype(np.float64), 0)
-    return out
+    operator = operator_named(op)
+    spec = operator.gate
+    weights = {name: torch.from_numpy(array).double() for name, array in weights.items()}
+    x = torch.from_numpy(x).double()
+    y = x
+    if spec.arrangement == "parallel":
+        y = x * channel_attention(spec, x, weights) * spatial_attention(spec, x, weights)
+    elif spec.arrangement == "sum":
+        y = x * channel_attention(spec, x, weights) + x * spatial_attention(spec, x, weights)
+    else:
+        for part in spec.arrangement.split("-"):
+            attention = channel_attention if part == "channel" else spatial_attention
+            y = y * attention(spec, y, weights)
+    if operator.residual:
+        y = y + torch.from_numpy(residual).double()
+    if operator.activation != "none":
+        y = ACTIVATIONS[operator.activation](y)
+    return y.numpy()

@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import parser
 
 from cbam_deploy.exporters.half.rounding import round_in_fp32
-from cbam_deploy.graphs.gate_bodies import set_functions
+from cbam_deploy.graphs.gate_functions import set_functions
 
 # FP16 rounds to 11 bits. A value passes at most five roundings here (input, two convolutions, gate,
 # classifier), weights one each; errors of sums of n terms grow with the root of n.

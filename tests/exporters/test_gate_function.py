@@ -8,12 +8,26 @@ import pytest
 from gate_models import gate_model, random_weights
 from onnx.reference import ReferenceEvaluator
 
-from cbam_deploy.gates.operators import GATE_OPERATORS
+from cbam_deploy.gates.operators import GATE_OPERATORS, operator_named
 from cbam_deploy.graphs.gate_bodies import GROUPS
 
 CHANNELS = {"grouped": 2 * GROUPS, "ungrouped": 12}
+# Every operator with a name of its own, and every choice that gates have beside those.
 GATES = [
-    (op, size) for op, one in GATE_OPERATORS.items() for size in (3, 7) if one.spatial or size == 7
+    *((op, 7) for op in GATE_OPERATORS),
+    ("CbamGate", 3),
+    ("CbamGateSpatialFirst", 5),
+    ("SeGateMeanMaxGelu", 7),
+    ("SeGateMaxLeakyRelu", 7),
+    ("SeGateHardSwishThenHardSwish", 7),
+    ("CbamGateSumOfGatesMeanMap", 7),
+    ("CbamGateMeanOfPoolsMaxMapHardSigmoidMap", 3),
+    ("CbamGateLinearConvMapAdd", 3),
+    ("EcaGateMeanMaxSumOfGatesAddSilu", 7),
+    ("EcaGateMeanMaxThenGelu", 7),
+    ("ScseGateMeanMaxPoolMapThenLeakyRelu", 3),
+    ("SpatialGate", 9),
+    ("SpatialGateConvMap", 1),
 ]
 SHAPES = [(2, 5, 7), (1, 1, 1), (3, 9, 4)]
 
@@ -31,7 +45,7 @@ def run_in_reference(model, feeds):
 
 def maps(op, batch, channels, height, width, dtype):
     random = np.random.default_rng(height)
-    names = GATE_OPERATORS[op].maps
+    names = operator_named(op).maps
     shape = (batch, channels, height, width)
     return {name: random.normal(0.2, 1.5, shape).astype(dtype) for name in names}
 
@@ -42,7 +56,7 @@ def maps(op, batch, channels, height, width, dtype):
 @pytest.mark.parametrize(("op", "kernel_size"), GATES)
 def test_body_computes_the_equations(op, kernel_size, channels, dtype, run):
     weights = random_weights(op, channels, kernel_size=kernel_size)
-    model = gate_model(op, weights, dtype)
+    model = gate_model(op, weights, dtype, channels=channels)
     for batch, height, width in SHAPES:
         feeds = maps(op, batch, channels, height, width, dtype)
         expected = gate_reference.gate(op, feeds["X"], weights, feeds.get("R"))

@@ -1,41 +1,90 @@
 """Operators follow from descriptions, and keep the names and inputs that files in the field use."""
 
+import itertools
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.gates.description import (
+    CBAM,
+    GATES,
+    SE,
+    Activation,
+    Arrangement,
+    ChannelPool,
+    GateFunction,
+    GateSpec,
+    Join,
+    Mixer,
+    Spatial,
+)
 from cbam_deploy.gates.operators import (
     DOMAIN,
     GATE_OPERATORS,
-    GateOperator,
     operator_for,
+    operator_named,
     operator_of,
 )
 
+ALONE, RELU_OF_SUM = (False, "none"), (True, "relu")
+
 
 @pytest.mark.parametrize(
-    ("gate", "residual", "name", "function", "inputs"),
+    ("gate", "behind", "name", "inputs"),
     [
-        (CBAM, False, "CbamGate", "cbam_gate", "X W0 B0 W1 B1 WS BS"),
-        (CBAM, True, "CbamGateAddRelu", "cbam_gate_add_relu", "X R W0 B0 W1 B1 WS BS"),
-        (SE, False, "SeGate", "se_gate", "X W0 B0 W1 B1"),
-        (SE, True, "SeGateAddRelu", "se_gate_add_relu", "X R W0 B0 W1 B1"),
+        # Files in the field use these four.
+        (CBAM, ALONE, "CbamGate", "X W0 B0 W1 B1 WS BS"),
+        (CBAM, RELU_OF_SUM, "CbamGateAddRelu", "X R W0 B0 W1 B1 WS BS"),
+        (SE, ALONE, "SeGate", "X W0 B0 W1 B1"),
+        (SE, RELU_OF_SUM, "SeGateAddRelu", "X R W0 B0 W1 B1"),
+        (GATES["eca"], ALONE, "EcaGate", "X WC BC"),
+        (GATES["ese"], (True, "none"), "SeGateLinearHardSigmoidAdd", "X R W1 B1"),
+        (GATES["cbam-linear"], (False, "silu"), "CbamGateMeanLinearThenSilu", "X W1 B1 WS BS"),
+        (GATES["scse"], ALONE, "ScseGate", "X W0 B0 W1 B1 WD WS BS"),
+        (GateSpec(arrangement="spatial", spatial="avg"), ALONE, "SpatialGateMeanMap", "X WS BS"),
     ],
 )
-def test_a_description_leads_to_its_operator_and_back(gate, residual, name, function, inputs):
-    operator = operator_for(replace(gate, reduction=4), residual=residual)
-    assert operator == GATE_OPERATORS[name] == GateOperator(gate, residual)
-    assert (operator.name, operator.function) == (name, function)
+def test_a_description_leads_to_its_operator_and_back(gate, behind, name, inputs):
+    residual, activation = behind
+    operator = operator_for(replace(gate, reduction=4), residual=residual, activation=activation)
+    assert operator == operator_named(name)
+    assert operator.name == name
     assert " ".join(operator.inputs) == inputs
 
 
+def test_every_gate_has_a_name_of_its_own_from_which_it_is_found():
+    choices = (ChannelPool, Spatial, Arrangement, Mixer, Activation, Join, GateFunction)
+    gates = set()
+    for values in itertools.product(*map(get_args, choices)):
+        fields = ("channel_pool", "spatial", "arrangement", "mixer", "activation", "join")
+        given = dict(zip((*fields, "spatial_gate"), values, strict=True))
+        with suppress(ValueError):
+            gates.add(GateSpec(**given).kind)
+    behind = [(r, a) for r in (False, True) for a in ("none", *get_args(Activation))]
+    operators = {
+        operator_for(gate, residual=behind[n % 12][0], activation=behind[n % 12][1])
+        for n, gate in enumerate(sorted(gates, key=repr))
+    }
+    assert len({one.name for one in operators}) == len(operators) > 1000
+    assert all(operator_named(one.name) == one for one in operators)
+
+
 @pytest.mark.parametrize(
-    "gate", [GateSpec(channel_pool="max"), GateSpec(arrangement="parallel"), GateSpec("avg")]
+    "name",
+    [
+        "CbamGateRelu",
+        "SeGateMean",
+        "SeGateLinearSilu",
+        "EcaGateConv",
+        "Gate",
+        "CbamGateAddThenRelu",
+    ],
 )
-def test_a_variant_without_an_operator_has_none(gate):
-    assert operator_for(gate) is None
+def test_other_names_are_no_operators(name):
+    assert operator_named(name) is None
 
 
 def test_inputs_of_a_node_are_found_by_name_as_far_as_it_has_them():

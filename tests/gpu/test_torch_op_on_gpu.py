@@ -10,17 +10,16 @@ import torch
 
 from cbam_deploy import create_model
 from cbam_deploy.gates.description import CBAM, SE
-from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.gates.reference import Weights, apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
 from cbam_deploy.plugins.torch_gate import FusedGate, folded
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = ((64, 14, 14), (20, 5, 7), (256, 56, 56))
 BATCH = 3
-BY_NAME = {one.function: one for one in GATE_OPERATORS.values()}
+BY_NAME = {one.function: one for one in KERNEL_OPERATORS.values()}
 
 
 def operator(name):

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from cbam_deploy.errors import BadInput, MissingCapability
-from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.plugins import cuda_launch, torch_cuda
 from cbam_deploy.plugins.compile import CompiledKernels
-from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 from cbam_deploy.plugins.torch_inputs import bind
 
@@ -245,7 +244,7 @@ def launched_gate(operator, tensors):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("operator", GATE_OPERATORS.values(), ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", KERNEL_OPERATORS.values(), ids=lambda operator: operator.name)
 def test_tensors_become_the_plans_buffers(operator, layout, driver, monkeypatch):
     Device(monkeypatch)
     memory = torch.channels_last if layout == "nhwc" else torch.contiguous_format
@@ -270,6 +269,6 @@ def test_addresses_that_are_not_aligned_narrow_the_vectors(driver, monkeypatch):
     storage = torch.zeros(2 * 16 * 16 + 3, dtype=torch.float16)
     x = storage[3:].view(2, 16, 4, 4)
     weights = [torch.zeros(shape) for shape in [(4, 16), (4,), (16, 4), (16,)]]
-    gate, _ = launched_gate(GATE_OPERATORS["SeGate"], [x, *weights])
+    gate, _ = launched_gate(KERNEL_OPERATORS["SeGate"], [x, *weights])
     assert gate.alignment == 2
     assert gate.vector == 1

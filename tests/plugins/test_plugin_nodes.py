@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import GateSpec
-from cbam_deploy.gates.operators import KINDS, GateOperator
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import plan
 from cbam_deploy.plugins.plugin_nodes import (
@@ -105,11 +105,10 @@ def test_three_nodes_agree_on_the_statistics_between_them(channels, size, batch,
         assert launch.integer("stored") == channels
 
 
-def test_a_kind_of_gate_without_a_kernel_has_no_plugin_node(monkeypatch):
-    gate = GateSpec(channel_pool="max", spatial="none", arrangement="channel")
-    monkeypatch.setitem(KINDS, gate, "MaxSe")
-    with pytest.raises(BadInput, match="MaxSeGate: there is no kernel"):
-        fused_node(GateOperator(gate), integers=False)
+def test_a_kind_of_gate_without_a_kernel_has_no_plugin_node():
+    gate = operator_for(GateSpec(channel_pool="max", spatial="none", arrangement="channel"))
+    with pytest.raises(BadInput, match="SeGateMax: there is no kernel"):
+        fused_node(gate, integers=False)
 
 
 def test_splits_that_a_plan_cannot_have_are_refused():

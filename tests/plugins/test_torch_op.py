@@ -9,17 +9,16 @@ from gate_cases import random_weights
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import CBAM, SE, GateSpec
-from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.gates.reference import apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
 from cbam_deploy.plugins.torch_gate import FusedGate, folded
 from cbam_deploy.plugins.torch_inputs import bind, check, dense
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BY_NAME = {operator.function: operator for operator in GATE_OPERATORS.values()}
+BY_NAME = {operator.function: operator for operator in KERNEL_OPERATORS.values()}
 
 
 def overload(name):

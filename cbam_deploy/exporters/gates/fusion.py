@@ -22,14 +22,15 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gates.proof import find_difference
 from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates
 from cbam_deploy.gates.operators import DOMAIN, PLUGIN_ATTRIBUTES, operator_of
-from cbam_deploy.graphs.gate_bodies import (
-    FIRST_OPSET,
+from cbam_deploy.graphs.gate_bodies import FIRST_OPSET
+from cbam_deploy.graphs.gate_body_opsets import needs_dtype
+from cbam_deploy.graphs.gate_functions import (
     foreign_operators,
+    foreign_version,
     gate_counts,
     gate_nodes,
     set_functions,
 )
-from cbam_deploy.graphs.gate_body_opsets import needs_dtype
 from cbam_deploy.graphs.name_scopes import NAME_SCOPES
 from cbam_deploy.graphs.names import Names
 from cbam_deploy.graphs.onnx_file import (
@@ -138,7 +139,8 @@ def fuse_model(
     sound = []
     for done, gate in enumerate(gates, start=1):
         reason = (
-            foreign.get(gate.operator.name)
+            foreign_version(model)
+            or foreign.get(gate.operator.name)
             or _cannot_take(gate, opset, dtype)
             or find_difference(gate, opset, shapes)
         )

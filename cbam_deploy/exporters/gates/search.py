@@ -147,13 +147,6 @@ def _read(chain: Sequence[Scaling], shapes: Shapes) -> FoundGate:
     alone = len(chain) == 1
     gate = replace(SE if alone else CBAM, channel_pool=_CHANNEL_POOLS[frozenset(pools)])
     operator = operator_for(gate)
-    if operator is None and alone:
-        raise Refused(f"a channel attention that pools {_and(pools)} is not fused alone")
-    if operator is None:
-        raise Refused(
-            f"the channel attention pools the {_and(pools)} only; before a spatial attention, "
-            "mean and maximum are fused"
-        )
     weights = mlp if alone else (*mlp, *spatial_attention(last, trail))
     return _gate(operator, weights, chain, trail)
 
@@ -219,7 +212,7 @@ def _with_add_relu(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> Foun
         return gate
     return replace(
         gate,
-        operator=replace(gate.operator, residual=True),
+        operator=replace(gate.operator, residual=True, activation="relu"),
         residual=residual,
         output=relu.outputs[0],
         nodes=(*gate.nodes, add, relu),
@@ -244,7 +237,3 @@ def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
             break
         common.append(level[0])
     return tuple(name for name in common if name)
-
-
-def _and(pools: Collection[str]) -> str:
-    return " and ".join(sorted(pools, reverse=True))

@@ -50,8 +50,9 @@ from cbam_deploy.exporters.half.rules import (
 )
 from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
 from cbam_deploy.gates.operators import DOMAIN
-from cbam_deploy.graphs.gate_bodies import gate_counts, gate_function
+from cbam_deploy.graphs.gate_bodies import gate_function
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE, needs_dtype
+from cbam_deploy.graphs.gate_functions import gate_counts
 from cbam_deploy.graphs.names import Names
 from cbam_deploy.graphs.opset import raise_opset
 from cbam_deploy.report.content import Section, Table
