@@ -257,14 +257,16 @@ def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
 
 
 def _gate(node: ir.Node, lowering: str) -> Gate:
-    """Sizes follow from the shapes of W0 [C/r, C] and WS [1, 2, k, k]."""
+    """Sizes follow from the shapes of W0 [C/r, C] and of WS [1, d, k, k]."""
+    from cbam_deploy.graphs.gate_functions import channels_of
+
     operator = operator_of(node)
     inputs = operator.by_name(node.inputs) if operator else {}
     down, spatial = _shape(inputs.get("W0")), _shape(inputs.get("WS"))
     return Gate(
         node=node.name or node.outputs[0].name or "",
         op=node.op_type,
-        channels=down[1] if down else None,
+        channels=channels_of(node),
         reduction=down[1] // down[0] if down else None,
         kernel_size=spatial[-1] if spatial else None,
         lowering=lowering,

@@ -114,7 +114,8 @@ def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> No
     nodes, foreign = gate_nodes(model), foreign_operators(model)
     everywhere = itertools.chain(model.graph.all_nodes(), *model.functions.values())
     called = [node for node in everywhere if operator_of(node)]
-    grouped = dtype == ir.DataType.FLOAT and all(_channels(node) % GROUPS == 0 for node in called)
+    channels = [channels_of(node) or 1 for node in called]  # Unknown counts are pooled at once.
+    grouped = dtype == ir.DataType.FLOAT and all(count % GROUPS == 0 for count in channels)
     opset = model.opset_imports[""]
     for op in sorted({node.op_type for node in nodes} - foreign.keys()):
         function = gate_function(op, opset, grouped=grouped, dtype=dtype)
@@ -124,14 +125,14 @@ def set_functions(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT) -> No
         model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
 
 
-def _channels(node: ir.Node) -> int:
-    """C, as the weights or the map have it."""
+def channels_of(node: ir.Node) -> int | None:
+    """C of a gate's node, as its weights or its map have it; None where neither says."""
     operator = operator_of(node)
     inputs = operator.by_name(node.inputs) if operator else {}
-    for name, axis in (("B1", 0), ("WD", 1), ("X", 1)):
+    for name, axis in (("W0", 1), ("B1", 0), ("WD", 1), ("X", 1)):
         value = inputs.get(name)
-        if value is not None and value.shape is not None and len(value.shape) > axis:
-            size = value.shape[axis]
-            if isinstance(size, int):
-                return size
-    return 1  # Fits no groups: unknown counts are pooled at once.
+        shape = value.shape if value is not None else None
+        size = shape[axis] if shape is not None and len(shape) > axis else None
+        if isinstance(size, int):
+            return size
+    return None

@@ -12,8 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.operators import GateOperator
 from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load
-from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
 from cbam_deploy.plugins.geometry import plan
 from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.torch_inputs import GateInputs, dense
@@ -29,13 +31,15 @@ _LAYOUTS: dict[torch.memory_format, LayoutName] = {
 }
 
 
-def run(inputs: GateInputs) -> Tensor:
+def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
     """The gate of checked inputs on one CUDA device.
 
     Raises:
         BadInput: there is no kernel for such a map, or the batch is too large for the device.
         MissingCapability: NVRTC or cuda-bindings is missing.
     """
+    if operator.name not in KERNEL_OPERATORS:
+        raise BadInput(f"{operator.function} has no kernel", "run it on the CPU")
     x = dense(inputs.x)
     y = torch.empty_like(x)
     if not x.numel():
@@ -48,8 +52,8 @@ def run(inputs: GateInputs) -> Tensor:
             tensors[name] = tensor.contiguous(memory_format=format_)
     gate = _gate(
         *x.shape[1:],
-        inputs.w0.shape[0],
-        0 if inputs.ws is None else inputs.ws.shape[-1],
+        inputs.hidden,
+        inputs.kernel_size,
         inputs.r is not None,
         _DTYPES[x.dtype],
         _LAYOUTS[memory],

@@ -8,8 +8,7 @@ graphs that captured their addresses see the new values after the next call outs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def create_model(
             CBAM's gates are fused in evaluation only: in training their BatchNorm needs the batch.
 
     Raises:
-        BadInput: as there, or there is no gate to fuse, or no operator for its variant.
+        BadInput: as there, or there is no gate to fuse.
     """
     if fused and attention == "none":
         raise BadInput("attention none has no gates to fuse", "leave fused out")
@@ -80,23 +78,12 @@ def create_model(
 
 
 class FusedGate:
-    """What one gate is computed by: its variant's operators, with its weights as they take them.
-
-    Raises:
-        BadInput: no operator computes this variant.
-    """
+    """What one gate is computed by: its variant's operators, with its weights as they take them."""
 
     def __init__(self, spec: GateSpec) -> None:
-        operator = operator_for(spec)
-        if operator.name not in KERNEL_OPERATORS:
-            raise BadInput(
-                f"{spec} has no fused operator: there are those of CBAM and of "
-                "Squeeze-and-Excitation",
-                "leave fused out: the variant's standard operators run everywhere",
-            )
-        self.spatial = spec.has_spatial
-        self._function = operator.function
-        self._function_with_residual = replace(operator, residual=True, activation="relu").function
+        self._spatial = spec.has_spatial
+        self._operator = operator_for(spec)
+        self._operator_with_residual = operator_for(spec, residual=True, activation="relu")
         self._sources: tuple[_Source, ...] = ()
         self._weights: tuple[Tensor, ...] = ()
 
@@ -104,9 +91,8 @@ class FusedGate:
         """The gate of `x`, or relu(gate(x) + residual)."""
         weights = self._weights_of(gate)
         if residual is None:
-            return cast(Tensor, getattr(torch_op.NAMESPACE, self._function)(x, *weights))
-        function = getattr(torch_op.NAMESPACE, self._function_with_residual)
-        return cast(Tensor, function(x, residual, *weights))
+            return torch_op.function_of(self._operator)(x, *weights)
+        return torch_op.function_of(self._operator_with_residual)(x, residual, *weights)
 
     def computes(self, gate: AttentionGate) -> bool:
         """Whether the operators compute `gate` as it is now.
@@ -116,7 +102,7 @@ class FusedGate:
         """
         if torch.compiler.is_exporting():
             return False
-        return not (self.spatial and gate.spatial.bn.training)
+        return not (self._spatial and gate.spatial.bn.training)
 
     def _weights_of(self, gate: AttentionGate) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -144,22 +130,32 @@ class FusedGate:
 
 
 def folded(gate: AttentionGate) -> tuple[Tensor, ...]:
-    """w0, b0, w1, b1 and, with a spatial gate, ws and bs of a gate in evaluation, in float32."""
-    w0, b0, w1, b1, *spatial = (tensor.float() for tensor in _tensors(gate))
-    if not spatial:
-        return w0, b0, w1, b1
-    weight, gamma, beta, mean, variance = spatial
-    scale = gamma * (variance + gate.spatial.bn.eps).rsqrt()
-    return w0, b0, w1, b1, weight * scale, beta - mean * scale
+    """The weights of a gate in evaluation, float32, in the order of its operator's inputs."""
+    weights: dict[str, Tensor] = {}
+    if gate.spec.has_channel:
+        channel = gate.channel
+        if gate.spec.mixer == "mlp":
+            weights |= {"W0": channel.reduce.weight, "B0": channel.reduce.bias}
+            weights |= {"W1": channel.expand.weight, "B1": channel.expand.bias}
+        elif gate.spec.mixer == "linear":
+            assert channel.mix.bias is not None
+            weights |= {"W1": channel.mix.weight, "B1": channel.mix.bias}
+        else:
+            kernel = channel.mix.weight
+            weights |= {"WC": kernel, "BC": kernel.new_zeros(1)}
+    if gate.spec.has_spatial:
+        spatial, bn = gate.spatial, gate.spatial.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        if spatial.describe is not None:
+            weights["WD"] = spatial.describe.weight
+        scale = bn.weight.float() * (bn.running_var.float() + bn.eps).rsqrt()
+        weights["WS"] = spatial.conv.weight.float() * scale
+        weights["BS"] = bn.bias.float() - bn.running_mean.float() * scale
+    return tuple(weights[name].float() for name in operator_for(gate.spec).weights)
 
 
 def _tensors(gate: AttentionGate) -> list[Tensor]:
     """What a gate's weights are made from."""
-    reduce, expand = gate.channel.reduce, gate.channel.expand
-    tensors = [reduce.weight, reduce.bias, expand.weight, expand.bias]
-    if gate.spec.spatial == "pool":
-        bn = gate.spatial.bn
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        tensors += [gate.spatial.conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var]
-    return tensors
+    state = (*gate.parameters(), *gate.buffers())
+    return [tensor for tensor in state if tensor.is_floating_point()]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import KERNEL_SIZES
 from cbam_deploy.gates.operators import DOMAIN, GateOperator, in_lower_case
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,19 +23,40 @@ class GateInputs(NamedTuple):
 
     Attributes:
         x: map [N, C, H, W] of one of `DTYPES`.
-        w0, b0, w1, b1: the channel gate's layers, float32 [hidden, C], [hidden], [C, hidden], [C].
-        ws, bs: the spatial gate's convolution, float32 [1, 2, k, k] (maximum, mean) and [1].
-        r: residual like x.
+        r: what is added to the gated map, like x.
+        w0, b0: first layer of the channel part's MLP, float32 [hidden, C] and [hidden].
+        w1, b1: its second, or only, layer, [C, hidden or C] and [C].
+        wc, bc: convolution along the channels, [1, 1, k] and [1].
+        wd: 1x1 convolution to the spatial part's descriptor, [1, C, 1, 1].
+        ws, bs: convolution of the spatial part, [1, d, k, k] (maximum, mean) and [1].
     """
 
     x: Tensor
-    w0: Tensor
-    b0: Tensor
-    w1: Tensor
-    b1: Tensor
+    r: Tensor | None = None
+    w0: Tensor | None = None
+    b0: Tensor | None = None
+    w1: Tensor | None = None
+    b1: Tensor | None = None
+    wc: Tensor | None = None
+    bc: Tensor | None = None
+    wd: Tensor | None = None
     ws: Tensor | None = None
     bs: Tensor | None = None
-    r: Tensor | None = None
+
+    @property
+    def hidden(self) -> int:
+        """Units of the MLP's hidden layer; 0 without one."""
+        return 0 if self.w0 is None else self.w0.shape[0]
+
+    @property
+    def kernel_size(self) -> int:
+        """K of the spatial part; 0 without one."""
+        return 0 if self.ws is None else self.ws.shape[-1]
+
+    @property
+    def channel_kernel_size(self) -> int:
+        """K of the convolution along the channels; 0 without one."""
+        return 0 if self.wc is None else self.wc.shape[-1]
 
 
 def schema(operator: GateOperator) -> str:
@@ -71,14 +93,19 @@ def check(operator: GateOperator, inputs: GateInputs) -> None:
         refuse("x", x, "at least one channel and one position")
     if inputs.r is not None and (inputs.r.shape != x.shape or inputs.r.dtype != x.dtype):
         refuse("r", inputs.r, f"like x, {_described(x)}")
-    if inputs.w0.dim() != 2:
+    if inputs.w0 is not None and inputs.w0.dim() != 2:
         refuse("w0", inputs.w0, f"[hidden, {channels}]")
-    size = 0
-    if inputs.ws is not None:
-        size = inputs.ws.shape[-1] if inputs.ws.dim() == 4 else 0
-        if size not in (3, 7):
-            refuse("ws", inputs.ws, "[1, 2, k, k] with k 3 or 7")
-    shapes = operator.weight_shapes(channels, inputs.w0.shape[0], size)
+    sizes = f"k odd and at most {KERNEL_SIZES[-1]}"
+    if inputs.ws is not None and (inputs.ws.dim() != 4 or inputs.kernel_size not in KERNEL_SIZES):
+        described = 2 if operator.gate.spatial == "pool" else 1
+        refuse("ws", inputs.ws, f"[1, {described}, k, k], {sizes}")
+    if inputs.wc is not None and (
+        inputs.wc.dim() != 3 or inputs.channel_kernel_size not in KERNEL_SIZES
+    ):
+        refuse("wc", inputs.wc, f"[1, 1, k], {sizes}")
+    shapes = operator.weight_shapes(
+        channels, inputs.hidden, inputs.kernel_size, inputs.channel_kernel_size
+    )
     for name, shape in zip(in_lower_case(shapes), shapes.values(), strict=True):
         weight = getattr(inputs, name)
         if tuple(weight.shape) != shape or weight.dtype != torch.float32:

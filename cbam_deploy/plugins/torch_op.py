@@ -1,6 +1,7 @@
-"""The PyTorch operators of ``torch.ops.cbam_deploy``; importing this module registers them.
+"""The PyTorch operators of ``torch.ops.cbam_deploy``.
 
-They are `gate.KERNEL_OPERATORS`, their names and inputs in lower case, such as
+Importing this module registers those of `GATE_OPERATORS`, `function_of` any other. Names and inputs
+are those of ONNX files in lower case, such as
 
     cbam_gate(x, w0, b0, w1, b1, ws, bs)              gate of x
     cbam_gate_add_relu(x, r, w0, b0, w1, b1, ws, bs)  relu(gate of x + r)
@@ -20,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam_deploy.gates.operators import DOMAIN, GateOperator
+from cbam_deploy.gates.operators import DOMAIN, GATE_OPERATORS, GateOperator
 from cbam_deploy.plugins import torch_formula
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS
 from cbam_deploy.plugins.torch_inputs import bind, check, dense, schema
 
 
@@ -35,7 +35,7 @@ def _fake(operator: GateOperator, *tensors: Tensor) -> Tensor:
 def _on_cpu(operator: GateOperator, *tensors: Tensor) -> Tensor:
     inputs = bind(operator, tensors)
     check(operator, inputs)
-    return torch.empty_like(dense(inputs.x)).copy_(torch_formula.gate(inputs))
+    return torch.empty_like(dense(inputs.x)).copy_(torch_formula.gate(operator, inputs))
 
 
 def _on_cuda(operator: GateOperator, *tensors: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _on_cuda(operator: GateOperator, *tensors: Tensor) -> Tensor:
 
     inputs = bind(operator, tensors)
     check(operator, inputs)
-    return torch_cuda.run(inputs)
+    return torch_cuda.run(operator, inputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -55,7 +55,7 @@ def _backward(operator: GateOperator, ctx: Any, grad: Tensor) -> tuple[Tensor | 
     wanted = [tensor for tensor, needs in zip(tensors, ctx.needs_input_grad, strict=True) if needs]
     differentiable = torch.is_grad_enabled()  # with create_graph=True
     with torch.enable_grad():
-        y = torch_formula.gate(bind(operator, tensors))
+        y = torch_formula.gate(operator, bind(operator, tensors))
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=differentiable))
     return tuple(next(found) if needs else None for needs in ctx.needs_input_grad)
 
@@ -75,5 +75,14 @@ def _register(operator: GateOperator) -> None:
 NAMESPACE = getattr(torch.ops, DOMAIN)
 """``torch.ops.cbam_deploy``, with the operators registered."""
 
-for _operator in KERNEL_OPERATORS.values():
+
+def function_of(operator: GateOperator) -> Callable[..., Tensor]:
+    """The PyTorch operator that computes `operator`, registered on its first use."""
+    if not hasattr(NAMESPACE, operator.function):
+        _register(operator)
+    function: Callable[..., Tensor] = getattr(NAMESPACE, operator.function)
+    return function
+
+
+for _operator in GATE_OPERATORS.values():
     _register(_operator)

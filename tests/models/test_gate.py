@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from cbam_deploy.gates.description import CBAM, SE, Arrangement, ChannelPool, GateSpec
+from cbam_deploy.gates.description import (
+    CBAM,
+    GATES,
+    SE,
+    Activation,
+    Arrangement,
+    ChannelPool,
+    GateSpec,
+    Join,
+    Mixer,
+)
 from cbam_deploy.models.gate import AttentionGate
 
 CHANNELS = 20  # Not divisible by 16: the hidden layer has floor(20 / 16) = 1 unit.
@@ -20,12 +31,26 @@ CHANNELS = 20  # Not divisible by 16: the hidden layer has floor(20 / 16) = 1 un
 # sigmoid does not amplify and outputs are of the size of inputs.
 TOLERANCE = 2 * 7 * 7 * 2.0**-24
 
+JOINS_AND_MIXERS = (get_args(Join), get_args(Mixer))
+
+# The paper's, each with each, and every other choice at least once.
 VARIANTS = [
-    GateSpec(pool, reduction, spatial, kernel_size, arrangement)
-    for pool, reduction, spatial, kernel_size, arrangement in itertools.product(
-        get_args(ChannelPool), (4, 16), ("pool", "conv1x1", "none"), (3, 7), get_args(Arrangement)
-    )
-    if (spatial == "none") == (arrangement == "channel")
+    *(
+        GateSpec(pool, reduction, spatial, kernel_size, arrangement)
+        for pool, reduction, spatial, kernel_size, arrangement in itertools.product(
+            get_args(ChannelPool),
+            (4, 16),
+            ("pool", "conv1x1", "none"),
+            (3, 7),
+            get_args(Arrangement),
+        )
+        if (spatial == "none") == (arrangement == "channel")
+    ),
+    *(GATES[name] for name in ("cbam-linear", "se-silu", "se-hard", "ese", "eca", "scse")),
+    *(GateSpec(activation=activation) for activation in get_args(Activation)),
+    *(GateSpec(join=join, mixer=mixer) for join, mixer in itertools.product(*JOINS_AND_MIXERS)),
+    GateSpec(spatial="max", spatial_gate="hard_sigmoid", kernel_size=5),
+    GateSpec(spatial="avg", kernel_size=1, mixer="conv", channel_kernel_size=5),
 ]
 
 
@@ -33,25 +58,55 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
+def hard_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + 3, 0, 6) / 6
+
+
+GATE_FUNCTIONS = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x: np.where(x < 0, 0.01 * x, x),
+    "silu": lambda x: x * sigmoid(x),
+    "gelu": lambda x: x * np.vectorize(statistics.NormalDist().cdf)(x),
+    "hard_swish": lambda x: x * hard_sigmoid(x),
+}
+
+
 def reference(gate: AttentionGate, x: np.ndarray) -> np.ndarray:
-    """The paper's section 3 in float64, written with loops from the equations."""
+    """The equations in float64, written with loops."""
+    spec = gate.spec
     weight = {name: value.double().numpy() for name, value in gate.state_dict().items()}
 
-    def channel(x: np.ndarray) -> np.ndarray:
-        def mlp(v: np.ndarray) -> np.ndarray:
+    def mixed(v: np.ndarray) -> np.ndarray:
+        if spec.mixer == "mlp":
             hidden = v @ weight["channel.reduce.weight"].T + weight["channel.reduce.bias"]
-            out = np.maximum(hidden, 0) @ weight["channel.expand.weight"].T
+            out = ACTIVATIONS[spec.activation](hidden) @ weight["channel.expand.weight"].T
             return out + weight["channel.expand.bias"]
+        if spec.mixer == "linear":
+            return v @ weight["channel.mix.weight"].T + weight["channel.mix.bias"]
+        taps = weight["channel.mix.weight"][0, 0]
+        framed = np.pad(v, ((0, 0), (len(taps) // 2, len(taps) // 2)))
+        return sum(tap * framed[:, i : i + v.shape[1]] for i, tap in enumerate(taps))
 
+    def channel(x: np.ndarray) -> np.ndarray:
+        function = GATE_FUNCTIONS[spec.channel_gate]
         average, maximum = x.mean((2, 3)), x.max((2, 3))
         pools = {"avg": [average], "max": [maximum], "avg+max": [average, maximum]}
-        return sigmoid(sum(mlp(v) for v in pools[gate.spec.channel_pool]))[:, :, None, None]
+        pooled = pools[spec.channel_pool]
+        if spec.join == "pools":
+            pooled = [sum(pooled) / len(pooled)]
+        if spec.join == "gates":
+            attention = sum(function(mixed(v)) for v in pooled)
+        else:
+            attention = function(sum(mixed(v) for v in pooled))
+        return attention[:, :, None, None]
 
     def spatial(x: np.ndarray) -> np.ndarray:
-        if gate.spec.spatial == "pool":
-            described = np.stack([x.max(1), x.mean(1)], 1)
-        else:
+        if spec.spatial == "conv1x1":
             described = np.einsum("oc,nchw->nohw", weight["spatial.describe.weight"][..., 0, 0], x)
+        else:
+            planes = {"pool": [x.max(1), x.mean(1)], "max": [x.max(1)], "avg": [x.mean(1)]}
+            described = np.stack(planes[spec.spatial], 1)
         kernel = weight["spatial.conv.weight"][0]
         k = kernel.shape[-1]
         padded = np.pad(described, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
@@ -60,11 +115,11 @@ def reference(gate: AttentionGate, x: np.ndarray) -> np.ndarray:
             window = padded[:, :, row : row + k, column : column + k]
             out[:, 0, row, column] = (window * kernel).sum((1, 2, 3))
         scale = weight["spatial.bn.weight"] / np.sqrt(weight["spatial.bn.running_var"] + 1e-5)
-        return sigmoid(
+        return GATE_FUNCTIONS[spec.spatial_gate](
             (out - weight["spatial.bn.running_mean"]) * scale + weight["spatial.bn.bias"]
         )
 
-    match gate.spec.arrangement:
+    match spec.arrangement:
         case "channel":
             return x * channel(x)
         case "spatial":
@@ -77,6 +132,8 @@ def reference(gate: AttentionGate, x: np.ndarray) -> np.ndarray:
             return refined * channel(refined)
         case "parallel":
             return x * channel(x) * spatial(x)
+        case "sum":
+            return x * channel(x) + x * spatial(x)
 
 
 def seeded_gate(spec: GateSpec, channels: int = CHANNELS) -> AttentionGate:

@@ -237,7 +237,7 @@ def launched_gate(operator, tensors):
         torch_cuda.planned = lambda gate, batch, device: (
             seen.append(gate) or original(gate, batch, 0)
         )
-        y = torch_cuda.run(bind(operator, tuple(tensors)))
+        y = torch_cuda.run(operator, bind(operator, tuple(tensors)))
     finally:
         torch_cuda.planned = original
     return seen[0], y
@@ -250,12 +250,11 @@ def test_tensors_become_the_plans_buffers(operator, layout, driver, monkeypatch)
     memory = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     maps = [torch.zeros(5, 16, 6, 8, dtype=torch.float16) for _ in range(1 + operator.residual)]
     maps[0] = maps[0].contiguous(memory_format=memory)
-    shapes = [(4, 16), (4,), (16, 4), (16,), *([(1, 2, 7, 7), (1,)] if operator.spatial else [])]
-    weights = [torch.zeros(shape) for shape in shapes]
+    weights = [torch.zeros(shape) for shape in operator.weight_shapes(16, 4, 7).values()]
     gate, y = launched_gate(operator, [*maps, *weights])
     assert (gate.layout, gate.dtype, gate.residual) == (layout, "float16", operator.residual)
     assert (gate.channels, gate.height, gate.width, gate.hidden) == (16, 6, 8, 4)
-    assert gate.kernel_size == (7 if operator.spatial else 0)
+    assert gate.kernel_size == (7 if operator.gate.has_spatial else 0)
     assert y.is_contiguous(memory_format=memory)
     *_, (_, grid_and_block, _, stream, parameters) = driver.launched
     assert stream == 42

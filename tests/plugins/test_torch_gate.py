@@ -11,7 +11,8 @@ import torch
 
 from cbam_deploy import create_model
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.gates.description import CBAM, GATES, SE
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins.torch_gate import FusedGate
 
@@ -51,6 +52,17 @@ def test_fused_network_computes_the_same(attention, layout):
         y = fused(x)
     assert calls.names == [f"{attention}_gate_add_relu"] * 9
     torch.testing.assert_close(y, plain(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", GATES)
+@torch.no_grad()
+def test_every_gate_with_a_name_is_fused(name):
+    plain, fused, x = small_gates(GATES[name])
+    with Calls() as calls:
+        y = fused(x)
+    assert calls.names == [operator_for(GATES[name]).function]
+    torch.testing.assert_close(y, plain(x), **TOLERANCE)
+    torch.testing.assert_close(fused(x, x), (plain(x) + x).relu(), **TOLERANCE)
 
 
 @torch.no_grad()
@@ -205,28 +217,7 @@ def test_what_is_exported_is_made_of_standard_operators():
     assert not [target for target in targets if "cbam_deploy" in target]
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        GateSpec(spatial="conv1x1"),
-        GateSpec(arrangement="parallel"),
-        GateSpec(arrangement="spatial-channel"),
-        GateSpec(arrangement="spatial"),
-        GateSpec(channel_pool="max"),
-        GateSpec(channel_pool="avg"),
-        GateSpec(channel_pool="avg+max", spatial="none", arrangement="channel"),
-    ],
-    ids=lambda spec: f"{spec.channel_pool}-{spec.spatial}-{spec.arrangement}",
-)
-def test_variants_without_an_operator_are_refused(spec):
-    with pytest.raises(BadInput, match="no fused operator") as raised:
-        FusedGate(spec)
-    assert "standard operators" in raised.value.hint
-
-
-def test_a_network_says_that_its_gates_cannot_be_fused():
-    with pytest.raises(BadInput, match="parallel"):
-        create_model("resnet20", gate=GateSpec(arrangement="parallel"), fused=True)
+def test_a_network_without_gates_has_none_to_fuse():
     with pytest.raises(BadInput, match="no gates"):
         create_model("resnet20", attention="none", fused=True)
 

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
-from gate_cases import random_weights
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
-from cbam_deploy.gates.reference import apply_gate, disagreement
+from cbam_deploy.gates.description import CBAM, GATES, SE, GateSpec
+from cbam_deploy.gates.operators import (
+    GATE_OPERATORS,
+    GateOperator,
+    operator_for,
+    operator_named,
+)
+from cbam_deploy.gates.reference import Weights, apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
 from cbam_deploy.plugins.torch_gate import FusedGate, folded
 from cbam_deploy.plugins.torch_inputs import bind, check, dense
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BY_NAME = {operator.function: operator for operator in KERNEL_OPERATORS.values()}
+BY_NAME = {operator.function: operator for operator in GATE_OPERATORS.values()}
+# Gates that have no name of their own: registered when they are asked for.
+OTHERS = [
+    "SeGateMeanMaxGelu",
+    "CbamGateSpatialFirstHardSigmoidAdd",
+    "CbamGateSumOfGatesMeanMapThenSilu",
+    "EcaGateMeanMaxThenHardSwish",
+    "ScseGateMeanMaxMeanOfPoolsMaxMapHardSigmoidMapAddLeakyRelu",
+    "SpatialGateConvMap",
+]
+
+
+@dataclass(frozen=True)
+class OnMaps:
+    """A gate on float maps, as far as the reference formula asks."""
+
+    operator: GateOperator
+    dtype: str
+    x_scale: float = 1.0
+    r_scale: float = 1.0
+    y_scale: float = 1.0
 
 
 def overload(name):
@@ -26,35 +52,41 @@ def overload(name):
 
 
 def arguments(
-    name, dtype=torch.float32, memory_format=torch.contiguous_format, kernel_size=3, **sizes
+    operator, dtype=torch.float32, memory_format=torch.contiguous_format, kernel_size=3, **sizes
 ):
-    """A gate and positional arguments of the operator, drawn with one seed."""
-    operator = BY_NAME[name]
-    kernel_size = kernel_size if operator.spatial else 0
-    sizes = {"channels": 12, "height": 5, "width": 6, "hidden": 3, **sizes}
+    """A gate, its weights and positional arguments of the operator, drawn with one seed."""
+    operator = BY_NAME[operator] if isinstance(operator, str) else operator
+    channels, height, width = (
+        sizes.get(name, size) for name, size in (("channels", 12), ("height", 5), ("width", 6))
+    )
     names = {value: key for key, value in DTYPES.items()}
-    gate = Gate(**sizes, kernel_size=kernel_size, residual=operator.residual, dtype=names[dtype])
     rng = np.random.default_rng(0)
-    weights = random_weights(gate, rng)
+    shapes = operator.weight_shapes(channels, sizes.get("hidden", 3), kernel_size)
+    weights = {
+        name.lower(): rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        for name, shape in shapes.items()
+    }
     maps = [
-        torch.tensor(rng.standard_normal((2, gate.channels, gate.height, gate.width)))
+        torch.tensor(rng.standard_normal((2, channels, height, width)))
         .to(dtype)
         .contiguous(memory_format=memory_format)
-        for _ in range(1 + operator.residual)
+        for _ in operator.maps
     ]
-    tensors = [torch.tensor(value) for value in vars(weights).values() if value is not None]
-    return gate, weights, [*maps, *tensors]
+    tensors = [torch.from_numpy(value.astype(np.float32)) for value in weights.values()]
+    weights = {name: tensor.numpy() for name, tensor in zip(weights, tensors, strict=True)}
+    return OnMaps(operator, names[dtype]), Weights(**weights), [*maps, *tensors]
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [*GATE_OPERATORS, *OTHERS])
 def test_cpu_kernel_computes_the_gate(name, dtype, layout):
-    gate, weights, tensors = arguments(name, DTYPES[dtype], FORMATS[layout], kernel_size=7)
-    y = overload(name)(*tensors)
+    operator = operator_named(name)
+    gate, weights, tensors = arguments(operator, DTYPES[dtype], FORMATS[layout], kernel_size=5)
+    y = torch_op.function_of(operator)(*tensors)
     assert y.dtype == DTYPES[dtype]
     assert y.stride() == tensors[0].stride(), "the memory format of x"
-    maps = [tensor.double().numpy() for tensor in tensors[: 1 + gate.residual]]
+    maps = [tensor.double().numpy() for tensor in tensors[: len(operator.maps)]]
     assert disagreement(gate, y.double().numpy(), apply_gate(gate, weights, *maps)) is None
 
 
@@ -72,7 +104,7 @@ def test_an_empty_batch_gives_an_empty_map():
     assert torch.ops.cbam_deploy.se_gate(x[:0], *weights).shape == (0, *x.shape[1:])
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", ["cbam_gate", "cbam_gate_add_relu", "se_gate", "scse_gate"])
 def test_opcheck_passes(name):
     _, _, tensors = arguments(name)
     torch.library.opcheck(overload(name), tensors)
@@ -90,29 +122,34 @@ def random_module(spec: GateSpec) -> AttentionGate:
     """An `AttentionGate` in evaluation, its BatchNorm with statistics of its own."""
     torch.manual_seed(0)
     module = AttentionGate(16, spec).eval()
-    if spec.spatial == "pool":
+    if spec.has_spatial:
         bn = module.spatial.bn
         for tensor in (bn.weight.data, bn.bias.data, bn.running_mean, bn.running_var):
             tensor.uniform_(0.5, 1.5)
     return module
 
 
-@pytest.mark.parametrize("spec", [CBAM, SE], ids=["cbam", "se"])
-def test_gradients_are_those_of_the_module_in_float64(spec):
-    module = random_module(spec)
-    name = "cbam_gate_add_relu" if spec is CBAM else "se_gate_add_relu"
+@pytest.mark.parametrize("name", ["cbam", "se", "ese", "eca", "scse", "cbam-parallel"])
+def test_gradients_are_those_of_the_module_in_float64(name):
+    module = random_module(GATES[name])
+    operator = operator_for(GATES[name], residual=True, activation="relu")
     x, r = torch.randn(2, 2, 16, 5, 5).unbind()
-    weights = [tensor.detach() for tensor in folded(module)]
-    inputs = [tensor.clone().requires_grad_() for tensor in (x, r, *weights)]
-    (overload(name)(*inputs).square().sum()).backward()
+    weights = dict(zip(operator.weights, folded(module), strict=True))
+    mine = [tensor.detach().clone().requires_grad_() for tensor in (x, r, *weights.values())]
+    torch_op.function_of(operator)(*mine).square().sum().backward()
     exact = module.double()
     wide = [tensor.double().requires_grad_() for tensor in (x, r)]
     exact(*wide).square().sum().backward()
-    mine = {"x": inputs[0], "r": inputs[1], "w0": inputs[2], "b1": inputs[5]}
-    expand, reduce = exact.channel.expand, exact.channel.reduce
-    theirs = {"x": wide[0], "r": wide[1], "w0": reduce.weight, "b1": expand.bias}
-    for key, tensor in mine.items():
-        torch.testing.assert_close(tensor.grad, theirs[key].grad.float(), rtol=1e-4, atol=1e-5)
+    gradients = dict(zip(operator.inputs, mine, strict=True))
+    pairs = [(gradients["X"], wide[0]), (gradients["R"], wide[1])]
+    if GATES[name].mixer == "mlp":
+        pairs += [(gradients["W0"], exact.channel.reduce.weight)]
+        pairs += [(gradients["B1"], exact.channel.expand.bias)]
+    else:
+        last = "WC" if GATES[name].mixer == "conv" else "W1"
+        pairs += [(gradients[last], exact.channel.mix.weight)]
+    for one, other in pairs:
+        torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_only_wanted_gradients_are_computed():
@@ -151,7 +188,7 @@ WRONG = {
     "b0 of half precision": (3, lambda t: t.half(), "b0 is .*float32"),
     "w1 of too few channels": (4, lambda t: t[1:], r"w1 is .*has to be \[12, 3\]"),
     "b1 a scalar": (5, lambda t: t[0], r"b1 is .*has to be \[12\]"),
-    "ws of size 5": (6, lambda t: torch.zeros(1, 2, 5, 5), "ws is .*k 3 or 7"),
+    "ws of size 4": (6, lambda t: torch.zeros(1, 2, 4, 4), "ws is .*k odd and at most 15"),
     "ws of one channel": (6, lambda t: t[:, :1], r"ws is .*\[1, 2, 3, 3\]"),
     "bs of two": (7, lambda t: torch.zeros(2), r"bs is \[2\]"),
     "b1 elsewhere": (5, lambda t: t.to("meta"), "b1 is .*meta.*on the device of x, cpu"),
