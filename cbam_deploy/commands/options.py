@@ -171,9 +171,9 @@ InitialGatesOption = Annotated[
 GateOption = Annotated[
     str | None,
     option(
-        "Another variant of the gate, such as kernel_size=3,channel_pool=avg.",
+        "Another gate: cbam-linear, eca, ese, scse, ... or kernel_size=3,channel_pool=avg.",
         MODEL,
-        metavar="FIELD=VALUE,...",
+        metavar="[NAME,]FIELD=VALUE,...",
     ),
 ]
 ReferenceOption = Annotated[

@@ -98,7 +98,8 @@ def ablation(
         option("Network of the zoo.", MODEL, autocompletion=offer(*ZOO)),
     ] = "resnet20",
     variant: Annotated[
-        list[str] | None, option("Only this one and plain; repeat for several.")
+        list[str] | None,
+        option("A variant of the paper, or a gate as for --gate; repeat for several."),
     ] = None,
     epochs: Annotated[
         int | None, count(1, EPOCHS, "Of each cell [default: 10 for digits, else 90].")

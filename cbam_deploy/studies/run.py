@@ -25,7 +25,7 @@ from cbam_deploy.studies.result import (
     VariantResult,
 )
 from cbam_deploy.studies.variant_training import build_variant, export_variant, train_variant
-from cbam_deploy.studies.variants import VARIANTS, Variant
+from cbam_deploy.studies.variants import Variant, chosen_variants
 from cbam_deploy.training.recipes import DIGITS
 
 _NOTES = (
@@ -48,7 +48,7 @@ def ablation(
     seconds: float = 1.0,
     device: str | None = None,
 ) -> AblationReport:
-    """Compare the paper's variants of the gate by accuracy, cost and deployed latency.
+    """Compare variants of the gate by accuracy, cost and deployed latency.
 
     Writes ablation.json, ablation.md and ablation.html to `output`, beside each variant's training
     runs, ONNX file and engine. A study that was stopped goes on where it was when called again with
@@ -58,7 +58,8 @@ def ablation(
         output: folder of the study.
         data: SOURCE with held-out pictures.
         model: name in the zoo.
-        variants: names out of `variants.VARIANTS`; None for all. ``plain`` is always among them.
+        variants: names out of `variants.VARIANTS`, or gates as `parse_gate` describes them; None
+            for the paper's. The network without gates is always among them.
         epochs: of each cell; by default those of the recipe, 10 for ``digits``, else 90.
         seeds: how many cells each variant has, seeds counted from 0.
         image_size: side of the input in pixels; by default the recipe's.
@@ -72,7 +73,7 @@ def ablation(
     """
     if seeds < 1:
         raise BadInput(f"{seeds} seeds", "give at least 1")
-    chosen = _chosen(variants)
+    chosen = chosen_variants(variants)
     settings = _settings(model, data, epochs, image_size, batch_size)
     folder = Path(output)
     cells: dict[str, list[Cell]] = {variant.name: [] for variant in chosen}
@@ -112,15 +113,6 @@ def ablation(
     write_text(folder / "ablation.md", report.markdown())
     write_page(report, report.page)
     return report
-
-
-def _chosen(names: Sequence[str] | None) -> tuple[Variant, ...]:
-    known = {variant.name for variant in VARIANTS}
-    for name in names or ():
-        if name not in known:
-            raise BadInput(f"variant {name!r} is unknown", f"one of {', '.join(sorted(known))}")
-    wanted = known if names is None else {"plain", *names}
-    return tuple(variant for variant in VARIANTS if variant.name in wanted)
 
 
 def _settings(

@@ -1,4 +1,4 @@
-"""The variants of the gate that the paper compares.
+"""The variants of the gate that a study compares: the paper's, or any others.
 
 Source: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018, section 4.1
 (tables 1 to 3). A variant that several studies have is trained once.
@@ -6,10 +6,13 @@ Source: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECC
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cbam_deploy.gates.description import CBAM, SE, GateSpec
+from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, GATES, SE, GateSpec, parse_gate
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ BASELINE, CHANNEL, SPATIAL, ARRANGEMENT = (
     "spatial descriptor",
     "arrangement",
 )
+OTHERS = "other gates"
 
 
 def _channel(pool: Any) -> GateSpec:
@@ -69,3 +73,31 @@ VARIANTS = (
     ),
     Variant("parallel", "both in parallel", ARRANGEMENT, GateSpec(arrangement="parallel")),
 )
+
+
+def chosen_variants(texts: Sequence[str] | None) -> tuple[Variant, ...]:
+    """The network without gates, and the variants that `texts` name or describe; None for all.
+
+    A text is a name out of `VARIANTS`, or what `parse_gate` takes: a name out of `GATES`, or
+    ``field=value,...``.
+
+    Raises:
+        BadInput: a text is none of these, or two texts mean the same gate.
+    """
+    if texts is None:
+        return VARIANTS
+    by_name = {variant.name: variant for variant in VARIANTS}
+    others = [by_name.get(text) or _described(text) for text in texts]
+    chosen = dict.fromkeys((by_name["plain"], *others))
+    if len({variant.gate for variant in chosen}) < len(chosen):
+        raise BadInput(f"variants {', '.join(texts)}: two are the same gate", "give each once")
+    return tuple(chosen)
+
+
+def _described(text: str) -> Variant:
+    try:
+        gate = parse_gate(text)
+    except BadInput as error:
+        known = ", ".join(dict.fromkeys((*(variant.name for variant in VARIANTS), *GATES)))
+        raise BadInput(f"variant {error.message}", f"one of {known}, or FIELD=VALUE,...") from error
+    return Variant(re.sub(r"[^a-z0-9_+-]+", "-", text.lower()), text, OTHERS, gate)

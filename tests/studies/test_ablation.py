@@ -10,11 +10,12 @@ import pytest
 from cbam_deploy import ablation
 from cbam_deploy.benchmarking import interleaving
 from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.gates.description import CBAM, GATES, GateSpec
 from cbam_deploy.models import create_model
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.studies import run, variant_training
 from cbam_deploy.studies.result import AblationReport, Cell, Latency, VariantResult
-from cbam_deploy.studies.variants import VARIANTS
+from cbam_deploy.studies.variants import VARIANTS, chosen_variants
 
 OPTIONS = {"variants": ["max"], "epochs": 1, "seeds": 1, "seconds": 0.01, "image_size": 8}
 
@@ -51,6 +52,22 @@ def test_a_variants_options_make_its_network(variant):
     model = create_model("resnet20", num_classes=10, **variant.options())
     found = {m.spec for m in model.modules() if isinstance(m, AttentionGate)}
     assert found == ({variant.gate} if variant.gate else set())
+
+
+def test_any_gate_can_be_compared_with_the_plain_network():
+    chosen = chosen_variants(["cbam", "eca", "cbam-linear,kernel_size=3"])
+    assert [variant.name for variant in chosen] == [
+        "plain",
+        "cbam",
+        "eca",
+        "cbam-linear-kernel_size-3",
+    ]
+    assert [variant.gate for variant in chosen] == [
+        None,
+        CBAM,
+        GATES["eca"],
+        GateSpec(channel_pool="avg", mixer="linear", kernel_size=3),
+    ]
 
 
 @pytest.mark.slow
@@ -144,7 +161,11 @@ def test_a_diverged_cell_is_a_failed_one(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"variants": ["min"]}, "variant 'min'"), ({"seeds": 0}, "0 seeds")],
+    [
+        ({"variants": ["min"]}, "variant gate 'min'"),
+        ({"variants": ["cbam", "kernel_size=7"]}, "two are the same gate"),
+        ({"seeds": 0}, "0 seeds"),
+    ],
 )
 def test_what_cannot_be_studied_is_refused(options, message, tmp_path):
     with pytest.raises(BadInput, match=message):
