@@ -26,7 +26,10 @@ _LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What rebuilds a PyTorch model, and the hash that proves it is the same one.
+    """Which PyTorch model: as a person asks for it, and settled, as what rebuilds it.
+
+    What a person leaves out, `models.identity.resolve_identity` settles. The hash proves that the
+    model rebuilt is the same one.
 
     Attributes:
         name: MODEL as given: a zoo name, ``package.module:factory`` or ``path/file.py:factory``.
@@ -63,6 +66,18 @@ class ModelIdentity:
         naming = f", naming: {self.naming}" if self.naming else ""
         gates = f"; gates are initial, seed {self.seed}" if self.initial_gates else ""
         return f"{self.weights}{naming}{gates}"
+
+    def refuse_options(self, what: str, hint: str) -> None:
+        """Raise `BadInput` where it says more than name and seed, which cannot change `what`."""
+        if self.options:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in self.options)
+            raise BadInput(f"{given} cannot change {what}", hint)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is said of it beside its name and seed, by field."""
+        silent = vars(ModelIdentity(self.name, seed=self.seed))
+        return {key: value for key, value in vars(self).items() if value != silent[key]}
 
 
 @dataclass(frozen=True)

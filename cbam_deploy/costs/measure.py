@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cbam_deploy.costs.result import Complexity
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.provenance import ModelIdentity
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cbam_deploy.gates.description import GateSpec
-    from cbam_deploy.provenance import ModelIdentity
 
 
 def complexity(
@@ -50,23 +50,16 @@ def complexity(
     """
     if image_size is not None and image_size < 1:
         raise BadInput(f"image size {image_size}", "give a positive number of pixels")
-    options: dict[str, Any] = {
-        "attention": attention,
-        "gate": gate,
-        "stem": stem,
-        "num_classes": num_classes,
-        "weights": None if weights is None else str(weights),
-    }
-    if isinstance(model, str | Path) and not str(model).endswith(".onnx"):
-        result = _of_name(str(model), options, image_size)
+    label = str(model) if isinstance(model, str | Path) else type(model).__name__
+    checkpoint = None if weights is None else str(weights)
+    asked = ModelIdentity(label, attention, gate, num_classes, stem, weights=checkpoint)
+    if isinstance(model, str | Path) and not label.endswith(".onnx"):
+        return replace(_of_name(asked, image_size), by_module=by_module)
+    asked.refuse_options(label, "leave it out")
+    if isinstance(model, str | Path):
+        result = _of_file(Path(model), image_size)
     else:
-        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
-        if given:
-            raise BadInput(f"{', '.join(given)} cannot change {_label(model)}", "leave it out")
-        if isinstance(model, str | Path):
-            result = _of_file(Path(model), image_size)
-        else:
-            result = _of_module(model, _label(model), image_size or 224)
+        result = _of_module(model, label, image_size or 224)
     return replace(result, by_module=by_module)
 
 
@@ -84,13 +77,13 @@ def _of_file(path: Path, image_size: int | None) -> Complexity:
     return Complexity(str(path), "onnx", inputs, parts, uncounted)
 
 
-def _of_name(name: str, options: dict[str, Any], image_size: int | None) -> Complexity:
+def _of_name(asked: ModelIdentity, image_size: int | None) -> Complexity:
     from cbam_deploy.models import resolve_identity, resolve_preprocessing
 
-    identity, provenance = resolve_identity(name, **options)
+    identity, provenance = resolve_identity(asked)
     size = resolve_preprocessing(identity, provenance, image_size=image_size).image_size
     attention = f" + {identity.attention}" if identity.attention not in (None, "none") else ""
-    return _of_module(_build(identity), name + attention, size)
+    return _of_module(_build(identity), asked.name + attention, size)
 
 
 def _build(identity: ModelIdentity) -> nn.Module:
@@ -115,7 +108,3 @@ def _of_module(module: nn.Module, label: str, image_size: int) -> Complexity:
     picture = torch.zeros(shape, device=tensor.device, dtype=tensor.dtype)
     parts = count_module(module, [picture], label)
     return Complexity(label, "pytorch", (shape,), parts, {})
-
-
-def _label(model: str | Path | nn.Module) -> str:
-    return str(model) if isinstance(model, str | Path) else type(model).__name__

@@ -64,7 +64,7 @@ def _open(text: str, image_size: int | None) -> Network:
     name, equals, weights = text.partition("=")
     if not equals and Path(text).is_file():
         name, weights = _recorded_name(text), text
-    identity, provenance = resolve_identity(name, weights=weights or None)
+    identity, provenance = resolve_identity(ModelIdentity(name, weights=weights or None))
     return Network(
         label=_label(identity),
         module=load_model(identity).float().eval(),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -39,7 +39,7 @@ from cbam_deploy.numerics.tolerances import OUTPUTS, Tolerance, tolerance_for
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.progress import progress
-from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+from cbam_deploy.provenance import ModelIdentity, Provenance, file_sha256, package_versions
 from cbam_deploy.tracing.network_inputs import NetworkInputs, parse_inputs, pictures
 from cbam_deploy.tracing.torch_graph import trace
 
@@ -129,21 +129,19 @@ def export_onnx(
         raise BadInput(
             "an image size and inputs were given", "say how large pictures are in --input alone"
         )
-    load: Callable[[], _Subject]
+    asked = ModelIdentity(
+        name=model if isinstance(model, str) else type(model).__name__,
+        attention=attention,
+        gate=gate,
+        num_classes=num_classes,
+        stem=stem,
+        seed=seed,
+        weights=None if weights is None else str(weights),
+        initial_gates=initial_gates,
+    )
     if isinstance(model, nn.Module):
-        _refuse_options(attention, weights, stem, num_classes, gate, initial_gates or None)
-        load = partial(_module_subject, model, image_size, given, preprocessing)
-    else:
-        options: dict[str, Any] = {
-            "attention": attention,
-            "gate": gate,
-            "num_classes": num_classes,
-            "stem": stem,
-            "seed": seed,
-            "weights": None if weights is None else str(weights),
-            "initial_gates": initial_gates,
-        }
-        load = partial(_named_subject, model, options, image_size, given, preprocessing)
+        asked.refuse_options("a module", "build it as it shall be, or give MODEL as a name")
+    load = partial(_subject, model, asked, image_size, given, preprocessing)
     if precision == "fp32":
         if calibration is not None or io_dtype != "fp32":
             raise BadInput(
@@ -209,54 +207,42 @@ def _export(
     )
 
 
-def _named_subject(
-    name: str,
-    options: dict[str, Any],
+def _subject(
+    model: str | nn.Module,
+    asked: ModelIdentity,
     image_size: int | None,
     inputs: NetworkInputs | None,
     preprocessing: Preprocessing | None,
 ) -> _Subject:
-    identity, recorded = resolve_identity(name, **options)
+    """`model` as it is, a module, or as `asked` for by name."""
+    identity, recorded = (asked, None) if isinstance(model, nn.Module) else resolve_identity(asked)
     if inputs is not None:
         image_size = inputs.picture_size
     if preprocessing is None and (inputs is None or image_size is not None):
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
-    module, identity = load_identified(identity)
-    if identity.weights is None:
-        identity = replace(identity, weights_sha256=state_dict_sha256(tensors_of(module)))
-    module = module.float().eval()
+    if isinstance(model, nn.Module):
+        with foreign_code(f"{asked.name}: copying it"):
+            module = copy.deepcopy(unwrapped(model)).float().cpu().eval()
+        check_values(module, None, asked.name)
+    else:
+        module, identity = load_identified(identity)
+        if identity.weights is None:
+            identity = replace(identity, weights_sha256=state_dict_sha256(tensors_of(module)))
+        module = module.float().eval()
     provenance = Provenance(
-        model=identity,
+        model=None if isinstance(model, nn.Module) else identity,
         preprocessing=preprocessing,
         sizes=inputs.sizes if inputs else {},
         class_names=recorded.class_names if recorded else (),
         versions=package_versions(*_PACKAGES),
     )
-    output = "logits" if identity.num_classes is not None else None
-    inputs = _inputs(inputs, image_size, preprocessing)
-    return _Subject(module, name, output, provenance, inputs)
-
-
-def _module_subject(
-    module: nn.Module,
-    image_size: int | None,
-    inputs: NetworkInputs | None,
-    preprocessing: Preprocessing | None,
-) -> _Subject:
-    if inputs is not None:
-        image_size = inputs.picture_size
-    if preprocessing is None and (inputs is None or image_size is not None):
-        preprocessing = Preprocessing.for_size(image_size or 224)
-    with foreign_code(f"{type(module).__name__}: copying it"):
-        own = copy.deepcopy(unwrapped(module)).float().cpu().eval()
-    check_values(own, None, type(module).__name__)
-    provenance = Provenance(
-        preprocessing=preprocessing,
-        sizes=inputs.sizes if inputs else {},
-        versions=package_versions(*_PACKAGES),
+    return _Subject(
+        module=module,
+        label=asked.name,
+        output=None if identity.num_classes is None else "logits",
+        provenance=provenance,
+        inputs=_inputs(inputs, image_size, preprocessing),
     )
-    inputs = _inputs(inputs, image_size, preprocessing)
-    return _Subject(own, type(module).__name__, None, provenance, inputs)
 
 
 def _inputs(
@@ -272,11 +258,3 @@ def _inputs(
             "give one of the two",
         )
     return given or pictures(preprocessing.image_size)
-
-
-def _refuse_options(*options: object) -> None:
-    if any(option is not None for option in options):
-        raise BadInput(
-            "attention, weights, stem, num_classes and gates' options cannot change a module",
-            "build the module as it shall be, or give MODEL as a name",
-        )

@@ -14,10 +14,8 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoint_names import GATE, NamedState, own_names
 from cbam_deploy.models.checkpoints import (
-    Checkpoint,
     apply_state,
     load_state,
     state_dict_sha256,
@@ -26,40 +24,21 @@ from cbam_deploy.models.factory import call_factory, is_factory
 from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.models.zoo import (
-    check_name,
-    create_model,
+    build_network,
     default_image_size,
-    default_stem,
-    gate_for,
+    seeded,
+    with_defaults,
 )
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity, Provenance
 
 _log = logging.getLogger(__name__)
+# What is of the checkpoint itself, whatever was recorded when it was made.
+_OF_THE_CHECKPOINT = ("weights", "weights_sha256", "naming", "initial_gates")
 
 
-def resolve_identity(
-    name: str,
-    *,
-    attention: str | None = None,
-    gate: GateSpec | None = None,
-    num_classes: int | None = None,
-    stem: str | None = None,
-    seed: int = 0,
-    weights: str | None = None,
-    initial_gates: bool = False,
-) -> tuple[ModelIdentity, Provenance | None]:
+def resolve_identity(asked: ModelIdentity) -> tuple[ModelIdentity, Provenance | None]:
     """Settle which model is meant.
-
-    Args:
-        name: MODEL, a name of the zoo or a factory.
-        attention: ``cbam``, ``se`` or ``none``.
-        gate: another variant of the gate.
-        num_classes: outputs of the classifier.
-        stem: ``imagenet`` or ``cifar``.
-        seed: seed of the initial weights.
-        weights: a checkpoint file.
-        initial_gates: let gates keep their initial weights where the checkpoint has none.
 
     Returns:
         The identity, and the checkpoint's provenance where it has one. The hash of the weights and
@@ -69,47 +48,21 @@ def resolve_identity(
         BadInput: the model is unknown, the checkpoint cannot be read or contradicts an option, or
             options of the zoo are given for a factory.
     """
-    if initial_gates and weights is None:
+    if asked.initial_gates and asked.weights is None:
         raise BadInput(
             "without a checkpoint all weights are initial", "give --weights, or no --initial-gates"
         )
-    checkpoint = load_state(weights) if weights is not None else Checkpoint({})
-    provenance = checkpoint.provenance
-    asked: dict[str, Any] = {
-        "attention": attention,
-        "gate": gate,
-        "num_classes": num_classes,
-        "stem": stem,
-        "initial_gates": initial_gates or None,
-    }
-    if is_factory(name):
-        _refuse_zoo_options(name, asked)
-        return ModelIdentity(name, seed=seed, weights=weights), provenance
-    check_name(name)
-    del asked["initial_gates"]
+    provenance = load_state(asked.weights).provenance if asked.weights is not None else None
+    if is_factory(asked.name):
+        what = f"what {asked.name} builds"
+        replace(asked, weights=None).refuse_options(what, "set it inside the factory")
+        return asked, provenance
     recorded = provenance.model if provenance else None
-    if recorded is not None and not is_factory(recorded.name):
-        _refuse_contradictions(weights, {"name": name, **asked}, recorded)
-        identity = replace(
-            recorded,
-            weights=weights,
-            weights_sha256=None,
-            naming=None,
-            initial_gates=initial_gates,
-        )
-    else:
-        kind = attention or "cbam"
-        identity = ModelIdentity(
-            name=name,
-            attention=kind,
-            gate=gate_for(kind, gate),
-            num_classes=1000 if num_classes is None else num_classes,
-            stem=stem or default_stem(name),
-            seed=seed,
-            weights=weights,
-            initial_gates=initial_gates,
-        )
-    return identity, provenance
+    if recorded is None or is_factory(recorded.name):
+        return with_defaults(asked), provenance
+    _refuse_contradictions(asked, recorded)
+    own = {name: getattr(asked, name) for name in _OF_THE_CHECKPOINT}
+    return replace(recorded, **own), provenance
 
 
 def resolve_preprocessing(
@@ -139,18 +92,10 @@ def build_model(identity: ModelIdentity) -> nn.Module:
     Raises:
         BadInput: the model is unknown or its factory fails.
     """
-    if is_factory(identity.name):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(identity.seed)
+    with seeded(identity.seed):
+        if is_factory(identity.name):
             return call_factory(identity.name)
-    return create_model(
-        identity.name,
-        attention=identity.attention or "cbam",
-        num_classes=1000 if identity.num_classes is None else identity.num_classes,
-        stem=identity.stem,
-        gate=identity.gate,
-        seed=identity.seed,
-    )
+        return build_network(identity)
 
 
 def load_model(identity: ModelIdentity) -> nn.Module:
@@ -225,22 +170,12 @@ def _check_hash(state_dict: dict[str, Any], identity: ModelIdentity, what: str) 
         )
 
 
-def _refuse_zoo_options(name: str, asked: dict[str, Any]) -> None:
-    given = [f"--{key.replace('_', '-')}" for key, value in asked.items() if value is not None]
-    if given:
-        raise BadInput(
-            f"{', '.join(given)} cannot change what {name} builds", "set it inside the factory"
-        )
-
-
-def _refuse_contradictions(
-    weights: str | None, asked: dict[str, Any], recorded: ModelIdentity
-) -> None:
-    for key, value in asked.items():
+def _refuse_contradictions(asked: ModelIdentity, recorded: ModelIdentity) -> None:
+    for key, value in {"name": asked.name, **asked.options}.items():
         have = getattr(recorded, key)
-        if value is not None and value != have:
+        if key not in _OF_THE_CHECKPOINT and value != have:
             label = "model" if key == "name" else key.replace("_", " ")
             raise BadInput(
-                f"{weights}: was trained with {label} {have}, not {value}",
+                f"{asked.weights}: was trained with {label} {have}, not {value}",
                 "leave the option out to take what the checkpoint records",
             )

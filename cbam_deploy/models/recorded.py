@@ -49,7 +49,7 @@ def reference_identity(
     checkpoint = None if weights is None else str(weights)
     if recorded is None or reference not in (None, recorded.name):
         assert reference is not None
-        return resolve_identity(reference, weights=checkpoint)[0]
+        return resolve_identity(ModelIdentity(reference, weights=checkpoint))[0]
     needed = []
     if reference is None and is_factory(recorded.name):
         needed.append(("factory", "reference", recorded.name))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast, get_args
 
 import torch
@@ -13,6 +16,7 @@ from cbam_deploy.gates.description import CBAM, SE, GateSpec
 from cbam_deploy.models.initialization import settle
 from cbam_deploy.models.mobilenet import MobileNet
 from cbam_deploy.models.resnet import ResNet, ResNetConfig, Stem
+from cbam_deploy.provenance import ModelIdentity
 
 ATTENTIONS = ("cbam", "se", "none")
 STEMS = get_args(Stem)
@@ -56,7 +60,7 @@ def create_model(
         name: one of `list_models`.
         attention: ``cbam``, ``se`` or ``none``.
         num_classes: outputs of the classifier.
-        stem: ``imagenet`` or ``cifar``; None takes the network's own (`default_stem`).
+        stem: ``imagenet`` or ``cifar``; None takes the network's own.
         gate: another variant of the gate than the one `attention` stands for.
         seed: makes the initial weights reproducible and leaves torch's generator as it was; None
             draws them from torch's generator.
@@ -67,21 +71,49 @@ def create_model(
     Raises:
         BadInput: a name or value outside these, or a combination that cannot work.
     """
-    check_name(name)
-    stem = stem or default_stem(name)
-    spec = gate_for(attention, gate)
-    _check_options(name, num_classes, stem)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        model = _build(name, spec, num_classes, stem)
-        settle(model)
+    asked = ModelIdentity(name, attention, gate, num_classes, stem)
+    with seeded(seed):
+        return build_network(asked)
+
+
+def build_network(asked: ModelIdentity) -> nn.Module:
+    """As `create_model`; the initial weights are drawn from torch's generator."""
+    identity = with_defaults(asked)
+    options = (identity.gate, cast(int, identity.num_classes), cast(Stem, identity.stem))
+    config = _RESNETS.get(identity.name)
+    model = MobileNet(*options) if config is None else ResNet(config, *options)
+    settle(model)
     return model
 
 
-def default_stem(name: str) -> str:
-    """The stem a network of the zoo has when none is asked for."""
-    return "cifar" if name in _SMALL_PICTURES_ONLY else "imagenet"
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Let torch draw by `seed`, where there is one, and leave its generator as it was."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def with_defaults(asked: ModelIdentity) -> ModelIdentity:
+    """A network of the zoo with all that was left open: CBAM, 1000 classes, its own stem.
+
+    Raises:
+        BadInput: a name or value that there is not, or a combination that cannot work.
+    """
+    check_name(asked.name)
+    small = asked.name in _SMALL_PICTURES_ONLY
+    attention = "cbam" if asked.attention is None else asked.attention
+    gate = gate_for(attention, asked.gate)
+    classes = 1000 if asked.num_classes is None else asked.num_classes
+    stem = asked.stem or ("cifar" if small else "imagenet")
+    if classes < 1:
+        raise BadInput(f"{classes} classes", "give a positive number of classes")
+    if stem not in STEMS:
+        raise BadInput(f"stem {stem!r} is unknown", f"one of {', '.join(STEMS)}")
+    if small and stem != "cifar":
+        raise BadInput(f"{asked.name} is made for small pictures only", "use stem cifar")
+    return replace(asked, attention=attention, gate=gate, num_classes=classes, stem=stem)
 
 
 def default_image_size(stem: str | None) -> int:
@@ -117,19 +149,3 @@ def check_name(name: str) -> None:
             f"model {name!r} is unknown",
             f"{hint}; models of your own: package.module:factory or path/file.py:factory",
         )
-
-
-def _build(name: str, spec: GateSpec | None, num_classes: int, stem: str) -> nn.Module:
-    checked = cast(Stem, stem)
-    if name == "mobilenet":
-        return MobileNet(spec, num_classes, checked)
-    return ResNet(_RESNETS[name], spec, num_classes, checked)
-
-
-def _check_options(name: str, num_classes: int, stem: str) -> None:
-    if num_classes < 1:
-        raise BadInput(f"{num_classes} classes", "give a positive number of classes")
-    if stem not in STEMS:
-        raise BadInput(f"stem {stem!r} is unknown", f"one of {', '.join(STEMS)}")
-    if name in _SMALL_PICTURES_ONLY and stem != "cifar":
-        raise BadInput(f"{name} is made for small pictures only", "use stem cifar")

@@ -16,7 +16,7 @@ from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoints import load_state
 from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
 from cbam_deploy.progress import progress as progress_bar
-from cbam_deploy.provenance import Provenance, package_versions
+from cbam_deploy.provenance import ModelIdentity, Provenance, package_versions
 from cbam_deploy.training.augment import augmentation_for
 from cbam_deploy.training.epoch import evaluate_epoch, train_epoch
 from cbam_deploy.training.precision import MixedPrecision
@@ -44,7 +44,7 @@ def train(
     attention: str | None = None,
     gate: GateSpec | None = None,
     stem: str | None = None,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     initial_gates: bool = False,
     image_size: int | None = None,
     epochs: int = 90,
@@ -103,6 +103,15 @@ def train(
         CheckFailed: the loss is no longer a number, or another process of the run ended early.
         MissingCapability: a package or the device is not there.
     """
+    asked = ModelIdentity(
+        name=model,
+        attention=attention,
+        gate=gate,
+        stem=stem,
+        seed=seed,
+        weights=None if weights is None else str(weights),
+        initial_gates=initial_gates,
+    )
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -121,15 +130,7 @@ def train(
         batch_share(batch_size, processes)
         where = choose_device(device, processes)
         precision = MixedPrecision(amp, where)
-        identity, recorded = resolve_identity(
-            model,
-            attention=attention,
-            gate=gate,
-            stem=stem,
-            seed=seed,
-            weights=weights,
-            initial_gates=initial_gates,
-        )
+        identity, recorded = resolve_identity(asked)
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
         train_set, val_set = open_sets(data, val_data, preprocessing)
         identity = with_classes(identity, len(train_set.class_names))

@@ -14,6 +14,7 @@ from cbam_deploy.explain.spatial_maps import correlation, spatial_maps
 from cbam_deploy.models import load_model, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.provenance import ModelIdentity
 
 AT_32 = Preprocessing.for_size(32)
 
@@ -22,7 +23,7 @@ AT_32 = Preprocessing.for_size(32)
 def trained(digits_run):
     """The network and eight pictures of its test set."""
     weights = str(digits_run / "best.safetensors")
-    identity, provenance = resolve_identity("resnet20", weights=weights)
+    identity, provenance = resolve_identity(ModelIdentity("resnet20", weights=weights))
     source = open_source("digits", resolve_preprocessing(identity, provenance), split="test")
     return load_model(identity), next(source.batches(8)).images
 

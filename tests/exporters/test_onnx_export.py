@@ -295,7 +295,7 @@ def test_weights_and_what_they_record_are_exported(tmp_path):
         ({"model": "resnet2000"}, "resnet2000"),
         ({"attention": "cbm"}, "cbm"),
         ({"image_size": 16, "preprocessing": Preprocessing.for_size(32)}, "image size 16"),
-        ({"model": nn.Identity(), "num_classes": 3}, "num_classes"),
+        ({"model": nn.Identity(), "num_classes": 3}, "--num-classes cannot change a module"),
         ({"weights": "gone.safetensors"}, "gone.safetensors"),
     ],
 )

@@ -15,7 +15,7 @@ from cbam_deploy.exporters.export_check import ExportError
 from cbam_deploy.exporters.export_result import ExportResult
 from cbam_deploy.models import create_model, load_identified, load_model, resolve_identity
 from cbam_deploy.models.checkpoint_names import NAMINGS, OWN, PLAIN, own_names
-from cbam_deploy.provenance import Provenance
+from cbam_deploy.provenance import ModelIdentity, Provenance
 
 NAMES = {
     "authors": "cbam.ChannelGate (the paper's authors)",
@@ -42,7 +42,9 @@ def test_published_networks_compute_the_same_here(tmp_path: Path, gate: str) -> 
     torch.save({"state_dict": theirs.state_dict(), "epoch": 90}, tmp_path / "net.pth")
     attention = "none" if gate == "plain" else None
     identity, _ = resolve_identity(
-        "resnet20", attention=attention, num_classes=10, weights=str(tmp_path / "net.pth")
+        ModelIdentity(
+            "resnet20", attention=attention, num_classes=10, weights=str(tmp_path / "net.pth")
+        )
     )
     ours, identity = load_identified(identity)
     assert identity.naming == NAMES[gate]
@@ -57,7 +59,7 @@ def test_the_authors_resnet50_saved_from_data_parallel_computes_the_same(tmp_pat
     assert "module.layer1.0.cbam.SpatialGate.spatial.bn.running_var" in state
     path = tmp_path / "RESNET50_CBAM.pth"
     torch.save({"state_dict": state, "best_prec1": 77.6}, path)
-    identity, _ = resolve_identity("resnet50", num_classes=10, weights=str(path))
+    identity, _ = resolve_identity(ModelIdentity("resnet50", num_classes=10, weights=str(path)))
     with torch.inference_mode():
         same(load_model(identity)(pictures(64)), theirs(pictures(64)))
 
@@ -101,7 +103,7 @@ def test_the_table_names_each_tensor_of_a_gate_once() -> None:
 
 def refused(path: Path, **options: object) -> BadInput:
     with pytest.raises(BadInput) as caught:
-        load_model(resolve_identity("resnet20", weights=str(path), **options)[0])  # type: ignore[arg-type]
+        load_model(resolve_identity(ModelIdentity("resnet20", weights=str(path), **options))[0])  # type: ignore[arg-type]
     assert str(path) in caught.value.message
     return caught.value
 
@@ -118,7 +120,7 @@ def test_plain_weights_are_refused_for_a_network_with_gates_unless_asked(plain: 
     assert "--attention none" in error.hint
     assert "--initial-gates" in error.hint
     identity, _ = resolve_identity(
-        "resnet20", num_classes=10, weights=str(plain), initial_gates=True, seed=5
+        ModelIdentity("resnet20", num_classes=10, weights=str(plain), initial_gates=True, seed=5)
     )
     assert "gates are initial, seed 5" in identity.weights_origin
     model = load_model(identity)
@@ -133,11 +135,15 @@ def test_initial_gates_are_refused_where_they_make_no_sense(plain: Path, tmp_pat
     options = {"num_classes": 10, "initial_gates": True}
     assert "has gates" in refused(tmp_path / "timm.pth", **options).message
     with pytest.raises(BadInput, match="no gates that could stay initial"):
-        load_model(resolve_identity("resnet20", attention="none", weights=str(plain), **options)[0])
+        load_model(
+            resolve_identity(
+                ModelIdentity("resnet20", attention="none", weights=str(plain), **options)
+            )[0]
+        )
     with pytest.raises(BadInput, match="all weights are initial"):
-        resolve_identity("resnet20", initial_gates=True)
+        resolve_identity(ModelIdentity("resnet20", initial_gates=True))
     with pytest.raises(BadInput, match="--initial-gates cannot change"):
-        resolve_identity("m:f", weights=str(plain), initial_gates=True)
+        resolve_identity(ModelIdentity("m:f", weights=str(plain), initial_gates=True))
 
 
 def test_checkpoints_that_no_table_fits_are_refused(tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_a_factory_keeps_its_own_names(tmp_path: Path) -> None:
     theirs = lively("ca/sa")
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     identity, _ = resolve_identity(
-        f"{tmp_path / 'own.py'}:network", weights=str(tmp_path / "net.pth")
+        ModelIdentity(f"{tmp_path / 'own.py'}:network", weights=str(tmp_path / "net.pth"))
     )
     network, identity = load_identified(identity)
     assert identity.naming is None
@@ -185,7 +191,7 @@ def test_a_factory_keeps_its_own_names(tmp_path: Path) -> None:
 def test_the_report_of_an_export_says_which_naming_was_recognised(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(lively("timm").state_dict(), path)
-    asked, _ = resolve_identity("resnet20", num_classes=10, weights=str(path))
+    asked, _ = resolve_identity(ModelIdentity("resnet20", num_classes=10, weights=str(path)))
     _, identity = load_identified(asked)
     provenance = Provenance(model=identity)
     result = ExportResult(Path("net.onnx"), "", 0, {}, (), ExportError(), 0.0, provenance)

@@ -38,20 +38,23 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_defaults_are_the_papers_gate_on_imagenet() -> None:
-    identity, provenance = resolve_identity("resnet50")
+    identity, provenance = resolve_identity(ModelIdentity("resnet50"))
     assert identity == ModelIdentity("resnet50", "cbam", CBAM, 1000, "imagenet")
     assert provenance is None
     assert resolve_preprocessing(identity, None) == Preprocessing(224, 256)
 
 
 def test_the_cifar_stem_means_small_pictures() -> None:
-    for identity, _ in (resolve_identity("resnet20"), resolve_identity("resnet18", stem="cifar")):
+    for identity, _ in (
+        resolve_identity(ModelIdentity("resnet20")),
+        resolve_identity(ModelIdentity("resnet18", stem="cifar")),
+    ):
         assert identity.stem == "cifar"
         assert resolve_preprocessing(identity, None).image_size == 32
 
 
 def test_metadata_fills_what_is_left_out(weights: str) -> None:
-    identity, provenance = resolve_identity("resnet20", weights=weights)
+    identity, provenance = resolve_identity(ModelIdentity("resnet20", weights=weights))
     assert (identity.attention, identity.gate, identity.num_classes) == ("se", SE, 3)
     assert (identity.stem, identity.seed, identity.weights) == ("cifar", 4, weights)
     assert provenance == RECORDED
@@ -74,18 +77,20 @@ def test_an_option_against_the_metadata_is_refused(
     weights: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        resolve_identity(**{"name": "resnet20", "weights": weights, **options})  # type: ignore[arg-type]
+        resolve_identity(ModelIdentity(**{"name": "resnet20", "weights": weights, **options}))  # type: ignore[arg-type]
     assert message in caught.value.message
     assert weights in caught.value.message
 
 
 def test_an_option_as_the_metadata_have_it_is_fine(weights: str) -> None:
-    identity, _ = resolve_identity("resnet20", attention="se", num_classes=3, weights=weights)
+    identity, _ = resolve_identity(
+        ModelIdentity("resnet20", attention="se", num_classes=3, weights=weights)
+    )
     assert identity.attention == "se"
 
 
 def test_load_model_gives_the_checkpoints_weights_in_evaluation_mode(weights: str) -> None:
-    identity, _ = resolve_identity("resnet20", weights=weights)
+    identity, _ = resolve_identity(ModelIdentity("resnet20", weights=weights))
     model, identity = load_identified(identity)
     assert identity.weights_sha256 == state_dict_sha256(model.state_dict())
     assert not model.training
@@ -95,7 +100,7 @@ def test_load_model_gives_the_checkpoints_weights_in_evaluation_mode(weights: st
 
 
 def test_other_weights_under_the_same_name_are_refused(weights: str) -> None:
-    _, identity = load_identified(resolve_identity("resnet20", weights=weights)[0])
+    _, identity = load_identified(resolve_identity(ModelIdentity("resnet20", weights=weights))[0])
     other = create_model("resnet20", attention="se", num_classes=3, seed=5)
     save_file(other.state_dict(), weights)
     with pytest.raises(BadInput, match="not those recorded"):
@@ -103,7 +108,7 @@ def test_other_weights_under_the_same_name_are_refused(weights: str) -> None:
 
 
 def test_missing_weights_name_the_option(weights: str) -> None:
-    identity, _ = resolve_identity("resnet20", weights=weights)
+    identity, _ = resolve_identity(ModelIdentity("resnet20", weights=weights))
     Path(weights).unlink()
     with pytest.raises(BadInput, match="no such checkpoint") as caught:
         load_model(identity)
@@ -121,14 +126,14 @@ def test_initial_weights_can_be_held_to_their_hash() -> None:
 
 def test_a_factory_takes_no_options_of_the_zoo() -> None:
     with pytest.raises(BadInput, match=r"--attention, --num-classes cannot change what m:f"):
-        resolve_identity("m:f", attention="se", num_classes=3)
-    identity, _ = resolve_identity("m:f", seed=3)
+        resolve_identity(ModelIdentity("m:f", attention="se", num_classes=3))
+    identity, _ = resolve_identity(ModelIdentity("m:f", seed=3))
     assert identity == ModelIdentity("m:f", seed=3)
 
 
 def test_a_gate_variant_is_part_of_the_identity() -> None:
     spec = GateSpec(kernel_size=3)
-    identity, _ = resolve_identity("resnet20", gate=spec)
+    identity, _ = resolve_identity(ModelIdentity("resnet20", gate=spec))
     assert identity.gate == spec
     assert load_model(identity).layer1[0].gate.spec == spec
 

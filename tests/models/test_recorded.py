@@ -104,7 +104,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
-    recorded, _ = resolve_identity("resnet20", num_classes=3, weights=str(checkpoint))
+    recorded, _ = resolve_identity(
+        ModelIdentity("resnet20", num_classes=3, weights=str(checkpoint))
+    )
     checkpoint.unlink()  # Whoever opens it fails differently.
     with pytest.raises(BadInput, match="only you") as refused:
         reference_identity("m.onnx", Provenance(recorded))
@@ -112,7 +114,7 @@ def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
 
 
 def test_the_named_checkpoint_must_be_the_recorded_one_wherever_it_lies(checkpoint, tmp_path):
-    asked, _ = resolve_identity("resnet20", num_classes=3, weights=str(checkpoint))
+    asked, _ = resolve_identity(ModelIdentity("resnet20", num_classes=3, weights=str(checkpoint)))
     _, recorded = load_identified(asked)
     provenance = Provenance(recorded)
     assert reference_identity("m.onnx", provenance, weights=checkpoint) == recorded
@@ -126,5 +128,5 @@ def test_the_named_checkpoint_must_be_the_recorded_one_wherever_it_lies(checkpoi
 
 
 def test_a_network_of_the_zoo_with_initial_weights_is_rebuilt():
-    recorded, _ = resolve_identity("resnet20", num_classes=3, seed=7)
+    recorded, _ = resolve_identity(ModelIdentity("resnet20", num_classes=3, seed=7))
     assert reference_identity("m.onnx", Provenance(recorded)) == recorded

@@ -11,12 +11,13 @@ import torch
 from cbam_deploy.data import open_source
 from cbam_deploy.models import load_model, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.gate import AttentionGate
+from cbam_deploy.provenance import ModelIdentity
 
 
 @pytest.mark.slow
 def test_a_cbam_resnet_reads_98_percent_of_the_test_digits(digits_run: Path) -> None:
     identity, provenance = resolve_identity(
-        "resnet20", weights=str(digits_run / "best.safetensors")
+        ModelIdentity("resnet20", weights=str(digits_run / "best.safetensors"))
     )
     model = load_model(identity)
     assert sum(isinstance(module, AttentionGate) for module in model.modules()) == 9

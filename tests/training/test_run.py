@@ -21,6 +21,7 @@ from cbam_deploy.models import (
     resolve_identity,
     state_dict_sha256,
 )
+from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.training import epoch as epoch_module
 from cbam_deploy.training import preparation
 from cbam_deploy.training.result import Epoch, TrainResult
@@ -159,7 +160,7 @@ def test_validation_pictures_can_be_elsewhere(quick: Quick, pictures: Path) -> N
 
 def test_best_weights_carry_the_provenance_that_rebuilds_them(quick: Quick, tmp_path: Path) -> None:
     result = quick("run", model="resnet20", attention="se", epochs=1, batch_size=24, image_size=16)
-    identity, provenance = resolve_identity("resnet20", weights=result.weights)
+    identity, provenance = resolve_identity(ModelIdentity("resnet20", weights=result.weights))
     assert (identity.attention, identity.num_classes) == ("se", 2)
     assert provenance == result.provenance
     assert provenance is not None
