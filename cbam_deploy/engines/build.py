@@ -186,7 +186,7 @@ def build_engine(
             loading = pool.submit(load_backend, chosen)
             source = read_source(onnx_path)
             onnx_sha256 = pool.submit(file_sha256, source.path)
-            profile = batch_profile(source, min_batch, opt_batch, max_batch, sizes)
+            profile = batch_profile(source, options)
             backend = loading.result()
             batch = next(iter(profile.values())).opt[0] if profile else 1
             with parser_input(source, chosen, gate=gate, batch=batch) as given:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cbam_deploy.engines.manifest import ShapeRange
+from cbam_deploy.engines.options import BuildOptions
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -84,32 +85,19 @@ def read_source(path: str | Path) -> OnnxSource:
     )
 
 
-def batch_profile(
-    source: OnnxSource,
-    min_batch: int | None,
-    opt_batch: int | None,
-    max_batch: int | None,
-    sizes: Sequence[str] = (),
-) -> dict[str, ShapeRange]:
+def batch_profile(source: OnnxSource, options: BuildOptions) -> dict[str, ShapeRange]:
     """The shapes an engine of `source` shall accept, by input name.
 
     Batches left None are 1, 8 and 64, moved as far as the given ones force them. Where the file
     fixes its batch, the engine has that batch.
 
-    Args:
-        source: the file.
-        min_batch: smallest batch.
-        opt_batch: batch to optimize for.
-        max_batch: largest batch.
-        sizes: ``AXIS=MIN,OPT,MAX`` for every free axis but the batch.
-
     Raises:
         BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or `sizes` is malformed,
             leaves a free axis out or names one that the file has not.
     """
-    ranges = _ranges(source, sizes)
-    batches = _ordered(min_batch, opt_batch, max_batch)
-    _check_fixed(source, {"min": min_batch, "opt": opt_batch, "max": max_batch})
+    ranges = _ranges(source, options.sizes)
+    batches = _ordered(options.min_batch, options.opt_batch, options.max_batch)
+    _check_fixed(source, options)
     return {
         spec.name: ShapeRange(
             *(
@@ -135,12 +123,13 @@ def _ordered(
     return low, middle, high
 
 
-def _check_fixed(source: OnnxSource, given: dict[str, int | None]) -> None:
+def _check_fixed(source: OnnxSource, options: BuildOptions) -> None:
     """Refuse batches that a file without a dynamic batch cannot have."""
     if any(isinstance(size, str) for spec in source.inputs for size in spec.shape[:1]):
         return
     for spec in source.inputs:
-        for end, batch in given.items():
+        for end in ("min", "opt", "max"):
+            batch = getattr(options, f"{end}_batch")
             if batch is not None and spec.shape[:1] != (batch,):
                 raise BadInput(
                     f"{source.path}: input {spec.name} has the fixed shape {list(spec.shape)}; "
