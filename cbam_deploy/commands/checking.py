@@ -22,12 +22,9 @@ from cbam_deploy.commands.options import (
     Artefacts,
     BatchOption,
     DataOption,
-    DeviceOption,
     PyTorchOption,
-    ReferenceOption,
-    RuntimeOption,
+    RunningOptions,
     SeedOption,
-    WeightsOption,
     count,
     file_option,
     number,
@@ -41,8 +38,7 @@ COMPARED = "What is compared"
 
 def validate(
     artefact: Artefact,
-    reference: ReferenceOption = None,
-    weights: WeightsOption = None,
+    running: RunningOptions,
     data: DataOption = None,
     batch: BatchOption = None,
     layers: Annotated[
@@ -69,8 +65,6 @@ def validate(
     min_top1: Annotated[float | None, percent("Smallest top-1 agreement (99%).", LIMITS)] = None,
     limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
     seed: SeedOption = 0,
-    runtime: RuntimeOption = None,
-    device: DeviceOption = None,
     junit: Annotated[
         Path | None,
         file_option("Also write a JUnit file.", written, ".xml", panel=RESULT),
@@ -79,8 +73,6 @@ def validate(
     """Prove parity with PyTorch; exit 1 without it."""
     parity = cbam_deploy.validate(
         artefact,
-        reference=reference,
-        weights=weights,
         data=data,
         batch_sizes=batch or None,
         layers="all" if every_node else "gates" if layers else None,
@@ -92,8 +84,7 @@ def validate(
         min_channel_snr_db=min_channel_snr_db,
         limit=limit,
         seed=seed,
-        runtime=runtime,
-        device=device,
+        **vars(running),
     )
     if junit is not None:
         from cbam_deploy.report.junit import write_junit
@@ -105,37 +96,30 @@ def validate(
 def evaluate(
     artefacts: Artefacts,
     data: Annotated[str, source("Labelled images.")],
+    running: RunningOptions,
     pytorch: PyTorchOption = False,
-    reference: ReferenceOption = None,
-    weights: WeightsOption = None,
     batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
     limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
     max_drop: Annotated[
         float | None, percent("Exit 1 when top-1 falls by more (0.5%).", LIMITS)
     ] = None,
-    runtime: RuntimeOption = None,
-    device: DeviceOption = None,
 ) -> Any:
     """Measure top-1 and top-5 accuracy."""
     return cbam_deploy.evaluate(
         artefacts,
         data=data,
         reference_pytorch=pytorch,
-        reference=reference,
-        weights=weights,
         batch_size=batch,
         limit=limit,
         max_drop=max_drop,
-        runtime=runtime,
-        device=device,
+        **vars(running),
     )
 
 
 def bench(
     artefacts: Artefacts,
+    running: RunningOptions,
     pytorch: PyTorchOption = False,
-    reference: ReferenceOption = None,
-    weights: WeightsOption = None,
     batch: BatchOption = None,
     seconds: Annotated[float, number(0.1, SECONDS, "Time per artefact and batch.")] = 3.0,
     threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
@@ -150,8 +134,6 @@ def bench(
         float | None, percent("Exit 1 when slower by more (5%).", LIMITS)
     ] = None,
     seed: SeedOption = 0,
-    runtime: RuntimeOption = None,
-    device: DeviceOption = None,
     html: Annotated[
         Path | None,
         file_option("Also write a page with plots.", written, ".html", panel=RESULT),
@@ -161,8 +143,6 @@ def bench(
     measured = cbam_deploy.bench(
         artefacts,
         pytorch=pytorch,
-        reference=reference,
-        weights=weights,
         batches=tuple(batch or (1, 8)),
         seconds=seconds,
         threads=threads,
@@ -170,8 +150,7 @@ def bench(
         against=against,
         max_slowdown=max_slowdown,
         seed=seed,
-        runtime=runtime,
-        device=device,
+        **vars(running),
     )
     if html is not None:
         from cbam_deploy.report.html import write_page

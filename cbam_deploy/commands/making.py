@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,31 +13,23 @@ from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
     MIBS,
+    MODEL,
     PRECISION,
     THREADS,
-    AttentionOption,
-    CalibrationImagesOption,
-    CalibrationOption,
+    CalibrationOptions,
     ClassesOption,
     DataOption,
     DeviceOption,
     EngineOutput,
-    GateOption,
     InitialGatesOption,
-    InputsOption,
-    IoDtypeOption,
-    MethodOption,
     Model,
+    ModelOptions,
     OnnxIn,
     OnnxInPlace,
     Output,
     SeedOption,
-    SizeOption,
-    StemOption,
-    WeightsOption,
     count,
     file_option,
-    gate_spec,
     number,
     option,
     output,
@@ -56,23 +49,25 @@ RECIPE = "Recipe"
 def export(
     model: Model,
     output: Output,
-    attention: AttentionOption = None,
-    weights: WeightsOption = None,
-    stem: StemOption = None,
+    *,
+    which: ModelOptions,
     num_classes: ClassesOption = None,
-    image_size: SizeOption = None,
-    inputs: InputsOption = None,
-    gate: GateOption = None,
+    inputs: Annotated[
+        list[str] | None,
+        option(
+            "An input such as image:Nx3xH=640xW=640: N, H and W free. Repeat for several.",
+            MODEL,
+            "--input",
+            metavar="NAME:AXES",
+        ),
+    ] = None,
     initial_gates: InitialGatesOption = False,
     no_fuse: Annotated[bool, option("Leave gates as plain ops.", None, "--no-fuse")] = False,
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int8+fp32"],
         option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp32",
-    calibration: CalibrationOption = None,
-    method: MethodOption = "percentile",
-    images: CalibrationImagesOption = 64,
-    io_dtype: IoDtypeOption = "fp32",
+    ranges: CalibrationOptions,
     tolerance: Annotated[
         float | None,
         option(
@@ -87,20 +82,13 @@ def export(
     return cbam_deploy.export_onnx(
         model,
         output,
-        attention=attention,
-        weights=weights,
-        stem=stem,
+        **vars(which),
+        **vars(ranges),
         num_classes=num_classes,
-        image_size=image_size,
         inputs=tuple(inputs or ()),
-        gate=gate_spec(gate),
         initial_gates=initial_gates,
         fuse=not no_fuse,
         precision=precision,
-        calibration=calibration,
-        method=method,
-        images=images,
-        io_dtype=io_dtype,
         tolerance=tolerance,
         seed=seed,
     )
@@ -114,14 +102,12 @@ def fuse(source: OnnxInPlace, output: Output) -> Any:
 def convert(
     source: OnnxIn,
     output: Output,
+    *,
     precision: Annotated[
         Literal["fp16", "int8", "int8+fp32"],
         option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp16",
-    calibration: CalibrationOption = None,
-    method: MethodOption = "percentile",
-    images: CalibrationImagesOption = 64,
-    io_dtype: IoDtypeOption = "fp32",
+    ranges: CalibrationOptions,
     max_accuracy_drop: Annotated[
         float | None,
         percent("Give the noisiest layers back to FP16 until top-1 on --data holds.", PRECISION),
@@ -134,31 +120,61 @@ def convert(
         source,
         output,
         precision=precision,
-        calibration=calibration,
-        method=method,
-        images=images,
-        io_dtype=io_dtype,
+        **vars(ranges),
         max_accuracy_drop=max_accuracy_drop,
         data=data,
         seed=seed,
     )
 
 
+@dataclass(frozen=True)
+class BuilderOptions:
+    """How an engine is built."""
+
+    runtime: Annotated[
+        Literal["auto", "tensorrt", "tensorrt-rtx"], option("Which TensorRT builds.")
+    ] = "auto"
+    min_batch: Annotated[
+        int | None,
+        count(1, BATCHES, "Smallest batch [default: 1].", SHAPES),
+    ] = None
+    opt_batch: Annotated[
+        int | None, count(1, BATCHES, "Batch to be fastest at [default: 8].", SHAPES)
+    ] = None
+    max_batch: Annotated[
+        int | None,
+        count(1, BATCHES, "Largest batch [default: 64].", SHAPES),
+    ] = None
+    gate: Annotated[Literal["auto", "plugin", "native"], option("How gates are lowered.")] = "auto"
+    timing_cache: Annotated[
+        Path | None, file_option("Tactic timings to reuse.", updated, panel=BUILDER)
+    ] = None
+    optimization_level: Annotated[
+        int | None,
+        count(0, 5, "Builder effort, 0 to 5.", BUILDER),
+    ] = None
+    workspace_mib: Annotated[
+        int | None,
+        option(
+            "Scratch memory for tactics, in MiB.",
+            BUILDER,
+            "--workspace",
+            min=1,
+            max=MIBS,
+            metavar="MIB",
+        ),
+    ] = None
+    strip_weights: Annotated[bool, option("Leave weights out; refit later.", BUILDER)] = False
+    version_compatible: Annotated[
+        bool,
+        option("Run on later TensorRT versions too.", BUILDER),
+    ] = False
+
+
 def build_engine(
     source: OnnxIn,
     output: EngineOutput,
-    runtime: Annotated[
-        Literal["auto", "tensorrt", "tensorrt-rtx"], option("Which TensorRT builds.")
-    ] = "auto",
-    min_batch: Annotated[
-        int | None, count(1, BATCHES, "Smallest batch [default: 1].", SHAPES)
-    ] = None,
-    opt_batch: Annotated[
-        int | None, count(1, BATCHES, "Batch to be fastest at [default: 8].", SHAPES)
-    ] = None,
-    max_batch: Annotated[
-        int | None, count(1, BATCHES, "Largest batch [default: 64].", SHAPES)
-    ] = None,
+    builder: BuilderOptions,
     size: Annotated[
         list[str] | None,
         option(
@@ -171,69 +187,44 @@ def build_engine(
         list[str] | None,
         option("Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
     ] = None,
-    gate: Annotated[Literal["auto", "plugin", "native"], option("How gates are lowered.")] = "auto",
-    timing_cache: Annotated[
-        Path | None, file_option("Tactic timings to reuse.", updated, panel=BUILDER)
-    ] = None,
-    optimization_level: Annotated[
-        int | None, count(0, 5, "Builder effort, 0 to 5.", BUILDER)
-    ] = None,
-    workspace: Annotated[
-        int | None,
-        option("Scratch memory for tactics, in MiB.", BUILDER, min=1, max=MIBS, metavar="MIB"),
-    ] = None,
-    strip_weights: Annotated[bool, option("Leave weights out; refit later.", BUILDER)] = False,
-    version_compatible: Annotated[
-        bool, option("Run on later TensorRT versions too.", BUILDER)
-    ] = False,
 ) -> Any:
     """Build a TensorRT engine and its manifest."""
     return cbam_deploy.build_engine(
-        source,
-        output,
-        runtime=runtime,
-        min_batch=min_batch,
-        opt_batch=opt_batch,
-        max_batch=max_batch,
-        sizes=tuple(size or ()),
-        targets=tuple(target or ()),
-        gate=gate,
-        timing_cache=timing_cache,
-        optimization_level=optimization_level,
-        workspace_mib=workspace,
-        strip_weights=strip_weights,
-        version_compatible=version_compatible,
+        source, output, **vars(builder), sizes=tuple(size or ()), targets=tuple(target or ())
     )
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How a network is trained."""
+
+    epochs: Annotated[int, count(1, EPOCHS, "Passes over the images.", RECIPE)] = 90
+    batch_size: Annotated[
+        int, count(1, BATCHES, "Images a step, of all processes together.", RECIPE)
+    ] = 256
+    lr: Annotated[float, number(0, 1e6, "Initial learning rate.", RECIPE)] = 0.1
+    lr_step: Annotated[int, count(1, EPOCHS, "Epochs between decays.", RECIPE)] = 30
+    lr_gamma: Annotated[float, number(0, 1e6, "Factor of each decay.", RECIPE)] = 0.1
+    momentum: Annotated[float, number(0, 1, "Momentum of SGD.", RECIPE)] = 0.9
+    weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4
+    augmentation: Annotated[
+        Literal["auto", "crop-flip", "shift", "none"],
+        option("How training images are varied.", RECIPE),
+    ] = "auto"
+    amp: Annotated[
+        Literal["none", "bf16", "fp16"], option("Mixed precision; fp16 on GPUs only.", RECIPE)
+    ] = "none"
 
 
 def train(
     model: Model,
     output: Annotated[Path, output("Folder for the run.", written_in(*RUN_FILES), "/")],
     data: Annotated[str, source("Labelled images to train on.")],
+    *,
     val_data: Annotated[str | None, source("Held-out images.")] = None,
-    attention: AttentionOption = None,
-    gate: GateOption = None,
-    stem: StemOption = None,
-    weights: WeightsOption = None,
+    which: ModelOptions,
     initial_gates: InitialGatesOption = False,
-    image_size: SizeOption = None,
-    epochs: Annotated[int, count(1, EPOCHS, "Passes over the images.", RECIPE)] = 90,
-    batch_size: Annotated[
-        int, count(1, BATCHES, "Images a step, of all processes together.", RECIPE)
-    ] = 256,
-    lr: Annotated[float, number(0, 1e6, "Initial learning rate.", RECIPE)] = 0.1,
-    lr_step: Annotated[int, count(1, EPOCHS, "Epochs between decays.", RECIPE)] = 30,
-    lr_gamma: Annotated[float, number(0, 1e6, "Factor of each decay.", RECIPE)] = 0.1,
-    momentum: Annotated[float, number(0, 1, "Momentum of SGD.", RECIPE)] = 0.9,
-    weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4,
-    augmentation: Annotated[
-        Literal["auto", "crop-flip", "shift", "none"],
-        option("How training images are varied.", RECIPE),
-    ] = "auto",
-    amp: Annotated[
-        Literal["none", "bf16", "fp16"],
-        option("Mixed precision; fp16 on GPUs only.", RECIPE),
-    ] = "none",
+    recipe: RecipeOptions,
     workers: Annotated[int | None, count(0, THREADS, "Threads that read images.")] = None,
     resume: Annotated[bool, option("Go on with an earlier run.", None, "--resume")] = False,
     seed: SeedOption = 0,
@@ -246,22 +237,10 @@ def train(
         model,
         data=data,
         output=output,
+        **vars(which),
+        **vars(recipe),
         val_data=val_data,
-        attention=attention,
-        gate=gate_spec(gate),
-        stem=stem,
-        weights=weights if weights is None else str(weights),
         initial_gates=initial_gates,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        lr_step=lr_step,
-        lr_gamma=lr_gamma,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        augmentation=augmentation,
-        amp=amp,
         workers=workers,
         resume=resume,
         seed=seed,

@@ -1,10 +1,14 @@
-"""Arguments and options that several commands share, and how their texts are read."""
+"""Arguments and options that several commands share, and how their texts are read.
+
+What belongs together is one dataclass, which a command passes on whole as keyword arguments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,10 +23,7 @@ from cbam_deploy.commands.files import (
 )
 from cbam_deploy.commands.messages import be_quiet, be_verbose, show_tracebacks
 from cbam_deploy.errors import BadInput
-
-if TYPE_CHECKING:
-    from cbam_deploy.gates.description import GateSpec
-
+from cbam_deploy.gates.description import GateSpec, parse_gate
 
 # The largest number that an option takes: far above any use, far below what overflows anywhere.
 BATCHES = 2**20
@@ -141,66 +142,23 @@ OnnxIn = Annotated[Path, argument("IN.onnx", _ONNX, read, ".onnx")]
 OnnxInPlace = Annotated[Path, argument("IN.onnx", _ONNX, read_and_replaced, ".onnx")]
 Output = Annotated[Path, output("File to write.", written_artefact, ".onnx")]
 EngineOutput = Annotated[Path, output("File to write.", written_engine, ".engine")]
-AttentionOption = Annotated[
-    Literal["cbam", "se", "none"] | None, option("Gate after each block [default: cbam].", MODEL)
-]
-InputsOption = Annotated[
-    list[str] | None,
-    option(
-        "An input such as image:Nx3xH=640xW=640: N, H and W free. Repeat for several.",
-        MODEL,
-        "--input",
-        metavar="NAME:AXES",
-    ),
-]
-StemOption = Annotated[
-    Literal["imagenet", "cifar"] | None, option("First layers [default: imagenet].", MODEL)
-]
-ClassesOption = Annotated[int | None, count(1, CLASSES, "Outputs of the classifier.", MODEL)]
-SizeOption = Annotated[int | None, count(1, PIXELS, "Side of the input in pixels.", MODEL)]
 WeightsOption = Annotated[
     Path | None,
     file_option(
         "Checkpoint: .safetensors, or a torch state dict.", read, *CHECKPOINTS, panel=MODEL
     ),
 ]
+ClassesOption = Annotated[int | None, count(1, CLASSES, "Outputs of the classifier.", MODEL)]
+SizeOption = Annotated[int | None, count(1, PIXELS, "Side of the input in pixels.", MODEL)]
 InitialGatesOption = Annotated[
     bool,
     option("Leave gates initial where the checkpoint has none.", MODEL, "--initial-gates"),
 ]
-GateOption = Annotated[
-    str | None,
-    option(
-        "Another gate: cbam-linear, eca, ese, scse, ... or kernel_size=3,channel_pool=avg.",
-        MODEL,
-        metavar="[NAME,]FIELD=VALUE,...",
-    ),
-]
-ReferenceOption = Annotated[
-    str | None,
-    option(
-        "PyTorch model, if not one of the zoo.",
-        MODEL,
-        metavar="MODEL",
-        callback=read_as_model,
-        autocompletion=offer(*ZOO, ".py"),
-    ),
-]
 PyTorchOption = Annotated[bool, option("PyTorch as well.", MODEL, "--pytorch")]
 SeedOption = Annotated[int, count(0, SEEDS, "Seed of everything random.")]
-CalibrationOption = Annotated[str | None, source("Typical images, for INT8.", PRECISION)]
-MethodOption = Annotated[
-    Literal["minmax", "entropy", "percentile"], option("How INT8 ranges are found.", PRECISION)
-]
-CalibrationImagesOption = Annotated[int, count(1, PICTURES, "Images to calibrate on.", PRECISION)]
-IoDtypeOption = Annotated[Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)]
 DataOption = Annotated[str | None, source("Image directory, 'digits' or 'photos'.")]
 BatchOption = Annotated[
     list[int] | None, count(1, BATCHES, "Batch size; repeat for several.", INPUT)
-]
-RuntimeOption = Annotated[
-    str | None,
-    option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
 ]
 DeviceOption = Annotated[Literal["cpu", "cuda"] | None, option("cpu or cuda.", RUNNING)]
 ReportOption = Annotated[
@@ -217,10 +175,62 @@ VerboseOption = Annotated[
 DebugOption = Annotated[bool, message("Show tracebacks of errors.", "--debug", show_tracebacks)]
 
 
-def gate_spec(text: str | None) -> GateSpec | None:
-    """The gate that ``--gate`` describes; None without it."""
-    if text is None:
-        return None
-    from cbam_deploy.gates.description import parse_gate
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a MODEL is, beside its name; None is left to its checkpoint, else to the defaults."""
 
-    return parse_gate(text)
+    attention: Annotated[
+        Literal["cbam", "se", "none"] | None,
+        option("Gate after each block [default: cbam].", MODEL),
+    ] = None
+    weights: WeightsOption = None
+    stem: Annotated[
+        Literal["imagenet", "cifar"] | None, option("First layers [default: imagenet].", MODEL)
+    ] = None
+    image_size: SizeOption = None
+    gate: Annotated[
+        GateSpec | None,
+        option(
+            "Another gate: cbam-linear, eca, ese, scse, ... or kernel_size=3,channel_pool=avg.",
+            MODEL,
+            parser=parse_gate,
+            metavar="[NAME,]FIELD=VALUE,...",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What ranges INT8 scales are made from."""
+
+    calibration: Annotated[str | None, source("Typical images, for INT8.", PRECISION)] = None
+    method: Annotated[
+        Literal["minmax", "entropy", "percentile"],
+        option("How INT8 ranges are found.", PRECISION),
+    ] = "percentile"
+    images: Annotated[int, count(1, PICTURES, "Images to calibrate on.", PRECISION)] = 64
+    io_dtype: Annotated[
+        Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)
+    ] = "fp32"
+
+
+@dataclass(frozen=True)
+class RunningOptions:
+    """What runs an artefact, and which PyTorch model it is held against."""
+
+    reference: Annotated[
+        str | None,
+        option(
+            "PyTorch model, if not one of the zoo.",
+            MODEL,
+            metavar="MODEL",
+            callback=read_as_model,
+            autocompletion=offer(*ZOO, ".py"),
+        ),
+    ] = None
+    weights: WeightsOption = None
+    runtime: Annotated[
+        str | None,
+        option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
+    ] = None
+    device: DeviceOption = None

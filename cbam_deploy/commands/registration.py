@@ -1,7 +1,8 @@
 """How a function becomes a command.
 
 Its parameters are the command's own arguments and options, its docstring the help, and what it
-returns the result. What every command has besides, for its result and its messages, is added here.
+returns the result. A parameter that is a dataclass stands for an option for each of its fields.
+What every command has besides, for its result and its messages, is added here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import typer
@@ -45,19 +47,43 @@ def register(app: typer.Typer, panel: str, functions: Sequence[Callable[..., Any
 
 
 def _with_common_options(function: Callable[..., Any]) -> Callable[..., None]:
-    own = inspect.signature(function, eval_str=True).parameters
-    common = inspect.signature(_common, eval_str=True).parameters
-
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        result = function(**{name: values[name] for name in own})
+        result = _call(function, values)
         if result is not None:
             deliver(result, values["as_json"], values["report"])
 
-    parameters = [*own.values(), *common.values()]
+    parameters = [*_options(function), *_options(_common)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def _is_group(kind: Any) -> bool:
+    """Whether a parameter of this type stands for several options."""
+    return is_dataclass(kind)
+
+
+def _options(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of `function`, those of a dataclass in its place, all given by name."""
+    return [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in _parameters(function)
+        for option in (_parameters(one.annotation) if _is_group(one.annotation) else [one])
+    ]
+
+
+def _call(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """What `function` returns, given its share of `values`."""
+    given = {
+        one.name: _call(one.annotation, values) if _is_group(one.annotation) else values[one.name]
+        for one in _parameters(function)
+    }
+    return function(**given)
 
 
 class Command(TyperCommand):

@@ -13,19 +13,15 @@ from cbam_deploy.commands.options import (
     EPOCHS,
     MODEL,
     SECONDS,
-    AttentionOption,
     ClassesOption,
     DeviceOption,
-    GateOption,
+    ModelOptions,
     ModelOrFile,
     Networks,
     SeedOption,
     SizeOption,
-    StemOption,
-    WeightsOption,
     count,
     file_option,
-    gate_spec,
     number,
     option,
     output,
@@ -35,24 +31,13 @@ from cbam_deploy.commands.options import (
 
 def complexity(
     model: ModelOrFile,
-    attention: AttentionOption = None,
-    gate: GateOption = None,
-    stem: StemOption = None,
+    which: ModelOptions,
     num_classes: ClassesOption = None,
-    image_size: SizeOption = None,
-    weights: WeightsOption = None,
     by_module: Annotated[bool, option("Show each module.", None, "--by-module")] = False,
 ) -> Any:
     """Count parameters and multiply-adds."""
     return cbam_deploy.complexity(
-        model,
-        attention=attention,
-        gate=gate_spec(gate),
-        stem=stem,
-        num_classes=num_classes,
-        image_size=image_size,
-        weights=weights,
-        by_module=by_module,
+        model, **vars(which), num_classes=num_classes, by_module=by_module
     )
 
 

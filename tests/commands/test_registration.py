@@ -1,11 +1,14 @@
 """Every command reads its line, calls one function and delivers what it returns, in one way."""
 
+import inspect
 import json
 
 import onnx
 import pytest
 
+import cbam_deploy
 from cbam_deploy.cli import app
+from cbam_deploy.gates.description import GateSpec
 
 COMMANDS = sorted(command.name for command in app.registered_commands)
 
@@ -84,6 +87,43 @@ def test_each_option_reaches_the_function(cli, monkeypatch, tmp_path):
         "output": folder, "data": "digits", "model": "resnet20", "variants": ["se"],
         "epochs": None, "seeds": 3, "image_size": None, "batch_size": None, "seconds": 1.0,
         "device": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export resnet20 -o {}/a.onnx",
+        "convert {}/in.onnx -o {}/a.onnx",
+        "build-engine {}/in.onnx -o {}/a.engine",
+        "train resnet20 --data digits -o {}/run",
+        "complexity resnet20",
+        "validate {}/in.onnx",
+        "evaluate {}/in.onnx --data digits",
+        "bench {}/in.onnx",
+    ],
+)
+def test_what_a_line_leaves_out_is_the_functions_default(cli, monkeypatch, tmp_path, line):
+    command, *words = line.replace("{}", str(tmp_path)).split()
+    name = {"export": "export_onnx"}.get(command, command.replace("-", "_"))
+    known = inspect.signature(getattr(cbam_deploy, name)).parameters
+    given = {}
+    monkeypatch.setattr(f"cbam_deploy.{name}", lambda *_, **options: given.update(options))
+    assert cli(command, *words).code == 0
+    asked = {"data": "digits", "output": tmp_path / "run"}
+    left_out = {name: value for name, value in given.items() if (name, value) not in asked.items()}
+    assert len(left_out) > 5
+    assert left_out == {name: known[name].default for name in left_out}
+
+
+def test_options_of_a_group_reach_the_function(cli, monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr("cbam_deploy.train", lambda *_, **options: given.update(options))
+    line = ("train", "resnet20", "--data", "digits", "-o", tmp_path, "--stem", "cifar")
+    assert cli(*line, "--gate", "kernel_size=3", "--lr", "0.5", "--amp", "bf16").code == 0
+    chosen = {name: given[name] for name in ("stem", "gate", "lr", "amp", "momentum")}
+    assert chosen == {
+        "stem": "cifar", "gate": GateSpec(kernel_size=3), "lr": 0.5, "amp": "bf16", "momentum": 0.9,
     }  # fmt: skip
 
 
