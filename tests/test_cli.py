@@ -74,7 +74,7 @@ def test_version_is_the_package_version(cli):
         ["bench", "x.onnx", "--max-slowdown", "much"],
         ["evaluate", "x.onnx", "--data", "digits", "--max-drop", "120%"],
         ["export", "resnet20", "-o", "x.onnx", "--gate", "kernel=3"],
-        ["export", "resnet20", "-o", "x.onnx", "--gate", "kernel_size=5"],
+        ["export", "resnet20", "-o", "x.onnx", "--gate", "kernel_size=4"],
         ["export", "resnet20", "-o", "x.onnx", "--precision", "int8"],
         ["export", "resnet20", "-o", "x.onnx", "--calibration", "digits"],
     ],
