@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput
+from cbam_deploy.json_data import parse, read
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import Estimate
 
@@ -190,10 +189,10 @@ def read_report(path: str | Path) -> BenchReport:
     hint = "give a JSON file that 'cbam-deploy bench --report' wrote"
     check_regular(path)
     try:
-        data = json.loads(Path(path).read_bytes())
+        data = parse(Path(path).read_bytes())
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path}: is not JSON ({error})", hint) from error
     if not isinstance(data, dict) or data.get("schema") != BenchReport.schema:
         raise BadInput(f"{path}: is not a report of bench", hint)
@@ -204,61 +203,24 @@ def read_report(path: str | Path) -> BenchReport:
             "measure again with this version of cbam-deploy",
         )
     try:
-        return _report(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BadInput(
-            f"{path}: malformed report ({type(error).__name__}: {error})", hint
-        ) from None
+        known = {field.name for field in fields(BenchReport)} - {"comparison"}
+        report = read(BenchReport, {name: data[name] for name in known & data.keys()})
+        _check_values(report)
+    except ValueError as error:
+        raise BadInput(f"{path}: malformed report ({error})", hint) from None
+    return report
 
 
-def _report(data: dict[str, Any]) -> BenchReport:
-    relative_to = data["relative_to"]
-    if not isinstance(relative_to, str | None):
-        raise TypeError(f"relative_to is {relative_to!r}")
-    entries = tuple(_entry(entry) for entry in data["entries"])
-    if len({entry.key for entry in entries}) != len(entries):
+def _check_values(report: BenchReport) -> None:
+    """Raise ValueError unless the figures can be compared."""
+    if len({entry.key for entry in report.entries}) != len(report.entries):
         raise ValueError("an entry occurs twice")
-    return BenchReport(
-        entries=entries,
-        settings=dict(data["settings"]),
-        environment=dict(data["environment"]),
-        clocks_before=dict(data["clocks_before"]),
-        clocks_after=dict(data["clocks_after"]),
-        relative_to=relative_to,
-        notes=tuple(str(note) for note in data["notes"]),
-    )
-
-
-def _entry(data: dict[str, Any]) -> Entry:
-    fields = dict(data)
-    for name in ("median_seconds", "p90_seconds", "p95_seconds", "p99_seconds"):
-        _positive(name, fields[name])
-    for name in ("artefact", "runtime"):
-        if not isinstance(fields[name], str):
-            raise TypeError(f"{name} is {fields[name]!r}")
-    if not isinstance(fields["sha256"], str | None):
-        raise TypeError(f"sha256 is {fields['sha256']!r}")
-    for name in ("batch", "runs"):
-        if not isinstance(fields[name], int) or fields[name] < 1:
-            raise ValueError(f"{name} is {fields[name]!r}")
-    fields["round_seconds"] = tuple(
-        _positive("round_seconds", seconds) for seconds in fields["round_seconds"]
-    )
-    if not fields["round_seconds"]:
-        raise ValueError("an entry without rounds")
-    fields["images_per_second"] = _estimate(fields["images_per_second"])
-    if fields["relative"] is not None:
-        fields["relative"] = _estimate(fields["relative"])
-    return Entry(**fields)
-
-
-def _estimate(data: dict[str, Any]) -> Estimate:
-    return Estimate(**{name: _positive(name, value) for name, value in data.items()})
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}")
-    return float(value)
+    for entry in report.entries:
+        estimates = [e for e in (entry.images_per_second, entry.relative) if e is not None]
+        positive = (
+            *(entry.batch, entry.runs, len(entry.round_seconds), *entry.round_seconds),
+            *(entry.median_seconds, entry.p90_seconds, entry.p95_seconds, entry.p99_seconds),
+            *(end for e in estimates for end in (e.value, e.low, e.high)),
+        )
+        if min(positive) <= 0:
+            raise ValueError(f"a figure of {entry.label} is not positive")
