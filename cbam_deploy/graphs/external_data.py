@@ -5,7 +5,7 @@ Format: https://onnx.ai/onnx/repo-docs/ExternalData.html
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx.external_data_helper import uses_external_data
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.messages import messages
 from cbam_deploy.graphs.well_formed import byte_count
 
 _HINT = "keep the file together with its data, or export it again"
@@ -20,9 +21,9 @@ _HINT = "keep the file together with its data, or export it again"
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors of `model`, at any depth, whose bytes are in another file."""
-    for tensor in _tensors(model):
-        if uses_external_data(tensor):
-            yield tensor
+    for message in messages(model):
+        if isinstance(message, onnx.TensorProto) and uses_external_data(message):
+            yield message
 
 
 def check_external_data(path: Path, model: onnx.ModelProto) -> None:
@@ -113,22 +114,3 @@ def _data_file(path: Path, name: str, location: str) -> Path:
     if not present:
         raise BadInput(f"{path}: {location}, which holds weight {name}, is missing", _HINT)
     return data
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_tensors(graph)

@@ -9,12 +9,14 @@ stumble. All of it is asked here, in time linear in the graph, whatever the size
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import uses_external_data
+
+from cbam_deploy.graphs.messages import texts
 
 # Larger initializers hold weights: what follows from their types and shapes needs no values.
 _MOST_BYTES = 1024
@@ -48,7 +50,8 @@ def check_model(model: ModelProto) -> None:
     Raises:
         ValueError: it says what is wrong; so does what onnx's checker and inference raise.
     """
-    _check_texts(model)
+    if not all(isinstance(text, str) for text in texts(model)):
+        raise ValueError("a name or text is not UTF-8")
     _check_graph(model.graph, frozenset())
     for function in model.functions:
         _check_function(function)
@@ -74,60 +77,6 @@ def byte_count(tensor: TensorProto) -> int:
     """
     count: int = math.prod(tensor.dims)
     return -(-count * ir.DataType(tensor.data_type).bitwidth // 8)
-
-
-def _check_texts(model: ModelProto) -> None:
-    """Protobuf hands out text that is not UTF-8 as bytes."""
-    if not all(isinstance(text, str) for text in _texts(model)):
-        raise ValueError("a name or text is not UTF-8")
-
-
-def _texts(model: ModelProto) -> Iterator[str]:
-    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
-    for entry in model.opset_import:
-        yield entry.domain
-    yield from _entries(model.metadata_props)
-    yield from _graph_texts(model.graph)
-    for function in model.functions:
-        yield from (function.name, function.domain, function.doc_string, function.overload)
-        yield from (*function.input, *function.output, *function.attribute)
-        yield from _entries(function.metadata_props)
-        yield from _node_texts(function.node)
-        yield from _value_texts(function.value_info)
-
-
-def _graph_texts(graph: GraphProto) -> Iterator[str]:
-    yield from (graph.name, graph.doc_string)
-    yield from _entries(graph.metadata_props)
-    for tensor in graph.initializer:
-        yield from (tensor.name, tensor.doc_string)
-    yield from _value_texts((*graph.input, *graph.output, *graph.value_info))
-    yield from _node_texts(graph.node)
-
-
-def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    for node in nodes:
-        yield from (node.name, node.op_type, node.domain, node.overload, node.doc_string)
-        yield from (*node.input, *node.output)
-        yield from _entries(node.metadata_props)
-        for attribute in node.attribute:
-            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
-            yield from (attribute.t.name, attribute.t.doc_string)
-            for graph in _subgraphs(attribute):
-                yield from _graph_texts(graph)
-
-
-def _value_texts(values: Iterable[onnx.ValueInfoProto]) -> Iterator[str]:
-    for value in values:
-        yield from (value.name, value.doc_string)
-        yield from _entries(value.metadata_props)
-        for size in value.type.tensor_type.shape.dim:
-            yield from (size.dim_param, size.denotation)
-
-
-def _entries(entries: Iterable[onnx.StringStringEntryProto]) -> Iterator[str]:
-    for entry in entries:
-        yield from (entry.key, entry.value)
 
 
 def _check_graph(graph: GraphProto, outside: Collection[str]) -> None:
