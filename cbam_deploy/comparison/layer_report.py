@@ -110,7 +110,7 @@ class LayerReport:
             "compared": [
                 {
                     **fields_of(entry.place),
-                    **entry.error.to_json(),
+                    **fields_of(entry.error),
                     "failures": list(entry.failures),
                 }
                 for entry in self.compared

@@ -18,7 +18,7 @@ in a row with such an element, top-1 does not agree.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,13 +59,6 @@ class TensorError:
     reference_nonfinite: int
     channel_snr_db: float | None = None
     channel: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data; JSON has no infinity, so an infinite figure becomes None."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
 
 
 class ErrorAccumulator:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from cbam_deploy.outputs import write_text
-from cbam_deploy.report.content import Figure, Section
+from cbam_deploy.report.content import Figure
 from cbam_deploy.report.result import Result
 from cbam_deploy.version import __version__
 
@@ -17,27 +16,12 @@ from cbam_deploy.version import __version__
 def write_page(result: Result, path: str | Path) -> None:
     """Write all that `result` says as one page to `path`, atomically.
 
-    Raises:
-        BadInput: `path` cannot be written.
-        MissingCapability: the result has plots and matplotlib is not installed.
-    """
-    render_page(result.title, result.sections(), path=path, subtitle=result.subtitle)
-
-
-def render_page(
-    title: str,
-    sections: Sequence[Section],
-    *,
-    path: str | Path,
-    subtitle: str = "",
-) -> None:
-    """Write `sections` as one page to `path`, atomically.
-
     Everything but the figures' SVG is escaped. The page carries a badge when a section does:
     failed if any failed.
 
     Raises:
         BadInput: `path` cannot be written.
+        MissingCapability: the result has plots and matplotlib is not installed.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -54,10 +38,11 @@ def render_page(
     def svg(figure: Figure) -> Markup:
         return Markup(_with_own_ids(figure.draw(), f"plot-{next(numbers)}-"))
 
+    sections = result.sections()
     outcomes = [section.passed for section in sections if section.passed is not None]
     page = environment.get_template("page.html").render(
-        title=title,
-        subtitle=subtitle,
+        title=result.title,
+        subtitle=result.subtitle,
         sections=sections,
         passed=all(outcomes) if outcomes else None,
         svg=svg,

@@ -12,16 +12,16 @@ from cbam_deploy.outputs import write_text
 
 
 def to_text(data: Any) -> str:
-    """`data` as indented JSON with a final newline; NaN and infinity become null.
-
-    JSON has neither, and what Python writes for them (``NaN``) stops other parsers. Results that
-    must tell them apart count them in a field of their own.
-    """
-    return json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+    """`data_of(data)` as indented JSON with a final newline."""
+    return json.dumps(data_of(data), indent=2, allow_nan=False) + "\n"
 
 
 def data_of(value: Any) -> Any:
-    """`value` as JSON-ready data: what has a `to_json` says it itself, dataclasses by field."""
+    """`value` as JSON-ready data: what has a `to_json` says it itself, dataclasses by field.
+
+    NaN and infinity become null: JSON has neither, and what Python writes for them (``NaN``) stops
+    other parsers. Results that must tell them apart count them in a field of their own.
+    """
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
@@ -30,6 +30,8 @@ def data_of(value: Any) -> Any:
         return {key: data_of(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [data_of(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 
@@ -45,13 +47,3 @@ def write_json(path: str | Path, data: Any) -> None:
         BadInput: `path` cannot be written.
     """
     write_text(path, to_text(data))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return data

@@ -124,7 +124,7 @@ class ParityReport(Result):
                 **fields_of(batch),
                 "outputs": [
                     {
-                        **output.error.to_json(),
+                        **fields_of(output.error),
                         "failures": list(output.failures),
                         "allowed_relative_error": output.allowed,
                     }

@@ -2,6 +2,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from cbam_deploy.comparison.layer_report import LayerError, LayerReport
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.origins import Place
 from cbam_deploy.report.content import Figure, KeyFigure, Section, Table
-from cbam_deploy.report.html import render_page, write_page
+from cbam_deploy.report.html import write_page
 from cbam_deploy.studies.demonstration import DemoResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -52,8 +53,9 @@ class Page(HTMLParser):
         return [attributes["id"] for _, attributes in self.elements if "id" in attributes]
 
 
-def rendered(tmp_path, *sections, **options):
-    render_page("A title", sections, path=tmp_path / "page.html", **options)
+def rendered(tmp_path, *sections, title="A title", subtitle=""):
+    said = SimpleNamespace(title=title, subtitle=subtitle, sections=lambda: sections)
+    write_page(said, tmp_path / "page.html")
     return Page(tmp_path / "page.html")
 
 
@@ -206,7 +208,7 @@ def test_a_page_replaces_the_earlier_one_and_a_missing_folder_is_refused(tmp_pat
     rendered(tmp_path, Section("s"))
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     with pytest.raises(BadInput, match="gone"):
-        render_page("t", [], path=tmp_path / "gone" / "page.html")
+        rendered(tmp_path / "gone")
 
 
 def demo(tmp_path, results):
