@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.data import Batch, ImageSource, open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.grad_cam import grad_cam, logits_of
@@ -21,7 +20,6 @@ from cbam_deploy.explain.overlay import Picture, overlay, picture
 from cbam_deploy.explain.result import Agreement, Answer, Explained, GradCamReport
 from cbam_deploy.explain.spatial_maps import SpatialMaps, correlation, spatial_maps
 from cbam_deploy.outputs import atomic_output
-from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.report.html import write_page
 from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
 from cbam_deploy.validation.accuracy import match_classes
@@ -77,11 +75,12 @@ def gradcam(
         explained.append(entry)
         rows.append(row)
     figures.append(("gradcam", tuple(rows)))
-    files = [Path(artefact) for artefact in artefacts]
-    attended = {str(path): _attended(path, batch, preprocessing) for path in files}
+    attended = {
+        str(path): spatial_maps(path, batch.images, preprocessing) for path in map(Path, artefacts)
+    }
     figures += _attention_figures(attended, shown)
     answers = [
-        Explained(name, "", _answers(name, maps.logits, batch, source, _known(name)))
+        Explained(name, "", _answers(name, maps.logits, batch, source, maps.class_names))
         for name, maps in attended.items()
     ]
     labels = _labels(batch, source)
@@ -160,21 +159,6 @@ def _note(answer: Answer) -> tuple[str, bool]:
     wrong = answer.right is False
     note = f"P = {answer.probability:.2f}" if answer.probability >= 0.005 else "P < 0.01"
     return (f"{note}\nsays {answer.predicted}" if wrong else note), wrong
-
-
-def _attended(path: Path, batch: Batch, preprocessing: Preprocessing) -> SpatialMaps:
-    recorded = open_artefact(path).provenance
-    if recorded and recorded.preprocessing not in (None, preprocessing):
-        raise BadInput(
-            f"{path}: wants pictures prepared differently from the networks",
-            "give a file of one of these networks",
-        )
-    return spatial_maps(path, batch.images, preprocessing)
-
-
-def _known(path: str) -> tuple[str, ...]:
-    recorded = open_artefact(path).provenance
-    return recorded.class_names if recorded else ()
 
 
 def _attention_figures(attended: dict[str, SpatialMaps], shown: list[Picture]) -> list[Drawn]:

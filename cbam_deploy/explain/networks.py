@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -50,12 +50,7 @@ def open_networks(texts: Sequence[str], image_size: int | None) -> tuple[Network
             )
     labels = [network.label for network in networks]
     return tuple(
-        Network(
-            f"{n.label} {text}" if labels.count(n.label) > 1 else n.label,
-            n.module,
-            n.preprocessing,
-            n.class_names,
-        )
+        replace(n, label=f"{n.label} {text}") if labels.count(n.label) > 1 else n
         for text, n in zip(texts, networks, strict=True)
     )
 

@@ -15,11 +15,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.data.network_input import network_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
-from cbam_deploy.graphs.onnx_file import read_model
-from cbam_deploy.graphs.weights import check_weights
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -34,10 +33,12 @@ class SpatialMaps:
     Attributes:
         maps: M_s [N, h, w] float32 by the gate's name, in the graph's order.
         logits: [N, classes] float64, the file's first output.
+        class_names: in the order of the logits; empty when unknown.
     """
 
     maps: dict[str, NDArray[np.float32]]
     logits: NDArray[np.float64]
+    class_names: tuple[str, ...]
 
 
 @said_of_the_file
@@ -49,11 +50,16 @@ def spatial_maps(
     `images` are normalized as `preprocessing` says; a file of integer inputs gets their levels.
 
     Raises:
-        BadInput: the file cannot be read or run, or has no fused gate with spatial attention.
+        BadInput: the file cannot be read or run, wants its pictures prepared in another way, or
+            has no fused gate with spatial attention.
     """
-    model = read_model(path)
-    check_weights(model, path)
-    proto = ir.to_proto(ir.external_data.load_to_model(model))
+    opened = open_onnx(path)
+    if opened.recorded_preprocessing not in (None, preprocessing):
+        raise BadInput(
+            f"{path}: wants pictures prepared differently from the networks",
+            "give a file of one of these networks",
+        )
+    proto = ir.to_proto(ir.external_data.load_to_model(opened.model))
     watched = _watch(proto)
     if not watched:
         raise BadInput(
@@ -67,7 +73,7 @@ def spatial_maps(
         )
         logits = outputs[runner.outputs[0].name].astype(np.float64)
     maps = {gate: _map(outputs[value]) for gate, value in watched.items()}
-    return SpatialMaps(maps, logits)
+    return SpatialMaps(maps, logits, opened.provenance.class_names if opened.provenance else ())
 
 
 def _watch(proto: onnx.ModelProto) -> dict[str, str]:
