@@ -17,10 +17,10 @@ from cbam_deploy.benchmarking.comparison import (
     compare_with_baseline,
     compare_with_report,
 )
-from cbam_deploy.benchmarking.interleaving import Samples, measure_in_rounds, plan_turns
+from cbam_deploy.benchmarking.interleaving import measure_in_rounds, plan_turns
 from cbam_deploy.benchmarking.result import BenchReport, Entry, read_report
 from cbam_deploy.benchmarking.sources import PyTorchSource, Source, list_sources
-from cbam_deploy.benchmarking.statistics import paired_ratio, quantile, throughput
+from cbam_deploy.benchmarking.statistics import Samples, paired_ratio, quantile, throughput
 from cbam_deploy.benchmarking.warm_up import WarmUp, warm_up
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file

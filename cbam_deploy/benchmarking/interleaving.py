@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cbam_deploy.benchmarking.statistics import Samples
 from cbam_deploy.benchmarking.warm_up import runs_within
 from cbam_deploy.runtimes.base import Execution
 
 ROUND_SECONDS = 0.075
 MIN_ROUNDS = 10
-
-Samples = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from cbam_deploy.artefacts import Artefact
 from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.feeds import check_batch
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.provenance import Provenance, file_sha256
 from cbam_deploy.runtimes.base import Runner
@@ -75,15 +76,9 @@ class Source:
         Raises:
             BadInput: it names the source, the batch and the range.
         """
-        smallest, largest = runner.batch_range
+        hint = "choose other --batch sizes, or build for a wider range"
         for batch in batches:
-            if batch < smallest or (largest is not None and batch > largest):
-                ends = f"from {smallest}" if largest is None else f"{smallest} to {largest}"
-                takes = f"{smallest} only" if smallest == largest else ends
-                raise BadInput(
-                    f"{self.name}: batch {batch} is outside its range ({takes})",
-                    "choose other --batch sizes, or build for a wider range",
-                )
+            check_batch(batch, runner.batch_range, self.name, hint)
 
     def feeds(self, runner: Runner, batch: int, seed: int) -> Arrays:
         """Seeded noise for an activated `runner` of this source.

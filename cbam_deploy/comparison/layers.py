@@ -96,21 +96,22 @@ class ReferenceProgram:
         outputs: names of its outputs, in order.
     """
 
-    def __init__(
-        self, reference: Reference, feeds: Feeds, specs: Sequence[TensorSpec] | None = None
-    ) -> None:
+    def __init__(self, reference: Reference, feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
         """Export `reference` for `feeds`, one small batch: every value of it is computed.
 
         Args:
             reference: the model.
             feeds: the batch by input name.
-            specs: names and free axes of the inputs; None where only the batch is free.
+            specs: names and free axes of the inputs.
         """
         self.feeds = feeds
         self._inputs = inputs = [as_tensor(array) for array in feeds.values()]
         examples = [
-            torch.zeros((2 if free else len(tensor), *tensor.shape[1:]), dtype=tensor.dtype)
-            for tensor, free in zip(inputs, _free_batches(feeds, specs), strict=True)
+            torch.zeros(
+                (2 if isinstance(spec.shape[0], str) else len(tensor), *tensor.shape[1:]),
+                dtype=tensor.dtype,
+            )
+            for tensor, spec in zip(inputs, specs, strict=True)
         ]
         exported = export_program(reference.module, examples, None, reference.label, specs)
         assert exported.exported_program is not None
@@ -132,13 +133,6 @@ class ReferenceProgram:
             next(inputs) if spec.kind is InputKind.USER_INPUT else state[str(spec.target)]
             for spec in self._program.graph_signature.input_specs
         ]
-
-
-def _free_batches(feeds: Feeds, specs: Sequence[TensorSpec] | None) -> list[bool]:
-    """Of each input, whether its first axis is free."""
-    if specs is None:
-        return [True] * len(feeds)
-    return [isinstance(spec.shape[0], str) for spec in specs]
 
 
 class _Watcher(torch.fx.Interpreter):

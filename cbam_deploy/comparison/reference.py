@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import exits_as_errors
+from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 
@@ -31,16 +31,13 @@ class Reference:
         Raises:
             BadInput: the module does not take these inputs.
         """
-        try:
-            with torch.inference_mode(), exits_as_errors():
-                outputs = self.module(*(as_tensor(array) for array in inputs))
-        except Exception as error:  # The user's code may fail in any way.
-            shapes = ", ".join(str(list(array.shape)) for array in inputs)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BadInput(
-                f"reference {self.label}: does not take inputs of shape {shapes} ({reason})",
-                "give the model that the artefact was made from with --reference",
-            ) from error
+        shapes = ", ".join(str(list(array.shape)) for array in inputs)
+        hint = "give the model that the artefact was made from with --reference"
+        with (
+            torch.inference_mode(),
+            foreign_code(f"reference {self.label}: running it on inputs of shape {shapes}", hint),
+        ):
+            outputs = self.module(*map(as_tensor, inputs))
         return list(map(own_array, tensors_of(outputs)))
 
 

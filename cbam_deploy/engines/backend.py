@@ -126,10 +126,10 @@ class BuilderLog(logging.Handler):
             self.complaints.append(message)
         _log.debug(message)
 
-    def first_error(self, default: str) -> str:
+    def first_error(self) -> str:
         """The first thing that looks like the cause of a failure, at most 300 characters."""
         causes = [text for text in self.complaints if "Error" in text or "In node" in text]
-        return (causes or [default])[0][:300]
+        return (causes or ["no reason given"])[0][:300]
 
 
 @contextmanager

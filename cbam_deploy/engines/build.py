@@ -317,7 +317,7 @@ def _failure(
     source: OnnxSource, backend: Backend, options: BuildOptions, step: str, log: BuilderLog
 ) -> BadInput:
     """What Polygraphy's exception leaves unsaid: TensorRT's own first complaint, and a way out."""
-    cause = log.first_error("no reason given")
+    cause = log.first_error()
     hint = "change the model at that place and export it again"
     if "SM75" in cause:
         hint = "leave out --target sm_75, or convert the model to fp16"

@@ -134,12 +134,8 @@ def dumps(manifest: Manifest) -> str:
     return json.dumps(manifest.to_json(), indent=2) + "\n"
 
 
-def read_manifest(engine: str | Path, *, verify: bool = True) -> Manifest:
-    """The manifest beside `engine`.
-
-    Args:
-        engine: the engine file.
-        verify: also check that the engine's bytes are those the manifest names.
+def read_manifest(engine: str | Path) -> Manifest:
+    """The manifest beside the file `engine`, which is the one that it describes.
 
     Raises:
         BadInput: the engine or its manifest is missing or unreadable, the manifest is malformed
@@ -159,7 +155,7 @@ def read_manifest(engine: str | Path, *, verify: bool = True) -> Manifest:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a readable manifest ({error})", REBUILD) from error
     manifest = _checked(data, path)
-    if verify and not _is_intact(engine, manifest):
+    if not _is_intact(engine, manifest):
         raise BadInput(f"{engine}: its bytes are not those that {path.name} describes", REBUILD)
     return manifest
 

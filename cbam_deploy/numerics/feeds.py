@@ -10,8 +10,8 @@ from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 
 def check_feeds(
     feeds: Arrays, inputs: tuple[TensorSpec, ...], batch_range: tuple[int, int | None]
-) -> int:
-    """Check that `feeds` fit `inputs`, and return their batch.
+) -> None:
+    """Check that `feeds` fit `inputs`.
 
     Raises:
         BadInput: a name is unknown or missing, a dtype or shape is another, inputs disagree about
@@ -27,13 +27,16 @@ def check_feeds(
             raise _refusal(spec.name, "it is not given", inputs)
         _check_array(feeds[spec.name], spec, sizes, inputs)
     batch = int(feeds[inputs[0].name].shape[0])
+    check_batch(batch, batch_range, "the network", "feed another batch, or build for this one")
+
+
+def check_batch(batch: int, batch_range: tuple[int, int | None], title: str, hint: str) -> None:
+    """Raise `BadInput`, with this `hint`, where what is called `title` takes no such batch."""
     low, high = batch_range
     if batch < low or (high is not None and batch > high):
-        raise BadInput(
-            f"batch {batch} is outside {low}..{'' if high is None else high}",
-            "feed another batch, or build for this one",
-        )
-    return batch
+        ends = f"from {low}" if high is None else f"{low} to {high}"
+        takes = f"{low} only" if low == high else ends
+        raise BadInput(f"{title}: batch {batch} is outside its range ({takes})", hint)
 
 
 def check_ranges(

@@ -158,7 +158,7 @@ def _load(manifest: Manifest, path: Path) -> Callable[[], Any]:
         try:
             engine = backend.polygraphy.engine_from_bytes(path.read_bytes())
         except PolygraphyException as error:
-            cause = log.first_error("no reason given")
+            cause = log.first_error()
             raise BadInput(
                 f"{path}: {backend.title} cannot load it: {cause}", "build the engine again here"
             ) from error

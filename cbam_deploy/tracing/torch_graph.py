@@ -66,7 +66,7 @@ def export_program(
     examples: Sequence[torch.Tensor],
     output: str | None,
     label: str,
-    specs: Sequence[TensorSpec] | None = None,
+    specs: Sequence[TensorSpec],
 ) -> torch.onnx.ONNXProgram:
     """The ONNX graph of `module`, and the exported program whose value names it bears.
 
@@ -75,16 +75,11 @@ def export_program(
         examples: its inputs; two or more long on free axes, which would else be taken for fixed.
         output: as for `trace`.
         label: what to call the module in messages.
-        specs: names and free axes of the inputs; None for torch's names and a free first axis.
+        specs: names and free axes of the inputs.
 
     Raises:
         BadInput: torch cannot export the module.
     """
-    if specs is None:
-        free = [TensorSpec("", (BATCH, *example.shape[1:]), "") for example in examples]
-        names = ["input"] if len(examples) == 1 else None
-    else:
-        free, names = list(specs), [spec.name for spec in specs]
     pools = WholeMapPools(label)
     try:
         with _quiet(), pools, exits_as_errors(), _tensors_alone(module):
@@ -93,15 +88,15 @@ def export_program(
                 tuple(examples),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=names,
+                input_names=[spec.name for spec in specs],
                 output_names=[output] if output else None,
-                dynamic_shapes=_free_axes(free),
+                dynamic_shapes=_free_axes(specs),
                 verbose=False,
             )
     except Exception as error:  # Whatever is in the module may fail, in any way.
         if pools.fault is not None:
             raise pools.fault from error
-        raise _refusal(error, label, examples, free) from error
+        raise _refusal(error, label, examples, specs) from error
     assert program is not None
     return program
 

@@ -18,6 +18,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
+from cbam_deploy.numerics.feeds import check_batch
 from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.numerics.tolerances import (
     LAYERS,
@@ -237,18 +238,13 @@ def _inputs(
 
 
 def _batch_sizes(artefact: Artefact, asked: Sequence[int] | None) -> tuple[int, ...]:
-    smallest, largest = artefact.batch_range
     if asked is None:
-        return default_batches(smallest, largest, artefact.opt_batch)
+        return default_batches(*artefact.batch_range, artefact.opt_batch)
     if not asked:
         raise BadInput("no batch size to compare at", "give at least one")
+    hint = "choose a batch size within, or build with another profile"
     for batch in asked:
-        if batch < smallest or (largest is not None and batch > largest):
-            takes = f"{smallest} and more" if largest is None else f"{smallest} to {largest}"
-            raise BadInput(
-                f"{artefact.path}: batch {batch} is outside what it takes ({takes})",
-                "choose a batch size within, or build with another profile",
-            )
+        check_batch(batch, artefact.batch_range, str(artefact.path), hint)
     return tuple(dict.fromkeys(asked))
 
 

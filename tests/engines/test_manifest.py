@@ -64,7 +64,6 @@ def test_altered_engine_is_refused(engine):
     engine.write_bytes(PLAN[:-1] + b"m")
     with pytest.raises(BadInput, match=r"model.engine: its bytes are not those"):
         read_manifest(engine)
-    assert read_manifest(engine, verify=False).engine_sha256
 
 
 def test_truncated_engine_is_refused(engine):

@@ -32,6 +32,7 @@ from cbam_deploy.graphs.onnx_file import (
 from cbam_deploy.models import create_model, load_model
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
+from cbam_deploy.tracing.network_inputs import pictures
 from cbam_deploy.tracing.torch_graph import export_program, trace
 
 FACTORY = """
@@ -145,7 +146,8 @@ def test_no_batch_normalization_is_left(exported):
 
 def test_values_keep_the_names_of_the_exported_program(residual_onnx, tmp_path):
     module = gated_networks.lively(gated_networks.Residual())
-    program = export_program(module, [torch.randn(2, 3, SIZE, SIZE)], None, "network")
+    examples = [torch.randn(2, 3, SIZE, SIZE)]
+    program = export_program(module, examples, None, "network", pictures(SIZE).specs)
     names = {node.name for node in program.exported_program.graph.nodes}
     fuse(residual_onnx, tmp_path / "fused.onnx")
     for path in (residual_onnx, tmp_path / "fused.onnx"):

@@ -22,7 +22,7 @@ def compare():
     """Compare the layers of a file with those of the network's model."""
     reference = Reference(create_model("resnet20", num_classes=10, seed=0).eval(), "resnet20")
     image = TensorSpec("input", ("batch", 3, 32, 32), "float32")
-    program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None))
+    program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None), [image])
 
     def run(artefact, layers):
         opened = open_onnx(artefact, sound=False)
