@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateFacts:
     """One attention gate.
 
     Attributes:
@@ -91,7 +91,7 @@ class Inspection(Result):
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    gates: tuple[Gate, ...]
+    gates: tuple[GateFacts, ...]
     provenance: Provenance | None
     opsets: dict[str, int]
     operators: dict[str, int]
@@ -216,7 +216,7 @@ def _inspect_engine(artefact: Engine) -> Inspection:
         message = "is what the engine was built from" if same else "has changed since the build"
         checks.append(Check(f"source {source.name}", same, message))
         shapes = {gate.node: gate for gate in _source_gates(source)} if same else {}
-    unknown = Gate("", "", None, None, None, "")
+    unknown = GateFacts("", "", None, None, None, "")
     return Inspection(
         artefact=str(path),
         file_bytes=manifest.engine_bytes,
@@ -237,13 +237,13 @@ def _inspect_engine(artefact: Engine) -> Inspection:
     )
 
 
-def _source_gates(path: Path) -> tuple[Gate, ...]:
+def _source_gates(path: Path) -> tuple[GateFacts, ...]:
     from cbam_deploy.graphs.onnx_file import read_model
 
     return _graph_gates(read_model(path))
 
 
-def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
+def _graph_gates(model: ir.Model) -> tuple[GateFacts, ...]:
     from cbam_deploy.graphs.gate_functions import foreign_operators
 
     foreign = foreign_operators(model)
@@ -256,14 +256,14 @@ def _graph_gates(model: ir.Model) -> tuple[Gate, ...]:
     return tuple(_gate(node, bodies.get(node.op_identifier(), "none")) for node in nodes)
 
 
-def _gate(node: ir.Node, lowering: str) -> Gate:
+def _gate(node: ir.Node, lowering: str) -> GateFacts:
     """Sizes follow from the shapes of W0 [C/r, C] and of WS [1, d, k, k]."""
     from cbam_deploy.graphs.gate_functions import channels_of
 
     operator = operator_of(node)
     inputs = operator.by_name(node.inputs) if operator else {}
     down, spatial = _shape(inputs.get("W0")), _shape(inputs.get("WS"))
-    return Gate(
+    return GateFacts(
         node=node.name or node.outputs[0].name or "",
         op=node.op_type,
         channels=channels_of(node),
@@ -282,7 +282,7 @@ def _shape(value: ir.Value | None) -> list[int] | None:
 
 
 def _recorded_checks(
-    provenance: Provenance, gates: tuple[Gate, ...], precision: str
+    provenance: Provenance, gates: tuple[GateFacts, ...], precision: str
 ) -> tuple[Check, ...]:
     counted = Counter(gate.op for gate in gates)
     same = dict(counted) == provenance.gates

@@ -22,7 +22,7 @@ DIGITS_NOTE = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class SeedResult:
     """One variant trained with one seed; exactly one of `accuracy` and `failure` is set.
 
     Attributes:
@@ -65,7 +65,7 @@ class VariantResult:
     name: str
     label: str
     study: str
-    cells: tuple[Cell, ...]
+    cells: tuple[SeedResult, ...]
     parameters: int
     multiply_adds: int
     engine_bytes: int | None
@@ -76,7 +76,7 @@ class VariantResult:
         """Top-1 errors in percent of the cells that have one."""
         return [100 * (1 - cell.accuracy) for cell in self.cells if cell.accuracy is not None]
 
-    def cells_of_row(self) -> tuple[str, ...]:
+    def table_row(self) -> tuple[str, ...]:
         """The row as texts, under `COLUMNS`."""
         onnx = next((x for x in self.latencies if x.runtime.startswith("onnx")), None)
         engine = next((x for x in self.latencies if x.runtime.startswith("tensorrt")), None)

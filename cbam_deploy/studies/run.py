@@ -20,8 +20,8 @@ from cbam_deploy.report.json_file import write_json
 from cbam_deploy.studies.result import (
     DIGITS_NOTE,
     AblationReport,
-    Cell,
     Latency,
+    SeedResult,
     VariantResult,
 )
 from cbam_deploy.studies.variant_training import build_variant, export_variant, train_variant
@@ -76,7 +76,7 @@ def ablation(
     chosen = chosen_variants(variants)
     settings = _settings(model, data, epochs, image_size, batch_size)
     folder = Path(output)
-    cells: dict[str, list[Cell]] = {variant.name: [] for variant in chosen}
+    cells: dict[str, list[SeedResult]] = {variant.name: [] for variant in chosen}
     with progress() as bar:
         task = bar.add_task("train", total=seeds * len(chosen))
         for seed in range(seeds):
@@ -130,7 +130,7 @@ def _settings(
     return {"model": model, "data": data, **settings, "lr_step": step}
 
 
-def _first(cells: Sequence[Cell]) -> int:
+def _first(cells: Sequence[SeedResult]) -> int:
     """Seed of the first cell that did not fail, else of the first."""
     return next((cell.seed for cell in cells if not cell.failure), cells[0].seed)
 
@@ -152,7 +152,7 @@ def _measure(files: dict[str, tuple[Path, Path | None]], seconds: float) -> list
 
 def _row(
     variant: Variant,
-    cells: Sequence[Cell],
+    cells: Sequence[SeedResult],
     files: tuple[Path, Path | None] | None,
     entries: Sequence[Entry],
     settings: dict[str, Any],

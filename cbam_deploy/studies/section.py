@@ -15,7 +15,7 @@ def ablation_sections(report: AblationReport) -> tuple[Section, Section]:
     """What the variants came to, and the machine that latencies were measured on."""
     table = Table(
         columns=COLUMNS,
-        rows=tuple(row.cells_of_row() for row in report.rows),
+        rows=tuple(row.table_row() for row in report.rows),
         caption="Top-1 error in %; parameters in thousands and multiply-adds in millions; engine"
         " in kB; median latency at batch 1 in ONNX Runtime (ORT) and TensorRT in ms.",
         text_columns=2,

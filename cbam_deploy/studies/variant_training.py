@@ -12,7 +12,7 @@ from cbam_deploy.graphs.onnx_file import read_provenance
 from cbam_deploy.machine import gpus
 from cbam_deploy.models import load_state
 from cbam_deploy.provenance import Provenance
-from cbam_deploy.studies.result import Cell
+from cbam_deploy.studies.result import SeedResult
 from cbam_deploy.studies.variants import Variant
 from cbam_deploy.training import train
 
@@ -24,7 +24,9 @@ def run_folder(folder: Path, variant: Variant, seed: int) -> Path:
     return folder / "runs" / f"{variant.name}-{seed}"
 
 
-def train_variant(folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any]) -> Cell:
+def train_variant(
+    folder: Path, variant: Variant, seed: int, settings: Mapping[str, Any]
+) -> SeedResult:
     """Train `variant` with `seed`, or go on where an earlier run stopped.
 
     A run whose loss is no longer a number is a failed cell, not the end of the study.
@@ -39,14 +41,14 @@ def train_variant(folder: Path, variant: Variant, seed: int, settings: Mapping[s
             **settings, **variant.options(), output=place, seed=seed, resume=place.exists()
         )
     except CheckFailed as error:
-        return Cell(seed, None, error.message)
+        return SeedResult(seed, None, error.message)
     accuracy = trained.epochs[-1].val_accuracy
     if accuracy is None:
         raise BadInput(
             f"{settings['data']}: has no held-out pictures to judge variants by",
             "give digits, or a folder with train and val inside",
         )
-    return Cell(seed, accuracy)
+    return SeedResult(seed, accuracy)
 
 
 def export_variant(folder: Path, variant: Variant, seed: int, model: str) -> Path | None:

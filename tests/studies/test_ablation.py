@@ -14,7 +14,7 @@ from cbam_deploy.gates.description import CBAM, GATES, GateSpec
 from cbam_deploy.models import create_model
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.studies import run, variant_training
-from cbam_deploy.studies.result import AblationReport, Cell, Latency, VariantResult
+from cbam_deploy.studies.result import AblationReport, Latency, SeedResult, VariantResult
 from cbam_deploy.studies.variants import VARIANTS, chosen_variants
 
 OPTIONS = {"variants": ["max"], "epochs": 1, "seeds": 1, "seconds": 0.01, "image_size": 8}
@@ -137,11 +137,11 @@ def result(*answers):
 
 
 def test_mean_and_spread_are_over_seeds_and_a_failed_cell_is_named():
-    full = result(Cell(0, 0.98), Cell(1, 0.96))
-    assert full.cells_of_row()[2] == "3.00 ± 1.41"
-    assert full.cells_of_row()[6:8] == ("1.000", "1.25")
-    empty = result(Cell(0, 0.98), Cell(1, None, "the loss is no longer a number"))
-    assert empty.cells_of_row()[2] == "2.00 (1 failed)"
+    full = result(SeedResult(0, 0.98), SeedResult(1, 0.96))
+    assert full.table_row()[2] == "3.00 ± 1.41"
+    assert full.table_row()[6:8] == ("1.000", "1.25")
+    empty = result(SeedResult(0, 0.98), SeedResult(1, None, "the loss is no longer a number"))
+    assert empty.table_row()[2] == "2.00 (1 failed)"
     found = report(full, empty)
     assert not found.passed
     assert "max, seed 1: the loss is no longer a number" in found.failure()[0]
@@ -156,7 +156,7 @@ def test_a_diverged_cell_is_a_failed_one(monkeypatch, tmp_path):
     cell = variant_training.train_variant(
         tmp_path, VARIANTS[0], 3, {"model": "resnet20", "data": "digits"}
     )
-    assert cell == Cell(3, None, "epoch 1: the loss is nan")
+    assert cell == SeedResult(3, None, "epoch 1: the loss is nan")
 
 
 @pytest.mark.parametrize(
