@@ -18,9 +18,9 @@ from onnx import inliner
 from cbam_deploy.costs.result import Part
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
+from cbam_deploy.graphs.shapes import Known, infer_shapes, make_weights_inputs
 
 Shape = tuple[int, ...]
-Known = Mapping[str, onnx.TypeProto.Tensor]
 
 # Operators that multiply by weights or matrices in other ways than those counted here.
 _OTHER_PRODUCTS = frozenset(
@@ -45,8 +45,6 @@ _OTHER_PRODUCTS = frozenset(
 )
 # What stands between a weight and the node that computes with it.
 _ON_THE_WAY = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
-# Larger constants hold weights; inference needs only shapes and axes.
-_MOST_BYTES = 1024
 
 
 def count_graph(
@@ -69,7 +67,7 @@ def count_graph(
     """
     parameters = _parameters(model)
     proto = ir.to_proto(_for_one_picture(model, label, image_size, recorded or {}))
-    known = _infer(proto)
+    known = infer_shapes(proto)
     bodies = {(body.domain, body.name) for body in proto.functions}
     parts: list[Part] = []
     uncounted: Counter[str] = Counter()
@@ -152,26 +150,8 @@ def _for_one_picture(
     for node in copy.graph:
         for value in node.outputs:
             value.shape = None
-    for name, value in list(copy.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes > _MOST_BYTES:
-            value.shape, value.dtype = ir.Shape(list(tensor.shape.numpy())), tensor.dtype
-            del copy.graph.initializers[name]
-            value.const_value = None
-            if not value.is_graph_input():
-                copy.graph.inputs.append(value)
+    make_weights_inputs(copy.graph)
     return copy
-
-
-def _infer(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    """Types with shapes by value, as far as onnx can tell."""
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    infos = (*graph.input, *graph.value_info, *graph.output)
-    known = {info.name: info.type.tensor_type for info in infos}
-    for tensor in graph.initializer:
-        info = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-        known[tensor.name] = info.tensor_type
-    return known
 
 
 def _body(
@@ -180,9 +160,8 @@ def _body(
     """The nodes that a call of a function comes to, with the types of their values."""
     inputs = []
     for name in filter(None, node.input):
-        _shape(known, name, label)
-        inputs.append(onnx.ValueInfoProto(name=name))
-        inputs[-1].type.tensor_type.CopyFrom(known[name])
+        shape = _shape(known, name, label)
+        inputs.append(onnx.helper.make_tensor_value_info(name, known[name][0], shape))
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = onnx.helper.make_graph([node], "call", inputs, outputs)
     call = onnx.helper.make_model(
@@ -192,7 +171,7 @@ def _body(
         ir_version=proto.ir_version,
     )
     inlined = inliner.inline_local_functions(call)
-    types = _infer(inlined)
+    types = infer_shapes(inlined)
     return [(inner, types) for inner in inlined.graph.node]
 
 
@@ -213,12 +192,12 @@ def _multiply_adds(node: onnx.NodeProto, known: Known, label: str) -> int:
 
 
 def _shape(known: Known, name: str, label: str) -> Shape:
-    tensor = known.get(name)
-    if tensor is None or not tensor.HasField("shape"):
+    _, sizes = known.get(name, (0, None))
+    if sizes is None:
         raise BadInput(f"{label}: the shape of {name} cannot be inferred", "export it again")
-    sizes = tuple(size.dim_value for size in tensor.shape.dim)
-    if not all(size.HasField("dim_value") for size in tensor.shape.dim):
+    numbers = tuple(size for size in sizes if isinstance(size, int))
+    if len(numbers) < len(sizes):
         raise BadInput(
             f"{label}: {name} has sizes that cannot be inferred", "give --image-size, or export"
         )
-    return sizes
+    return numbers

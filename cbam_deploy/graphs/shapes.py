@@ -104,7 +104,29 @@ def _infer(model: ir.Model, kept: Mapping[str, str]) -> Known:
         model: a copy, which is changed.
         kept: names of values, each with that of a value of the same shape.
     """
-    graph = model.graph
+    make_weights_inputs(model.graph)
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        if (source := kept.get(node.output[0])) is not None:
+            node.CopyFrom(onnx.helper.make_node("Identity", [source], node.output[:1]))
+    return infer_shapes(proto)
+
+
+def infer_shapes(proto: onnx.ModelProto) -> Known:
+    """Types and shapes by name, as far as onnx can tell."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except Exception:  # onnx answers graphs it cannot follow in many ways; then nothing is known.
+        return {}
+    weights = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in graph.initializer}
+    return weights | {
+        info.name: (info.type.tensor_type.elem_type, _dims(info.type.tensor_type))
+        for info in (*graph.input, *graph.value_info, *graph.output)
+    }
+
+
+def make_weights_inputs(graph: ir.Graph) -> None:
+    """Let large weights be inputs, in place: inference needs only their shapes."""
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > _MOST_BYTES:
@@ -113,18 +135,6 @@ def _infer(model: ir.Model, kept: Mapping[str, str]) -> Known:
             value.const_value = None
             if not value.is_graph_input():
                 graph.inputs.append(value)
-    proto = ir.to_proto(model)
-    for node in proto.graph.node:
-        if (source := kept.get(node.output[0])) is not None:
-            node.CopyFrom(onnx.helper.make_node("Identity", [source], node.output[:1]))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except Exception:  # onnx answers graphs it cannot follow in many ways; then nothing is known.
-        return {}
-    return {
-        info.name: (info.type.tensor_type.elem_type, _dims(info.type.tensor_type))
-        for info in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
 
 
 def _dims(tensor: onnx.TypeProto.Tensor) -> Dims | None:
