@@ -89,6 +89,35 @@ class Tolerance:
     channels: ChannelNoise | None = None
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """What a bound is on, a figure of `TensorError`; what it may be; and what leaving it means."""
+
+    figure: str
+    range: tuple[float, float]
+    violation: str
+
+
+_POSITIVE, _ANY = (0.0, math.inf), (-math.inf, math.inf)
+_BOUNDS = {
+    "max_abs": _Bound("max_abs", _POSITIVE, "maximum error {figure:.2e} exceeds {bound:.2e}"),
+    "max_relative": _Bound(
+        "max_relative",
+        _POSITIVE,
+        "maximum error {figure:.2e} of the largest reference value exceeds {bound:.2e}",
+    ),
+    "min_cosine": _Bound("cosine", (-1.0, 1.0), "cosine {figure:.7f} is below {bound:.7f}"),
+    "min_snr_db": _Bound("snr_db", _ANY, "signal-to-noise {figure:.1f} dB is below {bound:.1f}"),
+    "min_top1": _Bound(
+        "top1_agreement", (0.0, 1.0), "top-1 agreement {figure:.2%} is below {bound:.2%}"
+    ),
+    "min_channel_snr_db": _Bound(
+        "channel_snr_db",
+        _ANY,
+        "{channel} by itself has a signal-to-noise of {figure:.1f} dB, below {bound:.1f}",
+    ),
+}
+
 OUTPUTS = {
     "fp32": Tolerance(
         max_relative=1e-4,
@@ -125,23 +154,13 @@ def tolerance_for(precision: str, table: dict[str, Tolerance], own: Tolerance) -
         raise BadInput(f"precision {precision!r} has no tolerance", f"known are {', '.join(table)}")
     given = {name: value for name, value in asdict(own).items() if value is not None}
     for name, value in given.items():
-        low, high = _RANGES[name]
+        low, high = _BOUNDS[name].range
         if not low <= value <= high:
             raise BadInput(
                 f"{name.replace('_', ' ')} {value:g} is not a tolerance",
                 f"give a number from {low:g} to {high:g}",
             )
     return replace(table[precision], **given)
-
-
-_RANGES = {
-    "max_abs": (0.0, math.inf),
-    "max_relative": (0.0, math.inf),
-    "min_cosine": (-1.0, 1.0),
-    "min_snr_db": (-math.inf, math.inf),
-    "min_top1": (0.0, 1.0),
-    "min_channel_snr_db": (-math.inf, math.inf),
-}
 
 
 _ROUNDING_FACTOR, _LARGEST_FP32_BOUND = 5, 1e-2
@@ -175,42 +194,16 @@ def relaxed_to(bound: float, usual: Tolerance) -> Tolerance:
 
 def check(error: TensorError, tolerance: Tolerance) -> tuple[str, ...]:
     """One sentence for each figure of `error` that leaves `tolerance`; empty when all hold."""
-    return tuple(_violations(error, tolerance))
-
-
-def _violations(error: TensorError, tolerance: Tolerance) -> list[str]:
     found = []
     if error.reference_nonfinite:
         found.append(f"the reference has {error.reference_nonfinite} NaN or infinite elements")
     if error.nonfinite:
         found.append(f"{error.nonfinite} elements are NaN or infinite")
-    # Written as "not within", so that a NaN figure is a violation too.
-    if tolerance.max_abs is not None and not error.max_abs <= tolerance.max_abs:
-        found.append(f"maximum error {error.max_abs:.2e} exceeds {tolerance.max_abs:.2e}")
-    if tolerance.max_relative is not None and not error.max_relative <= tolerance.max_relative:
-        found.append(
-            f"maximum error {error.max_relative:.2e} of the largest reference value "
-            f"exceeds {tolerance.max_relative:.2e}"
-        )
-    if tolerance.min_cosine is not None and not error.cosine >= tolerance.min_cosine:
-        found.append(f"cosine {error.cosine:.7f} is below {tolerance.min_cosine:.7f}")
-    if tolerance.min_snr_db is not None and not error.snr_db >= tolerance.min_snr_db:
-        found.append(f"signal-to-noise {error.snr_db:.1f} dB is below {tolerance.min_snr_db:.1f}")
-    if (
-        tolerance.min_top1 is not None
-        and error.top1_agreement is not None
-        and not error.top1_agreement >= tolerance.min_top1
-    ):
-        found.append(
-            f"top-1 agreement {error.top1_agreement:.2%} is below {tolerance.min_top1:.2%}"
-        )
-    if (
-        tolerance.min_channel_snr_db is not None
-        and error.channel_snr_db is not None
-        and not error.channel_snr_db >= tolerance.min_channel_snr_db
-    ):
-        found.append(
-            f"{error.channel} by itself has a signal-to-noise of {error.channel_snr_db:.1f} dB, "
-            f"below {tolerance.min_channel_snr_db:.1f}"
-        )
-    return found
+    for name, row in _BOUNDS.items():
+        bound, figure = getattr(tolerance, name), getattr(error, row.figure)
+        if bound is None or figure is None:
+            continue
+        within = figure <= bound if name.startswith("max") else figure >= bound
+        if not within:  # Nor is NaN.
+            found.append(row.violation.format(figure=figure, bound=bound, channel=error.channel))
+    return tuple(found)
