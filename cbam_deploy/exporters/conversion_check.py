@@ -102,10 +102,8 @@ def _run(network: Runner, feeds: Feeds) -> dict[str, NDArray[Any]]:
 def _feeds(
     runner: Runner, pictures: ImageSource | None, seed: int, sizes: Mapping[str, int]
 ) -> Feeds:
-    from cbam_deploy.data import feeds as inputs
+    from cbam_deploy.data.feeds import InputStream
 
     low, high = runner.batch_range
     batch = max(low, min(PICTURES, high or PICTURES))
-    if pictures is None:
-        return inputs.noise(runner.inputs, batch, seed=seed, image_size=None, sizes=sizes)
-    return next(inputs.pictures(pictures, runner.inputs, batch, limit=batch))
+    return next(InputStream(runner.inputs, pictures, seed, batch, None, sizes).batches(batch))

@@ -102,12 +102,10 @@ def convert(
     pictures, dtype = _open_pictures(calibration, opened)
     request = _Request(source, history, precision, method, io_dtype, pictures, dtype, images, seed)
     if precision == "fp16":
-        step = _Step(model, _activation_ranges(request, model))
-    elif max_accuracy_drop is None or measure is None:
-        step = _quantized(request, model)
+        step = _Step(model, None, _activation_ranges(request, model))
     else:
-        step = _quantized_within(request, model, max_accuracy_drop, measure)
-    finished = _finish(request, step)
+        step = _quantized(request, model, max_accuracy_drop, measure)
+    half, provenance = _finish(request, step)
     cosines: list[float] = []
 
     def verify(path: Path) -> None:
@@ -121,14 +119,14 @@ def convert(
         bytes=output.stat().st_size,
         source_bytes=source.stat().st_size,
         precision=precision,
-        half=finished.half,
+        half=half,
         quantization=step.quantization,
         budget=step.budget,
-        calibration=finished.provenance.calibration,
+        calibration=provenance.calibration,
         skipped=tuple(pictures.skipped) if pictures is not None else (),
         cosine=cosines[0],
         seconds=time.perf_counter() - begin,
-        provenance=finished.provenance,
+        provenance=provenance,
     )
 
 
@@ -164,17 +162,9 @@ class _Step:
     """A model whose float side is FP32 still, and what is known about it."""
 
     model: ir.Model
+    quantization: QuantizationReport | None
     calibration: Calibration | None
-    quantization: QuantizationReport | None = None
     budget: BudgetReport | None = None
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """What became of a `_Step`'s model."""
-
-    half: HalfReport | None
-    provenance: Provenance
 
 
 def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None:
@@ -193,26 +183,28 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
     )
 
 
-def _quantized(request: _Request, model: ir.Model) -> _Step:
-    """The model in INT8, all of it that can be."""
-    from cbam_deploy.exporters.int8.quantization import insert
-
-    prepared, calibration = _calibrated(request, model)
-    quantized, report = insert(prepared, calibration)
-    return _Step(quantized, calibration, report)
-
-
-def _quantized_within(
-    request: _Request, model: ir.Model, max_drop: float, measure: Measure
+def _quantized(
+    request: _Request, model: ir.Model, max_drop: float | None, measure: Measure | None
 ) -> _Step:
-    """The model in INT8, as much of it as an accuracy budget allows."""
+    """The model in INT8, all of it that can be, or as much as an accuracy budget allows."""
     from cbam_deploy.exporters.int8.budget import meet_budget
+    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
+    from cbam_deploy.exporters.int8.quantization import insert, prepare
 
-    prepared, calibration = _calibrated(request, model)
+    prepared = prepare(model)
+    calibration = calibrate(
+        prepared,
+        calibrated_tensors(quantized_nodes(prepared)),
+        request.batches(),
+        method=request.method,
+        images=request.total,
+    )
+    if max_drop is None or measure is None:
+        return _Step(*insert(prepared, calibration), calibration)
 
     def accuracy(candidate: ir.Model) -> float:
         model = candidate.clone()
-        _finish(request, _Step(model, calibration))
+        _finish(request, _Step(model, None, calibration))
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
             write_model(model, path)
@@ -226,23 +218,10 @@ def _quantized_within(
         evaluate=accuracy,
         sample=request.batches,
     )
-    return _Step(quantized, calibration, report, budget)
+    return _Step(quantized, report, calibration, budget)
 
 
-def _calibrated(request: _Request, model: ir.Model) -> tuple[ir.Model, Calibration]:
-    """The model ready for INT8, and the ranges it needs."""
-    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
-    from cbam_deploy.exporters.int8.quantization import prepare
-
-    prepared = prepare(model)
-    tensors = calibrated_tensors(quantized_nodes(prepared))
-    found = calibrate(
-        prepared, tensors, request.batches(), method=request.method, images=request.total
-    )
-    return prepared, found
-
-
-def _finish(request: _Request, step: _Step) -> _Finished:
+def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenance]:
     """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
@@ -264,7 +243,7 @@ def _finish(request: _Request, step: _Step) -> _Finished:
         versions={**request.history.versions, **package_versions(*_PACKAGES)},
     )
     set_provenance(step.model, provenance)
-    return _Finished(half, provenance)
+    return half, provenance
 
 
 def check_options(precision: str, calibration: str | None, io_dtype: str) -> None:

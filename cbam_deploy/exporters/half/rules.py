@@ -90,11 +90,6 @@ def is_standard(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
-def is_gate(node: ir.Node) -> bool:
-    """Whether a node is a fused attention gate."""
-    return operator_of(node) is not None
-
-
 def is_float(value: ir.Value | None) -> bool:
     """Whether a value is an FP32 or FP16 tensor."""
     kinds = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -8,7 +8,7 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,7 +121,6 @@ def meet_budget(
     max_accuracy_drop: float,
     evaluate: Callable[[ir.Model], float],
     sample: Callable[[], Iterable[Images]],
-    keep_float: Collection[str] = (),
 ) -> tuple[ir.Model, QuantizationReport, BudgetReport]:
     """Quantize as much of the network as the budget allows.
 
@@ -133,7 +132,6 @@ def meet_budget(
         evaluate: top-1 of a quantized network, between 0 and 1.
         sample: gives network inputs to measure the layers' noise on; called only when layers must
             be given back.
-        keep_float: names of nodes that are to stay in float from the start.
 
     Raises:
         CheckFailed: the budget does not even hold with every layer in float.
@@ -144,12 +142,12 @@ def meet_budget(
             f"an accuracy drop of {max_accuracy_drop:.2%} is not between 0% and 100%",
             "give a share such as 0.5%",
         )
-    quantized, report = insert(model, calibration, keep_float=keep_float)
+    quantized, report = insert(model, calibration)
     steps = [BudgetStep(None, evaluate(quantized))]
     ranking: tuple[LayerNoise, ...] = ()
     if not _within(baseline, steps[0].accuracy, max_accuracy_drop):
         ranking = rank_layers(model, calibration, sample())
-        for layer in (layer for layer in ranking if layer.node not in keep_float):
+        for layer in ranking:
             kept = [*report.kept_float, layer.node]
             quantized, report = insert(model, calibration, keep_float=kept)
             steps.append(BudgetStep(layer.node, evaluate(quantized)))

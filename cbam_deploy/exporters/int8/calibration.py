@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -73,33 +73,23 @@ class Calibration:
         return max(-low, high, 0.0)
 
 
-class Observer(Protocol):
-    """Sees the values of one tensor, piece by piece."""
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Take note of `values`, of any shape."""
-
-    def range(self) -> tuple[float, float]:
-        """Least and greatest value to keep."""
-
-
 class Extremes:
-    """The least and the greatest value."""
+    """The least and the greatest value of one tensor, which it is shown piece by piece."""
 
     def __init__(self) -> None:
         self._low, self._high = np.inf, -np.inf
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Take note of `values`."""
+        """Take note of `values`, of any shape."""
         self._low = min(self._low, float(values.min()))
         self._high = max(self._high, float(values.max()))
 
     def range(self) -> tuple[float, float]:
-        """Both."""
+        """Least and greatest value to keep."""
         return self._low, self._high
 
 
-class Magnitudes:
+class Magnitudes(Extremes):
     """Counts magnitudes in `BINS` equal bins, and clips where a method says.
 
     A value above the last bin doubles the width of the bins as often as needed and adds up their
@@ -107,16 +97,15 @@ class Magnitudes:
     """
 
     def __init__(self, method: Method) -> None:
+        super().__init__()
         self._method = method
-        self._extremes = Extremes()
         self._counts = np.zeros(BINS, np.int64)
         self._limit = 0.0
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count `values`."""
-        self._extremes.add(values)
-        low, high = self._extremes.range()
-        self._widen(max(-low, high))
+        super().add(values)
+        self._widen(max(-self._low, self._high))
         if self._limit == 0:
             self._counts[0] += values.size
             return
@@ -141,10 +130,9 @@ class Magnitudes:
 
     def range(self) -> tuple[float, float]:
         """The values seen, clipped at the method's threshold on both sides."""
-        low, high = self._extremes.range()
         find = entropy_threshold if self._method == "entropy" else percentile_threshold
         threshold = find(self._counts) * self._limit / BINS
-        return max(low, -threshold), min(high, threshold)
+        return max(self._low, -threshold), min(self._high, threshold)
 
 
 def percentile_threshold(counts: NDArray[np.int64]) -> int:
@@ -224,9 +212,7 @@ def calibrate(
         raise BadInput(
             f"calibration method {method!r} is unknown", "use minmax, entropy or percentile"
         )
-    observers: dict[str, Observer] = {
-        name: Extremes() if method == "minmax" else Magnitudes(method) for name in tensors
-    }
+    observers = {name: Extremes() if method == "minmax" else Magnitudes(method) for name in tensors}
     seen = 0
     with progress() as bar:
         task = bar.add_task(f"calibrating ({method})", total=images)

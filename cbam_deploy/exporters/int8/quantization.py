@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,21 +69,19 @@ class QuantizationReport(Result):
 
 
 def quantize(
-    source: ir.Model | str | Path,
+    source: ir.Model,
     batches: Iterable[Images],
     *,
     method: Method = "percentile",
     keep_float: Collection[str] = (),
-    images: int | None = None,
 ) -> tuple[ir.Model, QuantizationReport]:
     """Calibrate and quantize; `source` stays as it is.
 
     Args:
-        source: a float32 network, or its file.
+        source: a float32 network.
         batches: network inputs, float32 [N, C, H, W] each; gone through once.
         method: ``minmax``, ``entropy`` or ``percentile``.
         keep_float: names of nodes (convolutions, gates, additions, ...) to leave in float.
-        images: how many pictures there will be, for the progress bar.
 
     Raises:
         BadInput: the network cannot be quantized (see `prepare`), there is no picture, or one is
@@ -92,25 +89,19 @@ def quantize(
     """
     model = prepare(source)
     tensors = calibrated_tensors(quantized_nodes(model, keep_float))
-    calibration = calibrate(model, tensors, batches, method=method, images=images)
+    calibration = calibrate(model, tensors, batches, method=method)
     return insert(model, calibration, keep_float=keep_float)
 
 
-def prepare(source: ir.Model | str | Path) -> ir.Model:
+def prepare(source: ir.Model) -> ir.Model:
     """A copy of the network with named nodes, initializers for constants, and shapes.
 
     Raises:
         BadInput: it is quantized already, not in float32, older than opset 13, or has no
             convolution.
     """
-    if isinstance(source, ir.Model):
-        model = source.clone()
-    else:
-        from cbam_deploy.graphs.onnx_file import read_model
-
-        model = read_model(source)
-    _check(model)
-    model = common.LiftConstantsToInitializersPass()(model).model
+    _check(source)
+    model = common.LiftConstantsToInitializersPass()(source.clone()).model
     model = common.NameFixPass()(model).model
     return common.ShapeInferencePass()(model).model
 

@@ -186,15 +186,6 @@ def test_layers_go_back_in_the_order_of_the_ranking_until_the_budget_holds():
     assert set(report.kept_float) == set(budget.given_back)
 
 
-def test_layers_kept_in_float_from_the_start_are_not_given_back_again():
-    model = network()
-    worst = rank_layers(model, calibrated(model), sample())[0].node
-    measured = iter([0.0, 1.0])
-    _, report, budget = meet(model, evaluate=lambda _: next(measured), keep_float=[worst])
-    assert budget.given_back == (budget.ranking[1].node,)
-    assert set(report.kept_float) == {worst, budget.ranking[1].node}
-
-
 def test_a_budget_that_cannot_be_met_names_the_best_that_was_achieved():
     model = network()
     measured = iter([0.1, 0.3, 0.9, 0.2, 0.2, 0.2, 0.2, 0.2])
