@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.models.foreign_code import exits_as_errors, foreign_code
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 
@@ -36,6 +36,7 @@ class Reference:
         with (
             torch.inference_mode(),
             foreign_code(f"reference {self.label}: running it on inputs of shape {shapes}", hint),
+            exits_as_errors(),
         ):
             outputs = self.module(*map(as_tensor, inputs))
         return list(map(own_array, tensors_of(outputs)))

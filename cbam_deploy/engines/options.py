@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ LACKING = {
         "version_compatible": "it has no lean runtime",
     },
 }
-FLAGS = {"targets": "--target"}
+# Of options that are not called as they are in Python.
+_FLAGS = {"sizes": "--size", "targets": "--target", "workspace_mib": "--workspace"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def check_options(options: BuildOptions, runtime: str) -> None:
     title = TITLES[runtime]
     for name, reason in LACKING[runtime].items():
         if options.has(name):
-            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            flag = _flag(name)
             other = TENSORRT if runtime == TENSORRT_RTX else TENSORRT_RTX
             raise BadInput(
                 f"{title} has no option {flag}: {reason}",
@@ -121,19 +122,12 @@ def compute_capabilities(targets: tuple[str, ...], backend: Backend) -> list[tup
 def command_line(onnx: Path, output: Path, runtime: str, options: BuildOptions) -> str:
     """The command that repeats this build, for the manifest."""
     words = ["cbam-deploy", "build-engine", str(onnx), "-o", str(output), "--runtime", runtime]
-    for flag, value in (
-        ("--min-batch", options.min_batch),
-        ("--opt-batch", options.opt_batch),
-        ("--max-batch", options.max_batch),
-        *(("--size", size) for size in options.sizes),
-        *(("--target", target) for target in options.targets),
-        ("--gate", None if options.gate == "auto" else options.gate),
-        ("--timing-cache", options.timing_cache),
-        ("--optimization-level", options.optimization_level),
-        ("--workspace", options.workspace_mib),
-    ):
-        if value is not None:
-            words += [flag, str(value)]
-    words += ["--strip-weights"] * options.strip_weights
-    words += ["--version-compatible"] * options.version_compatible
+    for name in filter(options.has, (field.name for field in fields(options))):
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [_flag(name)] if one is True else [_flag(name), str(one)]
     return shlex.join(words)
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))

@@ -158,11 +158,7 @@ def bars_plot(
             )
         ax.set_xticks(range(len(groups)), groups)
         ax.set_xlim(-0.5, max(len(groups) - 0.5, 1.0))
-        ax.set_xlabel(xlabel)
-        ax.grid(axis="y")
-        ax.spines["left"].set_visible(False)
-        _legend_above(figure, unit)
-        return to_svg(figure)
+        return _with_legend(figure, xlabel, unit)
 
 
 def curves_plot(
@@ -176,25 +172,23 @@ def curves_plot(
         for number, (label, values) in enumerate(curves.items()):
             ax.plot(x, values, marker=marker, ms=3.5, lw=2, color=_colour(number), label=label)
         ax.locator_params(axis="x", integer=True, nbins=8)
-        ax.set_xlabel(xlabel)
-        ax.grid(axis="y")
-        ax.spines["left"].set_visible(False)
-        _legend_above(figure, unit)
-        return to_svg(figure)
+        return _with_legend(figure, xlabel, unit)
 
 
-def _legend_above(figure: Figure, unit: str) -> None:
+def _with_legend(figure: Figure, xlabel: str, unit: str) -> str:
     """One series per line above the axes, then the unit of the y axis where it begins."""
     ax = figure.axes[0]
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
     ax.set_title(unit, color=_QUIET, fontweight="normal", pad=8)
     figure.legend(loc="outside upper left", borderpad=0.1, handlelength=1.2, handleheight=0.9)
+    return to_svg(figure)
 
 
 def _figure(height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure as MatplotlibFigure
-    except ImportError as error:
-        raise _missing() from error
+    from matplotlib.figure import Figure as MatplotlibFigure
+
     size = (WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH)
     return MatplotlibFigure(figsize=size, layout="constrained")
 
@@ -211,14 +205,10 @@ def plot_style() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise _missing() from error
+        raise MissingCapability(
+            "plots need matplotlib, which is not installed", installation_of("demo")
+        ) from error
     return matplotlib.rc_context(_STYLE)
-
-
-def _missing() -> MissingCapability:
-    return MissingCapability(
-        "plots need matplotlib, which is not installed", installation_of("demo")
-    )
 
 
 def to_svg(figure: Figure) -> str:
