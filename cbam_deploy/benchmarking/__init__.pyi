@@ -1,0 +1,1 @@
+from .benchmark import bench as bench
