@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,7 +61,7 @@ class Check:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection(Result):
     """What was found out without running anything.
 
@@ -93,10 +93,10 @@ class Inspection(Result):
     outputs: tuple[TensorSpec, ...]
     gates: tuple[GateFacts, ...]
     provenance: Provenance | None
-    opsets: dict[str, int]
-    operators: dict[str, int]
-    manifest: Manifest | None
-    float_feature_maps: tuple[str, ...] | None
+    opsets: dict[str, int] = field(default_factory=dict)
+    operators: dict[str, int] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    float_feature_maps: tuple[str, ...] | None = None
     checks: tuple[Check, ...]
 
     @property
@@ -194,7 +194,6 @@ def _inspect_onnx(artefact: OnnxFile) -> Inspection:
         provenance=provenance,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         operators=dict(counted.most_common()),
-        manifest=None,
         float_feature_maps=float_feature_maps(model) if precision == "int8" else None,
         checks=(
             *(() if provenance is None else _recorded_checks(provenance, gates, precision)),
@@ -229,10 +228,7 @@ def _inspect_engine(artefact: Engine) -> Inspection:
             for node, lowering in manifest.gates.items()
         ),
         provenance=artefact.provenance,
-        opsets={},
-        operators={},
         manifest=manifest,
-        float_feature_maps=None,
         checks=tuple(checks),
     )
 

@@ -8,9 +8,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cbam_deploy.errors import BadInput
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec, batch_range
 
+DEVICES = ("cpu", "cuda")
 RunnerT = TypeVar("RunnerT", bound="Runner")
+
+
+def known_device(device: str | None) -> str:
+    """`device`, the CPU by default; raises `BadInput` for one that there is not."""
+    if device not in (None, *DEVICES):
+        raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
+    return device or "cpu"
 
 
 class Execution(ABC):

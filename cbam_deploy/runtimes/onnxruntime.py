@@ -18,9 +18,8 @@ from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.session import CPU, open_session, refusal
 from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
-from cbam_deploy.runtimes.base import Execution, Runner
+from cbam_deploy.runtimes.base import Execution, Runner, known_device
 
-DEVICES = ("cpu", "cuda")
 INSTALL_CUDA = f"{installation_of('cuda')}, on a machine with an NVIDIA GPU; or use --device cpu"
 CUDA = "CUDAExecutionProvider"
 DTYPES = {"float": "float32", "double": "float64"}
@@ -53,9 +52,7 @@ class OnnxRuntimeRunner(Runner):
         folder: str | Path | None = None,
         title: str = "the model",
     ) -> None:
-        device = device or "cpu"
-        if device not in DEVICES:
-            raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
+        device = known_device(device)
         self.name = f"onnxruntime-{device}"
         self.title = title if isinstance(model, onnx.ModelProto) else str(model)
         self._model, self._device, self._threads = model, device, threads

@@ -20,9 +20,8 @@ from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.runtimes import cuda
-from cbam_deploy.runtimes.base import Execution, Runner
+from cbam_deploy.runtimes.base import Execution, Runner, known_device
 
-DEVICES = ("cpu", "cuda")
 PICTURES = TensorSpec("input", ("batch", 3, "height", "width"), "float32")
 PROBE_SIZE = 64  # for free sizes other than the batch, when looking for the outputs
 
@@ -54,9 +53,7 @@ class PyTorchRunner(Runner):
         channels_last: bool = False,
         threads: int | None = None,
     ) -> None:
-        device = device or "cpu"
-        if device not in DEVICES:
-            raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
+        device = known_device(device)
         self.name = f"pytorch-{device}"
         self.inputs, self.outputs = tuple(inputs), ()
         self._model, self._device_name, self._output_names = model, device, tuple(output_names)
