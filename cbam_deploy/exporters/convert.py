@@ -34,7 +34,7 @@ from cbam_deploy.exporters.int8.calibration import (
     Method,
     calibrate,
     calibration_batches,
-    picture_dtype,
+    image_input,
 )
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
@@ -312,5 +312,5 @@ def _open_pictures(calibration: str | None, opened: OnnxFile) -> tuple[ImageSour
 
     if calibration is None:
         return None, "float32"
-    dtype = picture_dtype(opened.model)
+    dtype = image_input(opened.model).dtype
     return open_source(calibration, opened.preprocessing, split="train"), dtype

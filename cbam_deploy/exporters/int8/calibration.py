@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +30,9 @@ from numpy.typing import NDArray
 from cbam_deploy.data.network_input import is_levels, network_input
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.session import open_session
+from cbam_deploy.graphs.signature import specs_of
+from cbam_deploy.numerics.feeds import check_feeds
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.progress import progress
 
 if TYPE_CHECKING:
@@ -246,9 +249,8 @@ def watch(
     # A graph's input cannot be its output too; what went in is at hand anyway.
     fetched = [name for name in tensors if name != source.name]
     session = _session(model, fetched)
-    fixed = source.shape[0] if source.shape is not None else None
     empty = True
-    for images, count in _groups(batches, source, fixed if isinstance(fixed, int) else None):
+    for images, count in _groups(batches, source):
         empty = False
         # An empty list would fetch everything.
         results = session.run(fetched, {source.name: images}) if fetched else []
@@ -258,67 +260,36 @@ def watch(
         raise BadInput("there are no pictures to calibrate on", "give a SOURCE with pictures")
 
 
-def _groups(
-    batches: Iterable[Images], source: ir.Value, fixed: int | None
-) -> Iterator[tuple[Images, int]]:
-    """The pictures regrouped, with their number; a last group short of `fixed` is filled up.
+def _groups(batches: Iterable[Images], source: TensorSpec) -> Iterator[tuple[Images, int]]:
+    """The pictures regrouped, with their number; a last group short of a fixed batch is filled up.
 
     It is filled with its own pictures, which then count more than once.
     """
-    size = fixed or CHUNK
-    pictures = _pictures(batches, source)
-    while group := list(itertools.islice(pictures, size)):
+    batch, *picture = source.shape
+    fixed = batch if isinstance(batch, int) else None
+    any_batch = replace(source, shape=("batch", *picture))
+    pictures = _pictures(batches, any_batch)
+    while group := list(itertools.islice(pictures, fixed or CHUNK)):
         count = len(group)
         yield np.stack(list(itertools.islice(itertools.cycle(group), fixed or count))), count
 
 
-def _pictures(batches: Iterable[Images], source: ir.Value) -> Iterator[Images]:
+def _pictures(batches: Iterable[Images], source: TensorSpec) -> Iterator[Images]:
     for images in batches:
-        _check_shape(images, source)
+        check_feeds({source.name: images}, (source,), (1, None))
         yield from images
 
 
-def picture_dtype(model: ir.Model) -> str:
-    """Numpy's name of the type in which the network takes its pictures.
-
-    Raises:
-        BadInput: it has not one input of pictures.
-    """
-    dtype = image_input(model).dtype
-    return "float32" if dtype is None else str(dtype.numpy())
-
-
-def image_input(model: ir.Model) -> ir.Value:
+def image_input(model: ir.Model) -> TensorSpec:
     """The network's one input; raises `BadInput` where calibration cannot feed it."""
-    inputs = model.graph.inputs
-    if len(inputs) != 1 or not _takes_pictures(inputs[0].dtype):
-        names = ", ".join(f"{value.name} {value.dtype}" for value in inputs) or "none"
+    inputs = specs_of(model.graph.inputs)
+    if len(inputs) != 1 or not (inputs[0].dtype == "float32" or is_levels(inputs[0].dtype)):
+        names = ", ".join(f"{spec.name} {spec.dtype}" for spec in inputs) or "none"
         raise BadInput(
             f"the network's inputs are {names}; calibration needs one, of float32 or uint8",
             "quantize a network that takes one batch of pictures, before any other conversion",
         )
     return inputs[0]
-
-
-def _takes_pictures(dtype: ir.DataType | None) -> bool:
-    return dtype == ir.DataType.FLOAT or (dtype is not None and is_levels(str(dtype.numpy())))
-
-
-def _check_shape(images: Images, source: ir.Value) -> None:
-    if source.shape is None:
-        return
-    expected, actual = list(source.shape)[1:], list(images.shape)[1:]
-    same = len(expected) == len(actual) and all(
-        not isinstance(wanted, int) or wanted == size
-        for wanted, size in zip(expected, actual, strict=True)
-    )
-    dtype = "float32" if source.dtype is None else str(source.dtype.numpy())
-    if not same or images.dtype != dtype:
-        raise BadInput(
-            f"calibration pictures are {images.dtype} {actual}, the network's input"
-            f" {source.name!r} takes {dtype} {[str(size) for size in expected]}".replace("'", ""),
-            "preprocess them to the network's size",
-        )
 
 
 def _session(model: ir.Model, fetched: Sequence[str]) -> InferenceSession:
