@@ -6,6 +6,9 @@ lines and exits with its code. Anything else that escapes is a defect and shows 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def installation_of(extra: str) -> str:
     """A hint: the command that adds an extra of pyproject.toml, which no package index has."""
@@ -51,3 +54,12 @@ class MissingCapability(DeployError):
     """This machine lacks what the command needs, such as a GPU or a package (exit code 3)."""
 
     exit_code = 3
+
+
+@contextmanager
+def imports_for(purpose: str, extra: str) -> Iterator[None]:
+    """Import packages of an extra; `MissingCapability` says what for where one is not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingCapability(purpose, installation_of(extra)) from error

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.pictures import require_pillow
 from cbam_deploy.data.source import ImageSource
-from cbam_deploy.errors import MissingCapability, installation_of
+from cbam_deploy.errors import imports_for
 from cbam_deploy.preprocessing import Preprocessing
 
 BUILTIN = ("digits", "photos")
@@ -75,10 +75,6 @@ def _in_split(labels: NDArray[np.int64], split: str) -> NDArray[np.bool_]:
 
 def _sklearn_datasets() -> Any:
     require_pillow()
-    try:
+    with imports_for("the built-in pictures need scikit-learn", "demo"):
         import sklearn.datasets
-    except ImportError as error:
-        raise MissingCapability(
-            "the built-in pictures need scikit-learn", installation_of("demo")
-        ) from error
     return sklearn.datasets

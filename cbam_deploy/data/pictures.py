@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.errors import MissingCapability, in_one_line, installation_of
+from cbam_deploy.errors import imports_for, in_one_line
 from cbam_deploy.preprocessing import Preprocessing, Stretched
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ def require_pillow() -> None:
     Pillow warns of palettes, EXIF data and large pictures, by warnings and by logging, and its TIFF
     library writes to standard error. What is wrong with a picture is said by `decode`.
     """
-    try:
+    with imports_for("reading pictures needs Pillow", "demo"):
         from PIL import _imaging
-    except ImportError as error:
-        raise MissingCapability("reading pictures needs Pillow", installation_of("demo")) from error
     # For good: filters are the process's, and threads that decode would undo each other's.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")

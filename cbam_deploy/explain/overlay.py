@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import levels
-from cbam_deploy.errors import MissingCapability, installation_of
+from cbam_deploy.errors import imports_for
 from cbam_deploy.preprocessing import Preprocessing
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
@@ -26,13 +26,9 @@ def overlay(shown: Picture, heat: NDArray[np.floating], low: float, high: float)
     Raises:
         MissingCapability: matplotlib or Pillow is not installed.
     """
-    try:
+    with imports_for("pictures need matplotlib and Pillow", "demo"):
         from matplotlib import colormaps
         from PIL import Image
-    except ImportError as error:
-        raise MissingCapability(
-            "pictures need matplotlib and Pillow", installation_of("demo")
-        ) from error
     level = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
     size = (shown.shape[1], shown.shape[0])
     smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)

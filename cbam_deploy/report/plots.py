@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.errors import MissingCapability, installation_of
+from cbam_deploy.errors import imports_for
 from cbam_deploy.report.units import Estimate
 
 if TYPE_CHECKING:
@@ -202,12 +202,8 @@ def blank_figure(height: float) -> Figure:
 
 def plot_style() -> Any:
     """Context in which figures for a page are drawn; raises `MissingCapability`."""
-    try:
+    with imports_for("plots need matplotlib, which is not installed", "demo"):
         import matplotlib
-    except ImportError as error:
-        raise MissingCapability(
-            "plots need matplotlib, which is not installed", installation_of("demo")
-        ) from error
     return matplotlib.rc_context(_STYLE)
 
 
