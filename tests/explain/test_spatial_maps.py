@@ -16,7 +16,7 @@ from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
 
-AT_32 = Preprocessing.for_size(32)
+AT_16 = Preprocessing.for_size(16)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_files_maps_are_those_of_the_pytorch_gates(digits_onnx, trained):
             )
     with torch.no_grad():
         logits = model(torch.from_numpy(images)).numpy()
-    found = spatial_maps(digits_onnx, images, AT_32)
+    found = spatial_maps(digits_onnx, images, AT_16)
     assert list(found.maps) == list(expected)
     for name, own in found.maps.items():
         np.testing.assert_allclose(own, expected[name], atol=1e-4, err_msg=name)
@@ -53,7 +53,7 @@ def test_a_gate_that_looks_elsewhere_is_seen_at_its_place(digits_onnx, trained, 
     altered = tmp_path / "altered.onnx"
     onnx.save(proto, altered)
     images = trained[1]
-    before, after = spatial_maps(digits_onnx, images, AT_32), spatial_maps(altered, images, AT_32)
+    before, after = spatial_maps(digits_onnx, images, AT_16), spatial_maps(altered, images, AT_16)
     agreement = {name: correlation(m, after.maps[name]) for name, m in before.maps.items()}
     untouched = [agreement[f"layer{n}"] for n in ("1.0.gate", "1.1.gate", "1.2.gate", "2.0.gate")]
     assert min(untouched) > 0.999999
@@ -67,7 +67,7 @@ def test_a_file_without_fused_gates_is_refused(tmp_path):
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", *ends)), path)
     with pytest.raises(BadInput, match="no fused gate with spatial attention"):
-        spatial_maps(path, np.zeros((1, 3), np.float32), AT_32)
+        spatial_maps(path, np.zeros((1, 3), np.float32), AT_16)
 
 
 def test_correlation_is_pearsons_and_a_constant_has_none():
