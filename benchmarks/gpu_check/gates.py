@@ -27,6 +27,8 @@ from cbam_deploy.errors import DeployError
 from cbam_deploy.plugins import torch_cuda, torch_op
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 
+DEVICE = "cuda"
+
 
 @torch.no_grad()
 def run(job: Job) -> None:
@@ -62,11 +64,11 @@ def run(job: Job) -> None:
 
 def measure(case: GateCase, timer: Timer, copy: float) -> dict[str, float]:
     """Duration and bandwidth of the fused gate, and how long eager PyTorch takes."""
-    weights = _weights(case, "cuda")
+    weights = _weights(case, DEVICE)
     if case.gate.dtype == "int8":
         contenders = {"fused": _int8(case, weights)}
     else:
-        contenders = {"fused": _operator(weights), "eager": pytorch_gate(case, "cuda")}
+        contenders = {"fused": _operator(weights), "eager": pytorch_gate(case, DEVICE)}
     seconds = _seconds(case, timer, contenders)
     speed = case.moved_bytes / seconds["fused"]
     figures = {
@@ -83,8 +85,8 @@ def measure(case: GateCase, timer: Timer, copy: float) -> dict[str, float]:
 def compare_with_compiled(case: GateCase, timer: Timer) -> dict[str, float]:
     """How long `torch.compile` takes, and the fused gate in turns with it."""
     contenders = {
-        "fused": _operator(_weights(case, "cuda")),
-        "compiled": compiled_gate(case, "cuda"),
+        "fused": _operator(_weights(case, DEVICE)),
+        "compiled": compiled_gate(case, DEVICE),
     }
     seconds = _seconds(case, timer, contenders)
     return {
@@ -95,7 +97,7 @@ def compare_with_compiled(case: GateCase, timer: Timer) -> dict[str, float]:
 
 def _seconds(case: GateCase, timer: Timer, contenders: dict[str, Gate]) -> dict[str, float]:
     """Of one run of each contender."""
-    maps = [_maps(case, "cuda") for _ in range(timer.sets(case.moved_bytes))]
+    maps = [_maps(case, DEVICE) for _ in range(timer.sets(case.moved_bytes))]
     seconds = timer.seconds([_repeat(gate, maps) for gate in contenders.values()])
     return {name: one / len(maps) for name, one in zip(contenders, seconds, strict=True)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.gpu_check.job import ERROR, Options, Outcome, read_outcome
 
 ROOT = Path(__file__).parents[2]
-_GRACE_SECONDS = 8.0
+GRACE_SECONDS = 8.0
 
 
 def command_of(part: str, file: Path, options: Options, seconds: float) -> list[str]:
@@ -42,7 +42,7 @@ def run_in_process(part: str, options: Options, seconds: float, limit: float) ->
                 start_new_session=True,
             )
             try:
-                ending = _described(process.wait(min(limit, seconds + _GRACE_SECONDS)))
+                ending = _described(process.wait(min(limit, seconds + GRACE_SECONDS)))
             except subprocess.TimeoutExpired:
                 kill(process)
                 ending = f"ended by force after {time.monotonic() - began:.0f} s"

@@ -62,14 +62,15 @@ def compile_kernels(kernels: Iterable[str], architecture: str) -> CompiledKernel
     """Compile `kernels` (name expressions) for `architecture`, or take them from the cache.
 
     Raises:
-        MissingCapability: NVRTC is not installed.
+        MissingCapability: NVRTC or the CUDA headers are not installed.
         BadInput: NVRTC does not know `architecture`.
         RuntimeError: the kernels do not compile, which is a defect; with the compiler's log.
     """
     names = tuple(sorted(set(kernels)))
     nvrtc = _nvrtc()
-    options = _options(architecture)
-    file = cache_folder() / f"{_key(nvrtc, names, options)}.json"
+    headers = _header_folders()
+    options = _options(architecture, headers)
+    file = cache_folder() / f"{_key(nvrtc, names, options, headers[0])}.json"
     compiled = _read(file)
     if compiled is None or (compiled.architecture, {*compiled.names}) != (architecture, {*names}):
         compiled = _compile(nvrtc, names, architecture, options)
@@ -113,23 +114,23 @@ def _compile(
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _options(architecture: str) -> tuple[bytes, ...]:
+def _options(architecture: str, headers: tuple[Path, ...]) -> tuple[bytes, ...]:
     options = [
         f"--gpu-architecture={architecture}",
         "--std=c++17",
         "-default-device",
         f"--include-path={KERNELS}",
-        *(f"--include-path={folder}" for folder in _header_folders()),
+        *(f"--include-path={folder}" for folder in headers),
     ]
     if architecture.startswith("sm_"):
         options.append("--ptxas-options=-v")
     return tuple(option.encode() for option in options)
 
 
-def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...]) -> str:
+def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...], headers: Path) -> str:
     """Hash of all that the result depends on; paths of this machine are none of it."""
     version = _checked(nvrtc, nvrtc.nvrtcVersion())
-    parts = [repr(version), _headers_sha256(), *names]
+    parts = [repr(version), _headers_sha256(headers), *names]
     parts += [o.decode() for o in options if not o.startswith(b"--include-path")]
     parts += [path.read_text() for path in sorted(KERNELS.glob("*.cuh"))]
     return hashlib.sha256("\0".join([_SOURCE, *parts]).encode()).hexdigest()
@@ -172,7 +173,6 @@ def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-@functools.cache
 def _nvrtc() -> Any:
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
@@ -182,7 +182,6 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-@functools.cache
 def _header_folders() -> tuple[Path, ...]:
     """Where the CUDA headers are: those of the extra, or else those of an installed toolkit."""
     spec = importlib.util.find_spec("nvidia")
@@ -203,9 +202,9 @@ def _header_folders() -> tuple[Path, ...]:
 
 
 @functools.cache
-def _headers_sha256() -> str:
+def _headers_sha256(folder: Path) -> str:
     """Tells versions of the headers apart."""
     digest = hashlib.sha256()
-    for header in sorted(_header_folders()[0].glob("cuda_[bf]*16.h*")):
+    for header in sorted(folder.glob("cuda_[bf]*16.h*")):
         digest.update(header.read_bytes())
     return digest.hexdigest()

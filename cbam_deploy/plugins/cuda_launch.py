@@ -126,10 +126,16 @@ def device_limits(device: int) -> DeviceLimits:
     )
 
 
+@functools.cache
+def primary_context(device: int) -> Any:
+    """Of GPU number `device`; kept until the process ends, as the runtime does."""
+    return call("cuDevicePrimaryCtxRetain", _device(device))
+
+
 @contextmanager
 def current_device(device: int) -> Iterator[None]:
     """With the primary context of GPU number `device` current; a new thread has none."""
-    before, wanted = call("cuCtxGetCurrent"), _primary_context(device)
+    before, wanted = call("cuCtxGetCurrent"), primary_context(device)
     changed = int(before) != int(wanted)
     if changed:
         call("cuCtxSetCurrent", wanted)
@@ -176,12 +182,6 @@ def driver() -> Any:
 
 def _device(device: int) -> Any:
     return call("cuDeviceGet", device)
-
-
-@functools.cache
-def _primary_context(device: int) -> Any:
-    """Kept until the process ends, as the runtime does."""
-    return call("cuDevicePrimaryCtxRetain", _device(device))
 
 
 def _function(module: Any, name: str, launch: Launch) -> Any:

@@ -63,9 +63,11 @@ def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
     return y
 
 
+@functools.lru_cache(maxsize=1024)
 def planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
     """`gate` on a GPU, in the geometry for the next power of two of `batch`."""
-    return _planned(gate, 1 << (batch - 1).bit_length(), device)
+    rounded = 1 << (batch - 1).bit_length()
+    return load(plan(gate, device_limits(device), batch=rounded), device)
 
 
 def launch(
@@ -113,8 +115,3 @@ def _gate(
         layout=cast(LayoutName, layout),
         alignment=aligned,
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
-    return load(plan(gate, device_limits(device), batch=batch), device)

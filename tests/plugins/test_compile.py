@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from cbam_deploy.plugins import compile as compilation
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 
-pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra kernels")
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra kernels")
 
 SMALL = "cbam::channel_excitation<256, false>"
 
@@ -22,6 +24,10 @@ SMALL = "cbam::channel_excitation<256, false>"
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "cbam-deploy" / "kernels"
+
+
+def no_more_compilation(monkeypatch):
+    monkeypatch.setattr(nvrtc, "nvrtcCreateProgram", lambda *_: pytest.fail("compiled again"))
 
 
 def test_ptx_is_for_cuda_13_0_and_has_the_cluster_in_it(cache):
@@ -47,7 +53,7 @@ def test_maps_move_in_16_byte_accesses(cache):
 
 def test_second_compilation_comes_from_the_cache(cache, monkeypatch):
     first = compilation.compile_kernels([SMALL], "sm_80")
-    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("compiled again"))
+    no_more_compilation(monkeypatch)
     assert compilation.compile_kernels([SMALL], "sm_80") == first
 
 
@@ -115,7 +121,7 @@ def test_concurrent_processes_leave_one_whole_entry(cache, monkeypatch):
     with concurrent.futures.ProcessPoolExecutor(4) as processes:
         compiled = list(processes.map(_compile_small, range(8)))
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("compiled again"))
+    no_more_compilation(monkeypatch)
     assert _compile_small(0) in compiled
 
 
@@ -133,7 +139,6 @@ def test_a_kernel_that_does_not_compile_shows_the_log(cache):
 
 def test_without_nvrtc_the_hint_names_the_extra(monkeypatch, cache):
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    compilation._nvrtc.cache_clear()
     with pytest.raises(MissingCapability) as raised:
         compilation.compile_kernels([SMALL], "sm_80")
     assert ".[kernels]" in raised.value.hint
@@ -141,15 +146,10 @@ def test_without_nvrtc_the_hint_names_the_extra(monkeypatch, cache):
 
 @pytest.fixture
 def no_header_packages(monkeypatch):
-    """As where NVRTC is installed, and the headers' packages are not."""
-    installed = compilation._header_folders()[0]
-    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda _: None)
-    caches = (compilation._header_folders, compilation._headers_sha256)
-    for cached in caches:
-        cached.cache_clear()
-    yield installed
-    for cached in caches:
-        cached.cache_clear()
+    """As where NVRTC is installed, and the headers' packages are not; where these really are."""
+    packages = importlib.util.find_spec("nvidia").submodule_search_locations
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    return next(Path(path) for path in packages) / "cu13" / "include"
 
 
 def test_headers_of_a_cuda_toolkit_serve_too(no_header_packages, tmp_path, monkeypatch, cache):
@@ -160,14 +160,24 @@ def test_headers_of_a_cuda_toolkit_serve_too(no_header_packages, tmp_path, monke
             (include / entry.name).symlink_to(entry)
     (include / "cccl" / "nv").symlink_to(no_header_packages / "nv")
     monkeypatch.setenv("CUDA_HOME", str(include.parent))
-    assert compilation._header_folders() == (include, include / "cccl")
+    read = []
+    compile_program = nvrtc.nvrtcCompileProgram
+    monkeypatch.setattr(
+        nvrtc,
+        "nvrtcCompileProgram",
+        lambda program, count, options: (
+            read.extend(options) or compile_program(program, count, options)
+        ),
+    )
     assert compilation.compile_kernels([SMALL], "sm_80").image
+    folders = [Path(o.decode().partition("=")[2]) for o in read if b"include-path" in o]
+    assert folders == [compilation.KERNELS, include, include / "cccl"]
 
 
 def test_without_headers_the_hint_names_the_extra(no_header_packages, monkeypatch):
-    monkeypatch.setattr(compilation.Path, "is_file", lambda _: False)
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
     with pytest.raises(MissingCapability, match="headers") as raised:
-        compilation._header_folders()
+        compilation.compile_kernels([SMALL], "sm_80")
     assert ".[kernels]" in raised.value.hint
 
 

@@ -134,10 +134,9 @@ def driver(monkeypatch):
 
 
 def forget():
-    for cached in (cuda_launch.driver, cuda_launch.device_limits, cuda_launch.load):
+    asked = (cuda_launch.driver, cuda_launch.device_limits, cuda_launch.primary_context)
+    for cached in (*asked, cuda_launch.load, torch_cuda.planned):
         cached.cache_clear()
-    cuda_launch._primary_context.cache_clear()
-    torch_cuda._planned.cache_clear()
 
 
 def addresses(plan):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gpu_check_jobs import outcome_of
 
-from benchmarks.gpu_check import cases, correctness, storage
+from benchmarks.gpu_check import buffers, cases, correctness, storage
 from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
 from benchmarks.gpu_check.job import FAILED, PASSED
 from benchmarks.kernel_report import FORMATS
-from cbam_deploy.gates.reference import apply_gate
+from cbam_deploy.gates.reference import Weights, apply_gate
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES
 
@@ -87,15 +91,78 @@ def case():
     )
 
 
+class StandInGpu:
+    """The driver's memory in this process's own; a plan is carried out by the float64 reference.
+
+    `spoil` may change what a launch computes, given its number; in a `lost` context the driver
+    answers nothing more.
+    """
+
+    def __init__(self, monkeypatch):
+        self.memory = {}
+        self.launches = 0
+        self.lost = False
+        self.spoil = lambda number, y: None
+        monkeypatch.setattr(buffers, "call", self.call)
+        monkeypatch.setattr(correctness, "call", self.call)
+        monkeypatch.setattr(correctness, "current_device", lambda device: nullcontext())
+        monkeypatch.setattr(
+            correctness,
+            "load",
+            lambda plan, device: SimpleNamespace(launch=partial(self.launch, plan.gate)),
+        )
+
+    def call(self, name, *arguments):
+        if self.lost and name != "cuMemFree":
+            raise RuntimeError(f"CUDA driver: {name} answers X")
+        if name == "cuMemAlloc":
+            memory = ctypes.create_string_buffer(*arguments)
+            self.memory[ctypes.addressof(memory)] = memory
+            return ctypes.addressof(memory)
+        if name == "cuMemFree":
+            return self.memory.pop(*arguments)
+        if name == "cuMemsetD8":
+            return ctypes.memset(*arguments)
+        if name in ("cuMemcpyHtoD", "cuMemcpyDtoH"):
+            return ctypes.memmove(*arguments)
+        assert name == "cuCtxSynchronize"
+        return None
+
+    def launch(self, gate, addresses, batch, stream):
+        def held(name, dtype):
+            memory = self.memory[addresses[name]]
+            return np.frombuffer(memory, dtype)
+
+        dtype = storage.encode(np.zeros(1), gate.dtype).dtype
+        maps = [
+            storage.decode(storage.from_storage(gate, held(name, dtype), batch), gate.dtype)
+            for name in ("x", "r")
+        ]
+        assert np.isnan(held("y", dtype)).all(), "no launch finds what another has left"
+        c, hidden, k = gate.channels, gate.hidden, gate.kernel_size
+        shapes = [(hidden, c), (hidden,), (c, hidden), (c,), (1, 2, k, k), (1,)]
+        names = ("w0", "b0", "w1", "b1", "ws", "bs")
+        given = [held(name, np.float32).reshape(s) for name, s in zip(names, shapes, strict=True)]
+        y = storage.encode(apply_gate(gate, Weights(*given), *maps).value, gate.dtype)
+        self.spoil(self.launches, y)
+        self.launches += 1
+        held("y", dtype)[:] = storage.to_storage(gate, y)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    stand_in = StandInGpu(monkeypatch)
+    yield stand_in
+    assert stand_in.memory == {}, "all memory was given back"
+
+
 @pytest.mark.parametrize("wrong", ["nothing", "one value", "one nan"])
-def test_one_wrong_value_fails_the_correctness_part(wrong, case, tmp_path, monkeypatch):
-    def launched(case, inputs, expected):
-        y = storage.encode(expected.value, case.gate.dtype)
+def test_one_wrong_value_fails_the_correctness_part(wrong, case, gpu, tmp_path):
+    def spoil(number, y):
         if wrong != "nothing":
             y[1, 7, 2, 3] = np.nan if wrong == "one nan" else y[1, 7, 2, 3] + 0.25
-        return correctness._judge(case, storage.to_storage(case.gate, y), expected)
 
-    monkeypatch.setattr(correctness, "_try", launched)
+    gpu.spoil = spoil
     found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
     (row,) = found.rows
     assert row["agrees"] is (wrong == "nothing")
@@ -107,25 +174,38 @@ def test_one_wrong_value_fails_the_correctness_part(wrong, case, tmp_path, monke
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_launch_that_fails_is_a_wrong_case(answers, case, tmp_path, monkeypatch):
-    def refused(case, inputs, expected):
+def test_a_launch_that_fails_is_a_wrong_case(answers, case, gpu, tmp_path):
+    def refused(number, y):
+        gpu.lost = not answers
         raise RuntimeError("CUDA driver: cuLaunchKernel answers X")
 
-    monkeypatch.setattr(correctness, "_try", refused)
-    monkeypatch.setattr(correctness, "_device_answers", lambda: answers)
+    gpu.spoil = refused
     found = outcome_of(lambda job: correctness.check(job, [case, case]), tmp_path)
     assert found.status == FAILED
     assert len(found.rows) == (2 if answers else 1), "the others are tried where that is possible"
     assert "answers X" in found.rows[0]["problem"]
 
 
-def test_references_are_made_once_for_neighbouring_cases(case, monkeypatch):
+def test_two_launches_that_differ_in_a_bit_are_a_wrong_case(case, gpu, tmp_path):
+    def spoil(number, y):
+        if number:
+            y.view(np.uint16)[0, 0, 0, 0] ^= 1
+
+    gpu.spoil = spoil
+    found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
+    assert found.status == FAILED
+    assert found.rows[0]["problem"] == "two runs give different bits"
+
+
+def test_references_are_made_once_for_neighbouring_cases(case, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
         correctness, "apply_gate", lambda *args: calls.append(1) or apply_gate(*args)
     )
-    correctness._references.clear()
-    for layout in ("nhwc", "nchw"):
-        gate = replace(case.gate, layout=layout)
-        correctness._reference(replace(case, plan=replace(case.plan, gate=gate)))
+    neighbours = [
+        replace(case, plan=replace(case.plan, gate=replace(case.gate, layout=layout)))
+        for layout in ("nhwc", "nchw")
+    ]
+    found = outcome_of(lambda job: correctness.check(job, neighbours), tmp_path, dry=True)
+    assert len(found.rows) == 2
     assert len(calls) == 1

@@ -33,11 +33,10 @@ class StandInTimer:
 @pytest.fixture
 def gates_on_cpu(monkeypatch):
     """`gates` with the CPU in the GPU's place, and eager PyTorch in `torch.compile`'s."""
-    for name in ("_maps", "_weights", "pytorch_gate"):
-        function = getattr(gates, name)
-        monkeypatch.setattr(gates, name, lambda case, device, f=function: f(case, "cpu"))
+    monkeypatch.setattr(gates, "DEVICE", "cpu")
     monkeypatch.setattr(gates, "compiled_gate", gates.pytorch_gate)
-    monkeypatch.setattr(gates, "_int8", lambda case, weights: lambda x, r: x)
+    monkeypatch.setattr(gates.torch_cuda, "planned", lambda gate, batch, device: gate)
+    monkeypatch.setattr(gates.torch_cuda, "launch", lambda loaded, tensors, batch, device: None)
     monkeypatch.setattr(gates, "Timer", StandInTimer)
     monkeypatch.setattr(gates, "described_clocks", lambda: "SM 1980 MHz")
     small = [replace(case, batch=1) for case in gate_cases()[12:32:16]]
@@ -138,10 +137,12 @@ class StandInGpu:
             "synchronize": lambda: None,
         }.items():
             monkeypatch.setattr(timing.torch.cuda, name, value)
-        empty = torch.empty
-        monkeypatch.setattr(
-            timing.torch, "empty", lambda *size, device, **rest: empty(*size, **rest)
-        )
+        monkeypatch.setattr(timing.torch, "empty", self.allocate)
+
+    def allocate(self, size, *, dtype, device):
+        """What a timer allocates is what it fills L2 with."""
+        assert (dtype, device) == (torch.uint8, "cuda")
+        return SimpleNamespace(zero_=lambda: self.log.append(f"{size} zeros"))
 
     @contextmanager
     def capture(self, graph):
@@ -159,12 +160,13 @@ class StandInGpu:
 def test_contenders_take_turns_with_a_cold_cache(monkeypatch):
     gpu = StandInGpu(monkeypatch)
     timer = timing.Timer()
-    flush = SimpleNamespace(zero_=lambda: gpu.log.append("flush"))
-    assert timer._flush.numel() >= 4 * 1000
-    timer._flush = flush
     found = timer.seconds([gpu.work("a", 2.0), gpu.work("b", 3.0)])
     assert found == pytest.approx([2e-3, 3e-3])
-    turn = ["flush", "event", "a", "event", "flush", "event", "b", "event"]
+    four_times_the_cache = "4000 zeros"
+    turn = [
+        *(four_times_the_cache, "event", "a", "event"),
+        *(four_times_the_cache, "event", "b", "event"),
+    ]
     assert gpu.log == turn * timing.REPLAYS
 
 

@@ -10,7 +10,7 @@ from onnx import helper
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters import fuse
-from cbam_deploy.exporters.gates import spatial as gate_spatial
+from cbam_deploy.exporters.gates import readers, spatial
 from cbam_deploy.exporters.gates.fusion import fuse_model
 from cbam_deploy.graphs.onnx_file import (
     read_model,
@@ -129,12 +129,11 @@ def test_gate_that_computes_something_else_is_not_kept(
 ):
     """A reader that mistakes a weight by one part in a thousand: the check must notice."""
 
-    def mistaken(node):
-        ws, bs = read(node)
+    def mistaken(*where):
+        ws, bs = spatial.read_spatial(*where)
         return ws * np.float32(1.001), bs
 
-    read = gate_spatial._weights
-    monkeypatch.setattr(gate_spatial, "_weights", mistaken)
+    monkeypatch.setattr(readers, "read_spatial", mistaken)
     report, path = fused(residual_onnx)
     assert report.fused == (("blocks.1.gate", "SeGateAddRelu"),)
     assert all("its replacement differs" in reason for _, reason in report.refused)
