@@ -50,7 +50,8 @@ def test_clock_of_every_core_is_read(monkeypatch, tmp_path):
     text = "cpu MHz\t\t: 2595.124\nflags: x\ncpu MHz\t\t: 1200.000\n"
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "cpuinfo")
-    monkeypatch.setattr(machine, "_nvidia_smi", lambda query: ["1980, 3201", "345, 3201"])
+    answer = SimpleNamespace(stdout="1980, 3201\n345, 3201\n")
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **options: answer)
     assert clocks() == {
         "cpu_mhz": [2595.124, 1200.0],
         "gpu_sm_mhz": [1980.0, 345.0],

@@ -113,7 +113,7 @@ def _explain(
     found = grad_cam(network.module, images, torch.from_numpy(classes), layer, width)
     answers = _answers(network.label, logits, batch, source, known)
     tiles = tuple(
-        Tile(overlay(image, heat, 0.0, float(heat.max())), *_note(answer))
+        Tile(overlay(image, heat, 0.0, float(heat.max())), *note_of(answer))
         for image, heat, answer in zip(shown, found.maps.numpy(), answers, strict=True)
     )
     return Explained(network.label, found.layer, answers), Row(network.label, tiles)
@@ -154,7 +154,7 @@ def _answers(
     )
 
 
-def _note(answer: Answer) -> tuple[str, bool]:
+def note_of(answer: Answer) -> tuple[str, bool]:
     """What stands below a tile, and whether it is wrong."""
     wrong = answer.right is False
     note = f"P = {answer.probability:.2f}" if answer.probability >= 0.005 else "P < 0.01"
@@ -216,7 +216,7 @@ def _labels(batch: Batch, source: ImageSource) -> tuple[str, ...]:
     return tuple(source.class_names[label] for label in batch.labels)
 
 
-def _file_name(figure: str, earlier: Sequence[Path]) -> str:
+def file_name(figure: str, earlier: Sequence[Path]) -> str:
     """A name of letters, digits, dots and dashes for a figure, whose own an ONNX file may hold."""
     name = re.sub(r"[^\w.-]", "-", figure, flags=re.ASCII)[:_LONGEST_NAME]
     taken = {path.stem for path in earlier}
@@ -238,7 +238,7 @@ def _write(
     for name, rows in figures:
         svg, png = picture_grid(rows, labels)
         svgs[name] = svg
-        files.append(folder / f"{_file_name(name, files)}.png")
+        files.append(folder / f"{file_name(name, files)}.png")
         with atomic_output(files[-1]) as temporary:
             temporary.write_bytes(png)
     page = folder / "gradcam.html"

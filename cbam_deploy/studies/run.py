@@ -74,7 +74,7 @@ def ablation(
     if seeds < 1:
         raise BadInput(f"{seeds} seeds", "give at least 1")
     chosen = chosen_variants(variants)
-    settings = _settings(model, data, epochs, image_size, batch_size)
+    settings = training_settings(model, data, epochs, image_size, batch_size)
     folder = Path(output)
     cells: dict[str, list[SeedResult]] = {variant.name: [] for variant in chosen}
     with progress() as bar:
@@ -115,7 +115,7 @@ def ablation(
     return report
 
 
-def _settings(
+def training_settings(
     model: str, data: str, epochs: int | None, image_size: int | None, batch_size: int | None
 ) -> dict[str, Any]:
     """Arguments of `train`: the recipe for digits, else the paper's, with what was asked for."""

@@ -287,7 +287,7 @@ class Staged:
 def staged_operator(name: str) -> type[OpRun]:
     node = NODES[name]
 
-    def evaluate(self, *inputs, **of):
+    def evaluate(*inputs, **of):
         given = dict(zip(node.inputs, inputs, strict=True))
         if node.stage == "statistics":
             made = Staged.statistics(given["x"], of["splits"])
@@ -310,10 +310,13 @@ def staged_operator(name: str) -> type[OpRun]:
             y = np.clip(np.rint(y), -128, 127)
         return (y.astype(given["x"].dtype),)
 
-    def _run(self, *inputs, **of):
-        return evaluate(self, *inputs, **of)
+    class Stage(OpRun):
+        op_domain = "cbam_deploy"
 
-    return type(name, (OpRun,), {"op_domain": "cbam_deploy", "_run": _run})
+        def _run(self, *inputs, **of):
+            return evaluate(*inputs, **of)
+
+    return type(name, (Stage,), {})
 
 
 def evaluated(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

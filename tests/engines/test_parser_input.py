@@ -6,12 +6,13 @@ Full TensorRT is not on this machine: its part of a build is played here.
 from __future__ import annotations
 
 import hashlib
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import tensorrt_rtx as trt
 from onnx import numpy_helper
 
 from cbam_deploy.engines import build
@@ -151,13 +152,16 @@ def test_auto_falls_back_to_bodies_where_plugins_cannot_be_made(
 def test_manifest_records_how_each_gate_was_lowered(gated, large_kernel, hopper, monkeypatch):
     parsed = []
 
-    def serialized_engine(source, given, *_):
-        parsed.extend(operators(given.path))
-        return memoryview(b"an engine")
+    def network_from_onnx_path(path, strongly_typed):
+        assert strongly_typed
+        parsed.extend(operators(path))
+        return "builder", "network", "parser"
 
-    backend = Backend(TENSORRT, "11.4.0", SimpleNamespace(), SimpleNamespace())
+    polygraphy = mock.MagicMock()
+    polygraphy.network_from_onnx_path = network_from_onnx_path
+    polygraphy.engine_bytes_from_network.return_value = b"an engine"
+    backend = Backend(TENSORRT, "11.4.0", trt, polygraphy)
     monkeypatch.setattr(build, "load_backend", lambda _: backend)
-    monkeypatch.setattr(build, "_serialized_engine", serialized_engine)
     output = gated.with_name("net.engine")
     result = build_engine(gated, output, runtime=TENSORRT)
     manifest = read_manifest(output)

@@ -13,7 +13,7 @@ import pytest
 from cbam_deploy import gradcam
 from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
-from cbam_deploy.explain.explanation import _note
+from cbam_deploy.explain.explanation import file_name, note_of
 from cbam_deploy.explain.overlay import overlay, picture
 from cbam_deploy.explain.result import Answer
 from cbam_deploy.preprocessing import Preprocessing
@@ -85,9 +85,19 @@ def test_the_command_does_it_all(cli, digits_run, tmp_path):
 
 
 def test_a_wrong_answer_says_so_and_a_small_p_is_not_zero():
-    assert _note(Answer(0.97, "3", True)) == ("P = 0.97", False)
-    assert _note(Answer(0.2, "8", False)) == ("P = 0.20\nsays 8", True)
-    assert _note(Answer(0.001, "8", None)) == ("P < 0.01", False)
+    assert note_of(Answer(0.97, "3", True)) == ("P = 0.97", False)
+    assert note_of(Answer(0.2, "8", False)) == ("P = 0.20\nsays 8", True)
+    assert note_of(Answer(0.001, "8", None)) == ("P < 0.01", False)
+
+
+def test_the_name_of_a_gate_is_no_path(tmp_path):
+    names = ["attention-node_mul", "attention-../../x", "attention-a\0b", "attention-a b"]
+    files = []
+    for name in (*names, "attention-" + "x" * 500):
+        files.append(tmp_path / f"{file_name(name, files)}.png")
+        files[-1].touch()
+    assert len({*tmp_path.iterdir()}) == 5
+    assert files[0].name == "attention-node_mul.png"
 
 
 def test_pictures_are_what_preprocessing_began_with():

@@ -77,15 +77,3 @@ def test_correlation_is_pearsons_and_a_constant_has_none():
     assert correlation(one, other) == pytest.approx(expected, abs=1e-7)
     assert correlation(one, 3 * one + 1) == pytest.approx(1, abs=1e-6)
     assert correlation(one, np.ones_like(one)) is None
-
-
-def test_the_name_of_a_gate_is_no_path(tmp_path):
-    from cbam_deploy.explain.explanation import _file_name
-
-    names = ["attention-node_mul", "attention-../../x", "attention-a\0b", "attention-a b"]
-    files = []
-    for name in (*names, "attention-" + "x" * 500):
-        files.append(tmp_path / f"{_file_name(name, files)}.png")
-        files[-1].touch()
-    assert len({*tmp_path.iterdir()}) == 5
-    assert files[0].name == "attention-node_mul.png"

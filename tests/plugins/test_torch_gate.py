@@ -35,7 +35,7 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "cbam_deploy":
-            self.names.append(function._schema.name.removeprefix("cbam_deploy::"))
+            self.names.append(function.name().removeprefix("cbam_deploy::"))
             self.arguments.append(args)
         return function(*args, **(kwargs or {}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -111,23 +112,39 @@ def test_unfit_input_is_refused_by_name(model, feeds, complaint):
                 run(feeds)
 
 
-def test_timed_runs_compute_and_are_counted(model, pictures, monkeypatch):
+@pytest.fixture
+def timed(monkeypatch):
+    """What each timed run was bound to, in order."""
+    bindings = []
+    run = InferenceSession.run_with_iobinding
+
+    def noted(session, binding, *options):
+        bindings.append(binding)
+        return run(session, binding, *options)
+
+    monkeypatch.setattr(InferenceSession, "run_with_iobinding", noted)
+    return bindings
+
+
+def test_timed_runs_compute_and_are_counted(model, pictures, timed):
     with OnnxRuntimeRunner(model) as runner:
         execution = runner.prepare({"input": pictures})
         seconds = execution.measure(5)
         assert seconds.shape == (5,)
         assert (seconds > 0).all()
         assert execution.peak_memory_bytes() is None
-        bound = execution._binding.copy_outputs_to_cpu()[0]
+        assert len(timed) == 5
+        (bound,) = timed[-1].copy_outputs_to_cpu()
         np.testing.assert_array_equal(bound, runner.infer({"input": pictures})["logits"])
 
 
-def test_prepared_inputs_of_two_batches_do_not_disturb_each_other(model, pictures):
+def test_prepared_inputs_of_two_batches_do_not_disturb_each_other(model, pictures, timed):
     with OnnxRuntimeRunner(model) as runner:
         large, small = (runner.prepare({"input": pictures[:size]}) for size in (3, 1))
         large.measure(1)
         small.measure(1)
-        results = [each._binding.copy_outputs_to_cpu()[0] for each in (large, small)]
+        results = [binding.copy_outputs_to_cpu()[0] for binding in timed]
+        assert [len(result) for result in results] == [3, 1]
         for result in results:
             expected = runner.infer({"input": pictures[: len(result)]})["logits"]
             np.testing.assert_array_equal(result, expected)

@@ -63,14 +63,8 @@ def engine(model, tmp_path):
 
 
 @pytest.fixture
-def host(monkeypatch):
-    """Contexts on the host, and host memory where device memory is asked for."""
-    contexts = []
-
-    def new_context():
-        contexts.append(HostContext())
-        return contexts[-1].genuine
-
+def gpu(monkeypatch):
+    """Host memory where a GPU's is asked for."""
     monkeypatch.setattr(tensorrt.cuda, "require_cuda", lambda purpose: torch.device("cpu"))
     monkeypatch.setattr(tensorrt.cuda, "used_memory_bytes", lambda: 0)
     monkeypatch.setattr(
@@ -83,7 +77,23 @@ def host(monkeypatch):
     monkeypatch.setattr("torch.cuda.current_stream", lambda: stream)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr(tensorrt, "gpus", lambda: (Gpu("a GPU", (8, 9), 0),))
-    monkeypatch.setattr(tensorrt, "_load", lambda manifest, path: new_context)
+
+
+@pytest.fixture
+def host(gpu, monkeypatch):
+    """The contexts that were made, on the host."""
+    contexts = []
+
+    def new_context(config):
+        assert config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        contexts.append(HostContext())
+        return contexts[-1].genuine
+
+    deserialized = mock.create_autospec(trt.ICudaEngine, instance=True)
+    deserialized.create_execution_context.side_effect = new_context
+    polygraphy = SimpleNamespace(engine_from_bytes=lambda data: deserialized)
+    backend = Backend("tensorrt-rtx", trt.__version__, trt, polygraphy)
+    monkeypatch.setattr(tensorrt, "load_backend", lambda runtime: backend)
     return contexts
 
 
@@ -140,11 +150,11 @@ def test_engine_computes_what_onnx_runtime_computes(model, tmp_path, pictures):
     assert (seconds > 0).all()
 
 
-def test_engine_that_tensorrt_refuses_is_bad_input(engine):
+def test_engine_that_tensorrt_refuses_is_bad_input(engine, gpu):
     manifest = read_manifest(engine)
     engine.write_bytes(b"no engine")
     with pytest.raises(BadInput, match=r"TensorRT-RTX \S+ cannot load it: .*Error"):
-        tensorrt._load(manifest, engine)
+        TensorRTRunner(engine, manifest).activate()
 
 
 def test_methods_used_exist_in_tensorrt_rtx():

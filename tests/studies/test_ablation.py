@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_a_second_call_trains_and_exports_nothing_again(study, monkeypatch):
 
     monkeypatch.setattr(variant_training, "export_onnx", never)
     monkeypatch.setattr(run, "build_variant", lambda onnx: None)
-    monkeypatch.setattr(run, "_measure", lambda files, seconds: [])
+    monkeypatch.setattr(run, "bench", lambda *files, **options: SimpleNamespace(entries=()))
     again = ablation(folder, **OPTIONS)
     assert [path.stat().st_mtime_ns for path in last] == written
     assert [row.cells for row in again.rows] == [row.cells for row in report.rows]
@@ -174,6 +175,9 @@ def test_what_cannot_be_studied_is_refused(options, message, tmp_path):
 
 
 def test_the_learning_rate_falls_at_the_recipes_share_of_the_way():
-    assert run._settings("resnet20", "digits", None, None, None)["lr_step"] == 5
-    assert run._settings("resnet20", "digits", 3, None, None)["lr_step"] == 2
-    assert run._settings("resnet50", "folder", None, None, None)["lr_step"] == 30
+    def step(model, data, epochs):
+        return run.training_settings(model, data, epochs, None, None)["lr_step"]
+
+    assert step("resnet20", "digits", None) == 5
+    assert step("resnet20", "digits", 3) == 2
+    assert step("resnet50", "folder", None) == 30
