@@ -6,6 +6,7 @@ import fcntl
 import functools
 import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -127,3 +128,14 @@ def digits_engine(digits_onnx, tmp_path_factory) -> Path:
         build_engine(digits_onnx, path, targets=("sm_89",))
 
     return once(tmp_path_factory, "engine", "digits.engine", build)
+
+
+# Not in tests/plugins: the helper modules there make mypy take that folder for a root, as it does
+# tests/exporters, and there can be one module `conftest` at a root.
+@pytest.fixture(scope="session")
+def built(pytestconfig: pytest.Config) -> Path:
+    """Where programs built from the kernels stay, so that only a change builds them again."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, version 12 or later")
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("host_kernels")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+from cbam_deploy.engines.build import BuildResult, build_engine
 from cbam_deploy.graphs.gate_bodies import gate_function
 
 CONVOLUTION = """
@@ -46,6 +47,12 @@ def _model(text: str, *weights: str) -> onnx.ModelProto:
     return model
 
 
+def _gated() -> onnx.ModelProto:
+    model = _model(GATED, *SHAPES)
+    model.functions.append(ir.serde.serialize_function(gate_function("SeGate", 18)))
+    return model
+
+
 @pytest.fixture
 def convolution(tmp_path: Path) -> Callable[..., Path]:
     """Writes a network of one convolution; batch and size as ONNX dimensions, free or fixed."""
@@ -62,7 +69,13 @@ def convolution(tmp_path: Path) -> Callable[..., Path]:
 def gated(tmp_path: Path) -> Path:
     """A network with two gates, nodes of one ONNX local function."""
     path = tmp_path / "gated.onnx"
-    model = _model(GATED, *SHAPES)
-    model.functions.append(ir.serde.serialize_function(gate_function("SeGate", 18)))
-    onnx.save(model, path)
+    onnx.save(_gated(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def gated_build(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    """What building that network for one GPU gave; no test alters its files."""
+    folder = tmp_path_factory.mktemp("gated")
+    onnx.save(_gated(), folder / "gated.onnx")
+    return build_engine(folder / "gated.onnx", folder / "odd[1].engine", targets=("sm_89",))

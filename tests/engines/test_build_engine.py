@@ -13,13 +13,15 @@ import threading
 import numpy as np
 import onnx
 import pytest
+import tensorrt_rtx as trt
 from onnx import helper, numpy_helper
 from rich.console import Console
 
 from cbam_deploy.engines import build, monitor
 from cbam_deploy.engines.backend import load_backend
 from cbam_deploy.engines.build import build_engine
-from cbam_deploy.engines.manifest import read_manifest
+from cbam_deploy.engines.manifest import manifest_path, read_manifest
+from cbam_deploy.engines.source import batch_profile, read_source
 from cbam_deploy.errors import BadInput, MissingCapability
 
 
@@ -31,20 +33,15 @@ def output(tmp_path):
     return folder / "net.engine"
 
 
-def test_engine_is_one_that_tensorrt_rtx_recognizes(convolution, output):
-    import tensorrt_rtx as trt
-
-    build_engine(convolution(), output)
+def test_engine_is_one_that_tensorrt_rtx_recognizes(gated_build):
     runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
     malformed = int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
-    plan = output.read_bytes()
+    plan = gated_build.path.read_bytes()
     assert not runtime.get_engine_validity(plan)[1] & malformed
     assert runtime.get_engine_validity(bytes(len(plan)))[1] & malformed
 
 
 def test_result_and_manifest_tell_what_was_built(convolution, output):
-    import tensorrt_rtx as trt
-
     source = convolution()
     result = build_engine(source, output, min_batch=2, opt_batch=4, max_batch=16)
     manifest = read_manifest(output)
@@ -57,6 +54,7 @@ def test_result_and_manifest_tell_what_was_built(convolution, output):
     assert manifest.profile["input"].opt == (4, 3, 16, 16)
     assert manifest.profile["input"].max == (16, 3, 16, 16)
     assert manifest.batch_range == (2, 16)
+    assert manifest.precision == "fp32"
     assert manifest.inputs[0].shape == ("batch", 3, 16, 16)
     assert manifest.outputs[0].shape == ("batch", 8, 16, 16)
     assert "--max-batch 16" in manifest.command
@@ -68,8 +66,6 @@ def test_result_and_manifest_tell_what_was_built(convolution, output):
 
 
 def test_builder_is_configured_as_asked(convolution, output, monkeypatch):
-    import tensorrt_rtx as trt
-
     seen = []
     polygraphy = load_backend("tensorrt-rtx").polygraphy
     genuine = polygraphy.engine_bytes_from_network
@@ -86,7 +82,8 @@ def test_builder_is_configured_as_asked(convolution, output, monkeypatch):
         return genuine(network, config=config)
 
     monkeypatch.setattr(polygraphy, "engine_bytes_from_network", watched)
-    build_engine(convolution(), output, targets=("sm_120", "sm_86", "sm_120"), workspace_mib=64)
+    targets = ("sm_120", "sm_86", "sm_120")
+    result = build_engine(convolution(), output, targets=targets, workspace_mib=64)
     assert seen == [
         {
             "TF32": False,
@@ -94,27 +91,25 @@ def test_builder_is_configured_as_asked(convolution, output, monkeypatch):
             "workspace": 64 << 20,
         }
     ]
+    assert result.targets == read_manifest(output).targets == ("sm_120", "sm_86")
 
 
-def test_result_is_printed_and_is_json(gated, output):
-    odd = output.with_name("odd[1].engine")
-    result = build_engine(gated, odd, targets=("sm_89",))
-    console = Console(width=200, file=io.StringIO())
-    console.print(result)
-    printed = console.file.getvalue()
+def test_result_is_printed_and_is_json(gated_build):
+    terminal = io.StringIO()
+    Console(width=200, file=terminal).print(gated_build)
+    printed = terminal.getvalue()
     assert "odd[1].engine.json" in printed
     assert "1x3x16x16 / 8x3x16x16 / 64x3x16x16" in printed
     assert "2 native" in printed
-    data = json.loads(json.dumps(result.to_json()))
+    data = json.loads(json.dumps(gated_build.to_json()))
     assert (data["schema"], data["schema_version"]) == ("cbam_deploy.build", 1)
     assert data["profile"]["input"]["opt"] == [8, 3, 16, 16]
-    assert data["path"] == str(odd)
+    assert data["path"] == str(gated_build.path)
 
 
-def test_gates_are_built_from_their_function_bodies(gated, output):
-    result = build_engine(gated, output)
-    assert result.gates == {"node_first": "native", "node_output": "native"}
-    assert read_manifest(output).gates == result.gates
+def test_gates_are_built_from_their_function_bodies(gated_build):
+    assert gated_build.gates == {"node_first": "native", "node_output": "native"}
+    assert read_manifest(gated_build.path).gates == gated_build.gates
 
 
 def test_gate_without_function_body_is_refused_by_name(gated, output):
@@ -125,11 +120,6 @@ def test_gate_without_function_body_is_refused_by_name(gated, output):
         build_engine(gated, output)
 
 
-def test_several_targets_make_one_engine(convolution, output):
-    result = build_engine(convolution(), output, targets=("sm_89", "sm_120", "sm_89"))
-    assert result.targets == read_manifest(output).targets == ("sm_89", "sm_120")
-
-
 @pytest.mark.parametrize("target", ["sm_90", "8.9", "ada"])
 def test_target_that_the_builder_does_not_know_is_refused_by_name(convolution, output, target):
     with pytest.raises(BadInput, match=target) as refused:
@@ -137,9 +127,9 @@ def test_target_that_the_builder_does_not_know_is_refused_by_name(convolution, o
     assert "sm_75, sm_80, sm_86, sm_89, sm_120" in refused.value.hint
 
 
-def test_fixed_batch_is_kept(convolution, output):
-    result = build_engine(convolution(batch=4), output)
-    assert {result.profile["input"].min[0], result.profile["input"].max[0]} == {4}
+def test_fixed_batch_is_kept(convolution):
+    shapes = batch_profile(read_source(convolution(batch=4)), None, None, None)["input"]
+    assert {shapes.min[0], shapes.opt[0], shapes.max[0]} == {4}
 
 
 def test_another_batch_than_the_fixed_one_is_refused_by_option(convolution, output):
@@ -155,14 +145,14 @@ def test_second_dynamic_dimension_is_refused_by_name(convolution, output):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (1, 8, 64)),
-        ({"max_batch": 4}, (1, 4, 4)),
-        ({"min_batch": 32}, (32, 32, 64)),
-        ({"opt_batch": 128}, (1, 128, 128)),
+        ((None, None, None), (1, 8, 64)),
+        ((None, None, 4), (1, 4, 4)),
+        ((32, None, None), (32, 32, 64)),
+        ((None, 128, None), (1, 128, 128)),
     ],
 )
-def test_batches_left_out_follow_those_given(convolution, output, given, expected):
-    shapes = build_engine(convolution(), output, **given).profile["input"]
+def test_batches_left_out_follow_those_given(convolution, given, expected):
+    shapes = batch_profile(read_source(convolution()), *given)["input"]
     assert (shapes.min[0], shapes.opt[0], shapes.max[0]) == expected
 
 
@@ -288,8 +278,9 @@ def test_name_that_is_no_text_is_refused(convolution, output):
 
 
 def test_failure_leaves_the_earlier_engine_and_nothing_else(convolution, output):
-    build_engine(convolution(), output)
-    earlier = {path: path.read_bytes() for path in output.parent.iterdir()}
+    earlier = {output: b"an engine", manifest_path(output): b"its manifest"}
+    for path, content in earlier.items():
+        path.write_bytes(content)
     with pytest.raises(BadInput):
         build_engine(convolution(), output, workspace_mib=1)
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == earlier
@@ -333,7 +324,7 @@ def test_success_prints_nothing_and_logs_nothing_above_debug(convolution, output
     }
 
 
-def test_half_precision_weights_are_recorded(convolution, output):
+def test_half_precision_weights_are_recorded(convolution):
     path = convolution()
     model = onnx.load(path)
     half = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float16)
@@ -341,8 +332,7 @@ def test_half_precision_weights_are_recorded(convolution, output):
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     onnx.save(model, path)
-    build_engine(path, output)
-    assert read_manifest(output).precision == "fp16"
+    assert read_source(path).precision == "fp16"
 
 
 class FakeTimings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper, parser
+
+from cbam_deploy.engines.build import build_engine
+from cbam_deploy.engines.manifest import manifest_path
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -30,14 +34,29 @@ def weights() -> dict[str, np.ndarray]:
     return {name: random.standard_normal(size, dtype=np.float32) for name, size in shapes.items()}
 
 
-@pytest.fixture
-def model(weights, tmp_path) -> Path:
-    """The network as an ONNX file."""
+@pytest.fixture(scope="session")
+def made(weights, tmp_path_factory) -> Path:
+    """A folder with the network as an ONNX file, and its engine for batches up to 4."""
     proto = parser.parse_model(NETWORK)
     for name, values in weights.items():
         proto.graph.initializer.append(numpy_helper.from_array(values, name))
-    path = tmp_path / "network.onnx"
-    onnx.save(proto, path)
+    folder = tmp_path_factory.mktemp("network")
+    onnx.save(proto, folder / "network.onnx")
+    build_engine(folder / "network.onnx", folder / "network.engine", max_batch=4)
+    return folder
+
+
+@pytest.fixture
+def model(made, tmp_path) -> Path:
+    """The ONNX file, for the test to alter."""
+    return Path(shutil.copy(made / "network.onnx", tmp_path))
+
+
+@pytest.fixture
+def engine(made, tmp_path) -> Path:
+    """The engine with its manifest, for the test to alter."""
+    path = Path(shutil.copy(made / "network.engine", tmp_path))
+    shutil.copy(manifest_path(made / "network.engine"), manifest_path(path))
     return path
 
 

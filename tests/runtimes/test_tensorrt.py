@@ -8,6 +8,7 @@ enough. It proves nothing about execution on a GPU.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -53,13 +54,6 @@ class HostContext:
         sums = pictures.reshape(self.shape).sum(axis=(1, 2, 3), dtype=np.float32)
         logits[:] = np.repeat(sums, 5).tolist()
         return True
-
-
-@pytest.fixture
-def engine(model, tmp_path):
-    path = tmp_path / "network.engine"
-    build_engine(model, path, max_batch=4)
-    return path
 
 
 @pytest.fixture
@@ -126,11 +120,10 @@ def test_batch_outside_the_profile_is_refused_with_its_range(engine, host):
                 run({"input": np.zeros((5, 3, 8, 8), np.float32)})
 
 
-def test_engine_for_other_gpus_is_refused(model, tmp_path, host):
-    path = tmp_path / "network.engine"
-    build_engine(model, path, targets=("sm_86", "sm_120"))
+def test_engine_for_other_gpus_is_refused(engine, host):
+    manifest = replace(read_manifest(engine), targets=("sm_86", "sm_120"))
     with pytest.raises(BadInput, match="built for sm_86, sm_120, but this GPU is sm_89"):
-        TensorRTRunner(path).activate()
+        TensorRTRunner(engine, manifest).activate()
 
 
 @pytest.mark.gpu
