@@ -21,6 +21,7 @@ from cbam_deploy.engines import build, monitor
 from cbam_deploy.engines.backend import load_backend
 from cbam_deploy.engines.build import build_engine
 from cbam_deploy.engines.manifest import manifest_path, read_manifest
+from cbam_deploy.engines.options import BuildOptions
 from cbam_deploy.engines.source import batch_profile, read_source
 from cbam_deploy.errors import BadInput, MissingCapability
 
@@ -128,7 +129,7 @@ def test_target_that_the_builder_does_not_know_is_refused_by_name(convolution, o
 
 
 def test_fixed_batch_is_kept(convolution):
-    shapes = batch_profile(read_source(convolution(batch=4)), None, None, None)["input"]
+    shapes = batch_profile(read_source(convolution(batch=4)), BuildOptions())["input"]
     assert {shapes.min[0], shapes.opt[0], shapes.max[0]} == {4}
 
 
