@@ -5,6 +5,7 @@ from .engines import build_engine as build_engine
 from .explain import gradcam as gradcam
 from .exporters import export_onnx as export_onnx
 from .exporters import fuse as fuse
+from .exporters import inline as inline
 from .inspection import inspect as inspect
 from .models import load_model as load_model
 from .plugins.torch_gate import create_model as create_model

@@ -99,6 +99,11 @@ def fuse(source: OnnxInPlace, output: Output) -> Any:
     return cbam_deploy.fuse(source, output)
 
 
+def inline(source: OnnxIn, output: Output) -> Any:
+    """Write gates as standard operators, for tools that know no functions."""
+    return cbam_deploy.inline(source, output)
+
+
 def convert(
     source: OnnxIn,
     output: Output,
@@ -257,4 +262,4 @@ def demo(
     return cbam_deploy.demo(output, seed=seed)
 
 
-COMMANDS = (export, fuse, convert, build_engine, train, demo)
+COMMANDS = (export, fuse, inline, convert, build_engine, train, demo)

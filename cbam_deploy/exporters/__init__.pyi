@@ -1,2 +1,3 @@
 from .gates.fusion import fuse as fuse
+from .gates.inlining import inline as inline
 from .onnx_export import export_onnx as export_onnx

@@ -1,0 +1,44 @@
+"""Inlined files compute the same by standard operators alone, and can be fused again."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from gate_models import gate_model, random_weights
+
+from cbam_deploy import inline
+from cbam_deploy.errors import BadInput
+
+OPERATORS = ["CbamGateAddRelu", "SeGate", "CbamGateMeanLinearThenSilu", "EcaGate", "ScseGate"]
+
+
+def run(path, feeds):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_an_inlined_file_computes_the_same_without_functions(op, dtype, tmp_path):
+    source, inlined = tmp_path / "gates.onnx", tmp_path / "plain.onnx"
+    onnx.save(gate_model(op, random_weights(op, 16), dtype, channels=16, nodes=2), source)
+    report = inline(source, inlined)
+    assert [operator for _, operator in report.gates] == [op, op]
+    model = onnx.load(inlined)
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [opset.domain for opset in model.opset_import] == [""]
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+    random = np.random.default_rng(0)
+    names = [value.name for value in model.graph.input]
+    feeds = {name: random.standard_normal((2, 16, 5, 7)).astype(dtype) for name in names}
+    largest = np.abs(run(source, feeds)).max()
+    tolerance = 1e-5 if dtype == np.float32 else 2e-3  # Two gates, one rounding to FP16 each.
+    assert np.abs(run(inlined, feeds) - run(source, feeds)).max() <= tolerance * largest
+
+
+def test_an_output_in_the_place_of_the_file_is_refused(tmp_path):
+    source = tmp_path / "gates.onnx"
+    onnx.save(gate_model("SeGate", random_weights("SeGate", 16)), source)
+    with pytest.raises(BadInput, match=r"gates\.onnx"):
+        inline(source, source)
