@@ -241,12 +241,20 @@ def _along_channels(weights: Weights, statistic: Bounded) -> Bounded:
     """The convolution of [N, C] along C, zeros beyond the ends (Wang et al., equation 8)."""
     assert weights.wc is not None
     assert weights.bc is not None
-    channels, size = statistic.value.shape[1], weights.wc.shape[-1]
-    band = np.zeros((channels, channels), np.float32)
-    for tap in range(size):
-        diagonal = np.eye(channels, k=tap - size // 2, dtype=bool)
-        band[diagonal] = weights.wc[0, 0, tap]
-    return weighted_sum(band, statistic) + exact(weights.bc)
+    taps = weights.wc.reshape(-1).astype(np.float64)
+    channels, reach = statistic.value.shape[1], len(taps) // 2
+    border = ((0, 0), (reach, reach))
+    value, error = np.pad(statistic.value, border), np.pad(statistic.error, border)
+    terms, errors = [], []
+    for tap, weight in enumerate(taps):
+        # Beyond the ends nothing is multiplied: 0 times an infinite weight stays 0.
+        channel = np.arange(channels) + tap - reach
+        inside = (channel >= 0) & (channel < channels)
+        terms.append(np.where(inside, weight * value[:, tap : tap + channels], 0.0))
+        errors.append(np.where(inside, abs(weight) * error[:, tap : tap + channels], 0.0))
+    magnitude = np.abs(terms).sum(axis=0)
+    bound = np.sum(errors, axis=0) + _gamma(len(taps) + 2) * magnitude
+    return Bounded(np.sum(terms, axis=0), bound) + exact(weights.bc)
 
 
 def spatial_gate(spec: GateSpec, weights: Weights, x: Bounded) -> Bounded:
