@@ -1,10 +1,10 @@
 """What every kernel variant takes of the machine, from the compiler's own report.
 
-`make kernel-report` compiles the kernels that `geometry.plan` chooses, in every type, layout and
-operator, for the largest gate of ResNet-50 and a small odd map, and of its commonest operator for
-its other gates, for every architecture; and writes a table.
-It fails if any kernel spills registers, uses local memory, or exceeds a block's shared memory or a
-multiprocessor's registers.
+`make kernel-report` compiles the kernels that `geometry.plan` chooses for every architecture: in
+every type and layout CBAM and Squeeze-and-Excitation for the largest gate of ResNet-50 and a small
+odd map, and the commonest operator for its other gates; and in the layouts that networks have the
+other gates (`OTHERS`). It writes a table. It fails if any kernel spills registers, uses local
+memory, or exceeds a block's shared memory or a multiprocessor's registers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cbam_deploy.errors import CheckFailed, DeployError
+from cbam_deploy.gates.description import CBAM, GATES, SE, GateSpec
+from cbam_deploy.gates.operators import GateOperator, operator_for
 from cbam_deploy.outputs import write_text
 from cbam_deploy.plugins.compile import CompiledKernels, compile_kernels
 from cbam_deploy.plugins.gate import ELEMENTS, Gate
@@ -36,8 +39,33 @@ FORMATS: tuple[tuple[Dtype, LayoutName], ...] = tuple(
     for layout in LAYOUTS.values()
     if dtype in layout.dtypes
 )
-_COMMON = (7, True)  # kernel size, and whether there is a residual: CbamGateAddRelu
-_OPERATORS = (_COMMON, (7, False), (3, True), (3, False), (0, True), (0, False))
+_COMMON = operator_for(CBAM, residual=True, activation="relu")
+_OPERATORS: tuple[tuple[GateOperator, int], ...] = (
+    (_COMMON, 7),
+    (operator_for(CBAM), 7),
+    (_COMMON, 3),
+    (operator_for(CBAM), 3),
+    (operator_for(SE, residual=True, activation="relu"), 0),
+    (operator_for(SE), 0),
+)
+OTHERS: tuple[tuple[GateOperator, GateSpec], ...] = (
+    *((operator_for(spec), spec) for spec in GATES.values() if spec not in (CBAM, SE)),
+    *(
+        (operator_for(spec, residual=residual, activation=activation), spec)
+        for spec, residual, activation in (
+            (replace(CBAM, arrangement="spatial-channel"), False, "none"),
+            (GateSpec(arrangement="spatial", spatial="conv1x1", kernel_size=1), False, "none"),
+            (replace(CBAM, join="gates", activation="gelu", spatial="avg"), False, "none"),
+            (replace(CBAM, join="pools", activation="leaky_relu", kernel_size=15), False, "none"),
+            (GATES["cbam-linear"], True, "none"),
+            (GATES["eca"], True, "gelu"),
+            (GATES["se-silu"], False, "silu"),
+        )
+    ),
+)
+"""Other gates, by operator and with sizes: those that have names, and what these do not show."""
+_OTHER_MAP = (512, 28)
+_OTHER_FORMATS = (("float16", "nhwc"), ("int8", "chw32"), ("float32", "nchw"))
 _STRATEGIES: tuple[Strategy, ...] = ("auto", "staged")
 _REGISTERS = 65536  # of a multiprocessor, on every architecture
 _PER_PROGRAM = 16  # kernels compiled together
@@ -45,9 +73,15 @@ _PER_PROGRAM = 16  # kernels compiled together
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kernel takes: registers and bytes per thread, dynamic shared bytes per block."""
+    """What one kernel takes: registers and bytes per thread, dynamic shared bytes per block.
+
+    Attributes:
+        kernel: its name, but for the hash.
+        maps: element type and layout, and the vector; empty where it reads none.
+    """
 
     kernel: str
+    maps: tuple[str, str]
     architecture: int
     threads: int
     registers: int
@@ -69,15 +103,36 @@ class Usage:
             yield f"{where}: {self.shared_bytes} bytes of shared memory"
 
 
+def gate_of(
+    operator: GateOperator, spec: GateSpec, channels: int, height: int, width: int, **storage: Any
+) -> Gate:
+    """`operator` on a map, with weights as large as `spec` says."""
+    weights = operator.weights
+    return Gate(
+        operator,
+        *(channels, height, width),
+        hidden=max(1, channels // spec.reduction) if "W0" in weights else 0,
+        kernel_size=spec.kernel_size if "WS" in weights else 0,
+        channel_kernel_size=spec.channel_kernel_size if "WC" in weights else 0,
+        **storage,
+    )
+
+
 def gates(formats: Iterable[tuple[Dtype, LayoutName]] = FORMATS) -> Iterator[Gate]:
     """Every gate that the report plans for."""
+    formats = tuple(formats)
     for channels, size in MAPS:
         for dtype, layout in formats:
             every = (channels, size) in (MAPS[0], MAPS[-1])
-            for kernel_size, residual in _OPERATORS if every else (_COMMON,):
-                hidden = max(1, channels // 16)
-                shape = (channels, size, size, hidden)
-                yield Gate(*shape, kernel_size, residual, dtype, layout)
+            for operator, kernel_size in _OPERATORS if every else _OPERATORS[:1]:
+                spec = replace(CBAM, kernel_size=kernel_size or 7)
+                shape = (channels, size, size)
+                yield gate_of(operator, spec, *shape, dtype=dtype, layout=layout)
+    channels, size = _OTHER_MAP
+    for dtype, layout in _OTHER_FORMATS:
+        if (dtype, layout) in formats:
+            for operator, spec in OTHERS:
+                yield gate_of(operator, spec, channels, size, size, dtype=dtype, layout=layout)
 
 
 def planned_launches(limits: DeviceLimits) -> dict[str, Launch]:
@@ -86,9 +141,9 @@ def planned_launches(limits: DeviceLimits) -> dict[str, Launch]:
     for gate in gates():
         for strategy in _STRATEGIES:
             for launch in plan(gate, limits, strategy=strategy).launches:
-                known = launches.setdefault(launch.kernel, launch)
+                known = launches.setdefault(launch.kernel.name, launch)
                 if launch.shared_bytes > known.shared_bytes:
-                    launches[launch.kernel] = launch
+                    launches[launch.kernel.name] = launch
     return launches
 
 
@@ -104,7 +159,7 @@ def read_usage(compiled: CompiledKernels, launch: Launch, architecture: int) -> 
     Raises:
         RuntimeError: it said nothing, or in other words than CUDA 13.0's.
     """
-    name = compiled.names[launch.kernel]
+    name = launch.kernel.name
     match = re.search(
         rf"Function properties for {re.escape(name)}\n.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -116,7 +171,8 @@ def read_usage(compiled: CompiledKernels, launch: Launch, architecture: int) -> 
         raise RuntimeError(f"ptxas reports nothing of {name}:\n{compiled.log}")
     static = re.search(r"(\d+) bytes smem", match["rest"])
     return Usage(
-        kernel=launch.kernel,
+        kernel=name.rpartition("_")[0],
+        maps=_maps(launch),
         architecture=architecture,
         threads=launch.threads,
         registers=int(match["registers"]),
@@ -149,7 +205,8 @@ def markdown(usages: list[Usage]) -> str:
         "# Kernel report",
         "",
         f"{len(usages)} kernels compiled: those that the geometry plans for the gates of ResNet-50",
-        "and a small odd map, fused and staged. None spills, none uses local memory.",
+        "and a small odd map, and other gates on one map, fused and staged. None spills, none uses",
+        "local memory.",
         "Written by `make kernel-report`, which would have failed otherwise.",
         "",
         "Registers are per thread, the most of the row's tilings; shared memory is the largest",
@@ -172,16 +229,16 @@ def markdown(usages: list[Usage]) -> str:
 
 
 def _row(usage: Usage) -> tuple[str, str, str, str]:
-    """Kernel with its own arguments, elements, vector and threads, as a row shows them."""
-    name = usage.kernel.replace("cbam::", "").replace("Layout::", "")
-    tiling = re.search(r"<Tiling<([^,]+), (\w+), \w+, (\d+), \d+, \d+>(.*)>$", name)
-    kernel = name.partition("<")[0]
-    if tiling is None:
-        return (f"`{kernel}`", "", "", str(usage.threads))
-    element, layout, vector, rest = tiling.groups()
-    *_, kernel_size = ["", *rest.strip(", ").split(", ")] if "cbam" in kernel else [""]
-    suffix = f" k={kernel_size}" if kernel_size else ""
-    return (f"`{kernel}`{suffix}", f"{element} {layout}", vector, str(usage.threads))
+    """What tells a row of the table from the others."""
+    return (f"`{usage.kernel}`", *usage.maps, str(usage.threads))
+
+
+def _maps(launch: Launch) -> tuple[str, str]:
+    if launch.tiling is None:
+        return "", ""
+    gate = launch.tiling.gate
+    kernel_size = f" k={gate.kernel_size}" if "ws" in launch.inputs else ""
+    return f"{gate.dtype} {gate.layout}{kernel_size}", str(gate.vector)
 
 
 def main() -> int:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_check.storage import encode
-from benchmarks.kernel_report import FORMATS, gates
+from benchmarks.kernel_report import FORMATS, OTHERS, gate_of, gates
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, fused_candidates, plan
@@ -21,8 +24,9 @@ from cbam_deploy.plugins.launches import LaunchPlan
 
 VALUES = ("constant", "negative", "minus_zero", "extreme", "nan", "inf", "minus_inf")
 INTEGER_VALUES = ("constant", "negative", "extreme")
-SMALL = (20, 5, 5, 2)  # channels, height, width, hidden: nothing divides it
-TAILS = ((3, 9, 11, 1), (100, 13, 7, 9), (64, 1, 1, 4), (33, 30, 33, 5))
+SMALL = (20, 5, 5)  # channels, height, width: nothing divides it
+TAILS = ((3, 9, 11, 1), (100, 13, 7, 9), (64, 1, 1, 4), (33, 30, 33, 5))  # and hidden units
+_WITH_RESIDUAL = operator_for(CBAM, residual=True, activation="relu")
 _SCALES = {"x_scale": 0.05, "r_scale": 0.04, "y_scale": 0.03}
 
 
@@ -67,18 +71,19 @@ def _cases(limits: DeviceLimits) -> Iterator[Case]:
     for gate in gates():
         yield from _both(_scaled(gate), limits)
     for dtype, layout in FORMATS:
-        small = _scaled(Gate(*SMALL, residual=True, dtype=dtype, layout=layout))
+        of_maps: dict[str, Any] = {"dtype": dtype, "layout": layout}
+        small = _scaled(Gate(_WITH_RESIDUAL, *SMALL, 2, 7, **of_maps))
+        for operator, spec in OTHERS:
+            yield from _both(_scaled(gate_of(operator, spec, *SMALL, **of_maps)), limits)
         for values in INTEGER_VALUES if dtype == "int8" else VALUES:
             yield from _both(small, limits, values=values)
         for tail in TAILS:
-            yield from _both(
-                _scaled(Gate(*tail, residual=True, dtype=dtype, layout=layout)), limits, batch=3
-            )
+            yield from _both(_scaled(Gate(_WITH_RESIDUAL, *tail, 7, **of_maps)), limits, batch=3)
         if layout == "nhwc":
-            padded = replace(small, stored=24, residual=False)
+            padded = replace(small, stored=24, operator=operator_for(CBAM))
             yield from _both(padded, limits)
             yield from _both(replace(small, alignment=small.element_bytes), limits)
-        middle = _scaled(Gate(512, 28, 28, 32, residual=True, dtype=dtype, layout=layout))
+        middle = _scaled(Gate(_WITH_RESIDUAL, 512, 28, 28, 32, 7, **of_maps))
         if (dtype, layout) in (("float16", "nhwc"), ("float32", "nchw"), ("int8", "chw32")):
             for candidate in fused_candidates(middle, limits):
                 yield Case(candidate)
@@ -110,25 +115,21 @@ def draw(case: Case) -> Inputs:
     rng = np.random.default_rng([gate.channels, gate.height, gate.width, gate.kernel_size])
     shape = (case.batch, gate.channels, gate.height, gate.width)
     x = encode(_maps(gate, shape, case.values, rng), gate.dtype)
-    r = encode(_maps(gate, shape, "normal", rng), gate.dtype) if gate.residual else None
+    r = encode(_maps(gate, shape, "normal", rng), gate.dtype) if gate.operator.residual else None
     return Inputs(draw_weights(gate, rng), x, r)
 
 
 def draw_weights(gate: Gate, rng: np.random.Generator) -> Weights:
     """Weights at which the gates are neither shut nor open."""
 
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return rng.standard_normal(shape, dtype=np.float32)
+    def normal(shape: tuple[int, ...]) -> NDArray[np.float32]:
+        of_each = np.float32(np.sqrt(np.prod(shape[1:])))
+        return rng.standard_normal(shape, dtype=np.float32) / of_each
 
-    k = gate.kernel_size
-    return Weights(
-        normal(gate.hidden, gate.channels) / np.float32(np.sqrt(gate.channels)),
-        normal(gate.hidden),
-        normal(gate.channels, gate.hidden) / np.float32(np.sqrt(gate.hidden)),
-        normal(gate.channels),
-        normal(1, 2, k, k) / np.float32(k) if k else None,
-        normal(1) if k else None,
+    shapes = gate.operator.weight_shapes(
+        gate.channels, gate.hidden, gate.kernel_size, gate.channel_kernel_size
     )
+    return Weights(**{name.lower(): normal(shape) for name, shape in shapes.items()})
 
 
 def _maps(

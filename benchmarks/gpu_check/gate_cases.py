@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.layouts import Dtype, LayoutName
 
+_OPERATOR = operator_for(CBAM, residual=True, activation="relu")
 MAPS = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 BATCHES = (32, 128, 1, 8)
 FORMATS: tuple[tuple[Dtype, LayoutName], ...] = (
@@ -55,9 +58,8 @@ def gate_cases() -> list[GateCase]:
     cases = []
     for dtype, layout in FORMATS:
         for channels, size in MAPS:
-            gate = Gate(
-                *(channels, size, size, channels // 16), residual=True, dtype=dtype, layout=layout
-            )
+            shape = (channels, size, size)
+            gate = Gate(_OPERATOR, *shape, channels // 16, 7, dtype=dtype, layout=layout)
             if dtype == "int8":
                 gate = replace(gate, x_scale=0.05, r_scale=0.04, y_scale=0.03)
             cases += [GateCase(gate, batch) for batch in BATCHES]

@@ -132,7 +132,11 @@ def _maps(case: GateCase, device: str) -> tuple[Tensor, Tensor]:
 
 def _weights(case: GateCase, device: str) -> dict[str, Tensor]:
     weights = draw_weights(case.gate, np.random.default_rng(0))
-    return {name: torch.tensor(value, device=device) for name, value in vars(weights).items()}
+    return {
+        name: torch.tensor(value, device=device)
+        for name, value in vars(weights).items()
+        if value is not None
+    }
 
 
 def _operator(weights: dict[str, Tensor]) -> Gate:

@@ -21,7 +21,7 @@ def run(job: Job) -> None:
     device = limits(job.dry)
     plans = [case.plan for case in job.each(all_cases(device))]
     plans += [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
-    programs = {tuple(launch.kernel for launch in one.launches): one for one in plans}
+    programs = {tuple(launch.kernel.name for launch in one.launches): one for one in plans}
     # Spawned, since the driver that this process has loaded does not survive a fork.
     context = multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)), context)

@@ -4,7 +4,7 @@ A gate node of an ONNX file has a function of standard operators as its body. Lo
 it becomes, as `plugins.plugin_nodes` describes them,
 
     one node, where the fused kernel runs;
-    three nodes with statistics between them, where it does not: GPUs without clusters, large maps.
+    a few nodes with statistics between them, where it does not: GPUs without clusters, large maps.
 
 In a quantized network DQ stands before a gate and Q behind it. The plugin takes the integers::
 
@@ -40,6 +40,7 @@ from cbam_deploy.gates.operators import (
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_nodes, operator_of_function
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
+from cbam_deploy.plugins.launches import workspace_shapes
 from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
     CAPABILITY,
@@ -67,7 +68,7 @@ class Lowered:
     """One gate as TensorRT's parser gets it.
 
     Attributes:
-        way: ``plugin`` for one node, ``staged plugin`` for three, ``native`` for its body.
+        way: ``plugin`` for one node, ``staged plugin`` for several, ``native`` for its body.
         reason: why not to the plugin; empty where it was.
     """
 
@@ -209,11 +210,11 @@ def _gate(kind: PluginNode, inputs: dict[str, ir.Value], integers: _Integers | N
     """What `kind` computes of `inputs`, the float ones, in the layout that suits it best."""
     for name, value in inputs.items():
         if name not in kind.maps and value.dtype != ir.DataType.FLOAT:
-            raise BadInput(f"{kind.operator}: {name} is not float32", "")
+            raise BadInput(f"{kind.name}: {name} is not float32", "")
     dtype = "int8" if integers else _DTYPES.get(inputs["x"].dtype)
     shapes = {name: _sizes(value) for name, value in inputs.items()}
     if dtype is None or len(shapes["x"]) != 4:
-        raise BadInput(f"{kind.operator}: its input is no feature map of floats", "")
+        raise BadInput(f"{kind.name}: its input is no feature map of floats", "")
     scales = dict(zip(kind.scales, integers.scales, strict=True)) if integers else {}
     return kind.gate(shapes, scales, dtype, FORMATS[dtype][0])
 
@@ -224,22 +225,19 @@ def _splits(gate: Gate, limits: DeviceLimits, batch: int) -> int:
     layout = next(one.layout for one in formats if gate.channels % one.multiple == 0)
     staged = replace(gate, layout=layout, stored=gate.channels)
     chosen = plan(staged, limits, batch=batch, strategy="staged")
-    return chosen.launches[1].integer("splits")
+    return chosen.splits
 
 
 def _stages(node: ir.Node, inputs: dict[str, ir.Value], gate: Gate, splits: int) -> list[ir.Node]:
-    """The three plugin nodes for a gate."""
+    """The plugin nodes for a gate where the fused kernel does not run."""
     attributes = {name: getattr(gate, name) for name in (*SIZES, *SCALES) if name != "splits"}
-    shapes: dict[str, tuple[int, ...]] = {
-        "partials": (splits, gate.channels, 2),
-        "channel_gates": (gate.channels,),
-        "pooled": (gate.height, gate.width, 2),
-    }
+    linear = replace(gate, layout="nchw", stored=gate.channels)
+    shapes = workspace_shapes(linear, splits)
     batch = inputs["x"].shape[0] if inputs["x"].shape else None
     output, named, made = node.outputs[0].name, dict(inputs), []
     attributes["splits"] = splits
     for kind in staged_nodes(gate.operator):
-        one = _plugin_node(kind, named, attributes, f"{node.name or output}/{kind.operator}")
+        one = _plugin_node(kind, named, attributes, f"{node.name or output}/{kind.name}")
         for name, value in zip(kind.outputs, one.outputs, strict=True):
             if name in shapes:
                 value.name, value.dtype = f"{output}/{name}", ir.DataType.FLOAT
@@ -253,7 +251,7 @@ def _plugin_node(
     kind: PluginNode, named: dict[str, ir.Value], attributes: dict[str, Any], name: str | None
 ) -> ir.Node:
     return ir.node(
-        kind.operator,
+        kind.name,
         [named[key] for key in kind.inputs],
         {**_EMBEDDED, **attributes},
         domain=DOMAIN,

@@ -8,7 +8,7 @@ is built.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from pathlib import Path
 from cbam_deploy.engines.backend import TENSORRT_RTX
 from cbam_deploy.engines.source import OnnxSource
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.gates.operators import GateOperator, operator_of
+from cbam_deploy.graphs.gate_functions import gate_nodes
 from cbam_deploy.machine import gpus
 from cbam_deploy.outputs import scratch_folder
 from cbam_deploy.plugins.geometry import DeviceLimits
@@ -69,7 +71,9 @@ def _write_lowered(source: OnnxSource, path: Path, gate: str, batch: int) -> dic
     from cbam_deploy.graphs.onnx_file import write_model
 
     model = source.model.clone()
-    lowered = lower_gates(model, _registered(gate), batch=batch)
+    found = [operator_of(node) for node in gate_nodes(model)]
+    operators = [operator for operator in found if operator is not None]
+    lowered = lower_gates(model, _registered(gate, operators), batch=batch)
     for name, one in lowered.items():
         if one.way == NATIVE and gate == "plugin":
             raise BadInput(
@@ -81,7 +85,7 @@ def _write_lowered(source: OnnxSource, path: Path, gate: str, batch: int) -> dic
     return {name: one.way for name, one in lowered.items()}
 
 
-def _registered(gate: str) -> DeviceLimits | None:
+def _registered(gate: str, operators: Iterable[GateOperator]) -> DeviceLimits | None:
     """Register the plugins for this machine's GPU; None where gates shall not go to them."""
     from cbam_deploy.plugins.plugin_nodes import embedding_limits
     from cbam_deploy.plugins.tensorrt_plugin import register
@@ -90,7 +94,7 @@ def _registered(gate: str) -> DeviceLimits | None:
         return None
     try:
         limits = embedding_limits(gpus()[0].compute_capability)
-        register(limits)
+        register(limits, operators)
     except (BadInput, MissingCapability) as error:
         if gate == "plugin":
             raise

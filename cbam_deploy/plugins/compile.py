@@ -1,8 +1,7 @@
 """Compile the kernels at run time with NVRTC, without a driver, and keep the result on disk.
 
 NVRTC 13.0 is pinned (the ``cuda`` extra), so that its PTX loads under drivers of CUDA 13.0 and
-later; see https://docs.nvidia.com/cuda/nvrtc. A kernel is asked for by its C++ name expression, as
-`launches.Launch.kernel` has it.
+later; see https://docs.nvidia.com/cuda/nvrtc. A kernel is given as `launches.Launch.kernel`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any
 from cbam_deploy.errors import BadInput, DeployError, MissingCapability, installation_of
 from cbam_deploy.json_data import parse, read
 from cbam_deploy.outputs import write_text
+from cbam_deploy.plugins.entries import Kernel
 
 KERNELS = Path(__file__).parent / "kernels"
 _SOURCE = '#include "fused.cuh"\n#include "staged.cuh"\n'
@@ -37,13 +37,13 @@ class CompiledKernels:
     Attributes:
         architecture: ``sm_90`` for machine code, ``compute_90`` for PTX.
         image: what ``cuModuleLoadData`` takes: a cubin, or PTX text.
-        names: name in the image of each kernel, by its C++ name expression.
+        names: of the kernels in it.
         log: what the compiler said, with registers, spills and shared memory for machine code.
     """
 
     architecture: str
     image: bytes
-    names: dict[str, str]
+    names: tuple[str, ...]
     log: str
 
 
@@ -54,26 +54,28 @@ class _Entry:
     architecture: str
     image: str
     image_sha256: str
-    names: dict[str, str]
+    names: tuple[str, ...]
     log: str
 
 
-def compile_kernels(kernels: Iterable[str], architecture: str) -> CompiledKernels:
-    """Compile `kernels` (name expressions) for `architecture`, or take them from the cache.
+def compile_kernels(kernels: Iterable[Kernel], architecture: str) -> CompiledKernels:
+    """Compile `kernels` for `architecture`, or take them from the cache.
 
     Raises:
         MissingCapability: NVRTC or the CUDA headers are not installed.
         BadInput: NVRTC does not know `architecture`.
         RuntimeError: the kernels do not compile, which is a defect; with the compiler's log.
     """
-    names = tuple(sorted(set(kernels)))
+    texts = {kernel.name: kernel.text for kernel in kernels}
+    names = tuple(sorted(texts))
+    source = _SOURCE + "".join(texts[name] for name in names)
     nvrtc = _nvrtc()
     headers = _header_folders()
     options = _options(architecture, headers)
-    file = cache_folder() / f"{_key(nvrtc, names, options, headers[0])}.json"
+    file = cache_folder() / f"{_key(nvrtc, source, options, headers[0])}.json"
     compiled = _read(file)
-    if compiled is None or (compiled.architecture, {*compiled.names}) != (architecture, {*names}):
-        compiled = _compile(nvrtc, names, architecture, options)
+    if compiled is None or (compiled.architecture, compiled.names) != (architecture, names):
+        compiled = _compile(nvrtc, source, names, architecture, options)
         # A cache that cannot be written costs time, nothing else.
         with contextlib.suppress(DeployError, OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def cache_folder() -> Path:
 
 
 def _compile(
-    nvrtc: Any, names: tuple[str, ...], architecture: str, options: tuple[bytes, ...]
+    nvrtc: Any, source: str, names: tuple[str, ...], architecture: str, options: tuple[bytes, ...]
 ) -> CompiledKernels:
     known = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
     if architecture.partition("_")[2] not in {str(number) for number in known}:
@@ -96,20 +98,14 @@ def _compile(
             f"{architecture}: not an architecture that NVRTC knows",
             f"choose one of {', '.join(f'sm_{number}' for number in known)}",
         )
-    program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(_SOURCE.encode(), b"gates.cu", 0, [], []))
+    program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), b"gates.cu", 0, [], []))
     try:
-        for name in names:
-            _checked(nvrtc, nvrtc.nvrtcAddNameExpression(program, name.encode()))
         (result,) = nvrtc.nvrtcCompileProgram(program, len(options), list(options))
         log = _text(nvrtc, program, "ProgramLog").decode().strip("\0 \n")
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"the gate kernels do not compile for {architecture}:\n{log}")
-        lowered = {
-            name: _checked(nvrtc, nvrtc.nvrtcGetLoweredName(program, name.encode())).decode()
-            for name in names
-        }
         image = _text(nvrtc, program, "CUBIN" if architecture.startswith("sm_") else "PTX")
-        return CompiledKernels(architecture, image, lowered, log)
+        return CompiledKernels(architecture, image, names, log)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -127,13 +123,13 @@ def _options(architecture: str, headers: tuple[Path, ...]) -> tuple[bytes, ...]:
     return tuple(option.encode() for option in options)
 
 
-def _key(nvrtc: Any, names: tuple[str, ...], options: tuple[bytes, ...], headers: Path) -> str:
+def _key(nvrtc: Any, source: str, options: tuple[bytes, ...], headers: Path) -> str:
     """Hash of all that the result depends on; paths of this machine are none of it."""
     version = _checked(nvrtc, nvrtc.nvrtcVersion())
-    parts = [repr(version), _headers_sha256(headers), *names]
+    parts = [source, repr(version), _headers_sha256(headers)]
     parts += [o.decode() for o in options if not o.startswith(b"--include-path")]
     parts += [path.read_text() for path in sorted(KERNELS.glob("*.cuh"))]
-    return hashlib.sha256("\0".join([_SOURCE, *parts]).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _read(file: Path) -> CompiledKernels | None:

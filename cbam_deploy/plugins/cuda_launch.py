@@ -65,8 +65,7 @@ class LoadedPlan:
         with current_device(device), _loading_allowed():
             self._module = call("cuModuleLoadData", compiled.image)
             self._functions = [
-                _function(self._module, compiled.names[launch.kernel], launch)
-                for launch in plan.launches
+                _function(self._module, launch.kernel.name, launch) for launch in plan.launches
             ]
 
     def launch(self, buffers: Mapping[str, int], batch: int, stream: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import CBAM, SE
-from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator
+from cbam_deploy.gates.description import KERNEL_SIZES
+from cbam_deploy.gates.operators import GateOperator
 from cbam_deploy.plugins.layouts import LAYOUTS, Dtype, Layout, LayoutName
 
 ELEMENTS: dict[Dtype, tuple[str, int]] = {
@@ -18,11 +19,6 @@ ELEMENTS: dict[Dtype, tuple[str, int]] = {
 }
 """C++ type and bytes of one element."""
 
-KERNEL_OPERATORS: dict[str, GateOperator] = {
-    name: operator for name, operator in GATE_OPERATORS.items() if operator.gate in (CBAM, SE)
-}
-"""The operators that there are kernels for; `Gate.operator` is one of them."""
-
 _LARGEST_IMAGE = 2**30  # elements; offsets inside an image are 32-bit integers
 _UNFUSED = "leave this gate unfused: its standard operators run everywhere"
 
@@ -32,10 +28,11 @@ class Gate:
     """One gate on maps of one shape.
 
     Attributes:
+        operator: what is computed.
         channels, height, width: of the map; any positive numbers.
-        hidden: units of the channel gate's hidden layer.
-        kernel_size: of the spatial gate, 3 or 7; 0 for a channel gate only (SE).
-        residual: whether a residual is added and ReLU applied.
+        hidden: units of the channel part's hidden layer; 0 without one.
+        kernel_size: of the spatial part's convolution; 0 without one.
+        channel_kernel_size: of the convolution along the channels; 0 without one.
         dtype, layout: of x, r and y.
         stored: channels stored per position, 0 for as many as the layout needs. TensorRT's HWC8 is
             ``nhwc`` with `stored` rounded up to a multiple of 8.
@@ -46,12 +43,13 @@ class Gate:
         BadInput: there is no kernel for such a gate.
     """
 
+    operator: GateOperator
     channels: int
     height: int
     width: int
-    hidden: int
-    kernel_size: int = 7
-    residual: bool = False
+    hidden: int = 0
+    kernel_size: int = 0
+    channel_kernel_size: int = 0
     dtype: Dtype = "float16"
     layout: LayoutName = "nhwc"
     stored: int = 0
@@ -65,10 +63,9 @@ class Gate:
         natural = round_up(self.channels, storage.block)
         if self.stored == 0:
             object.__setattr__(self, "stored", natural)
-        if min(self.channels, self.height, self.width, self.hidden) < 1:
+        if min(self.channels, self.height, self.width) < 1:
             raise BadInput(f"{self}: sizes must be positive", _UNFUSED)
-        if self.kernel_size not in (0, 3, 7):
-            raise BadInput(f"kernel size {self.kernel_size}: there are kernels for 3, 7", _UNFUSED)
+        self._check_weights()
         if self.dtype not in storage.dtypes:
             dtypes = ", ".join(storage.dtypes)
             raise BadInput(f"layout {self.layout} is for {dtypes} maps, not {self.dtype}", _UNFUSED)
@@ -78,6 +75,19 @@ class Gate:
             raise BadInput(f"{self}: addresses are not aligned", _UNFUSED)
         if self.stored * self.positions > _LARGEST_IMAGE:
             raise BadInput(f"{self}: an image of more than 2^30 elements", _UNFUSED)
+
+    def _check_weights(self) -> None:
+        """Refuse sizes of weights that the operator has not, or that no kernel is for."""
+        has = self.operator.weights
+        if (self.hidden > 0) != ("W0" in has) or self.hidden < 0:
+            raise BadInput(f"{self}: {self.hidden} hidden units", _UNFUSED)
+        sizes = {"WS": self.kernel_size, "WC": self.channel_kernel_size}
+        for weight, size in sizes.items():
+            if weight in has and size not in KERNEL_SIZES:
+                known = ", ".join(map(str, KERNEL_SIZES))
+                raise BadInput(f"kernel size {size}: there are kernels for {known}", _UNFUSED)
+            if weight not in has and size:
+                raise BadInput(f"{self}: kernel size {size} without a convolution", _UNFUSED)
 
     def __str__(self) -> str:
         shape = f"{self.channels}x{self.height}x{self.width}"
@@ -92,13 +102,6 @@ class Gate:
     def element_bytes(self) -> int:
         """Bytes of one element."""
         return ELEMENTS[self.dtype][1]
-
-    @property
-    def operator(self) -> GateOperator:
-        """The operator that it computes."""
-        return GateOperator(
-            CBAM if self.kernel_size else SE, self.residual, "relu" if self.residual else "none"
-        )
 
     @property
     def storage(self) -> Layout:
@@ -121,6 +124,15 @@ class Gate:
         if self.storage.rows_are_channels:
             return channels, positions // self.vector
         return positions, channels // self.vector
+
+
+def weight_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The sizes of a `Gate` that its weights have, from their shapes by name in lower case."""
+    return {
+        "hidden": shapes["w0"][0] if "w0" in shapes else 0,
+        "kernel_size": shapes["ws"][-1] if "ws" in shapes else 0,
+        "channel_kernel_size": shapes["wc"][-1] if "wc" in shapes else 0,
+    }
 
 
 def round_up(size: int, multiple: int) -> int:

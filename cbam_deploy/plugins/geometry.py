@@ -15,14 +15,17 @@ from cbam_deploy.plugins.launches import (
     Cut,
     Launch,
     LaunchPlan,
+    Stage,
     Tiling,
     apply,
+    channel_excitation,
     channel_statistics,
     fused_fixed_bytes,
     fused_plan,
-    gating,
     positions_per_block,
+    spatial_statistics,
     staged_plan,
+    stages,
 )
 
 Strategy = Literal["auto", "fused", "staged"]
@@ -32,7 +35,7 @@ DEFAULT_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may use without opting in to more."""
 
 _RESERVED_SHARED_BYTES = 1024  # taken by the system from each block's shared memory
-_MOST_SPLITS = 16  # blocks that repeat one channel gate; parts that one channel's sum comes in
+_MOST_SPLITS = 16  # blocks that repeat one channel gate; parts of one channel's sum
 _MOST_POSITIONS = 2048  # of a block of the last launch: their gates stand in shared memory
 
 
@@ -192,45 +195,77 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
 
 def _staged(gate: Gate, limits: DeviceLimits, batch: int, splits: int | None) -> LaunchPlan:
-    threads, warp = limits.small_block, limits.warp
     wanted = -(-4 * limits.multiprocessors // batch)  # blocks per image
-    positions_unit = round_up(64, gate.vector)
-    in_place = _gating(gate, limits, gate.positions, 1, False) is None
+    in_place = not _gating_fits(gate, limits)
+    shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
+    statistics_cut = _statistics_cut(gate, wanted, splits, in_place)
+    parts, _ = statistics_cut.splits(gate)
 
-    channels = _part(gate.stored, _channel_unit(gate), wanted)
-    blocks = -(-wanted * channels // gate.stored)
-    most = 1 if in_place else _MOST_SPLITS
-    positions = _part(gate.positions, positions_unit, splits or min(most, blocks))
-    cut = Cut(positions, channels)
-    if splits and (cut.splits(gate)[0] != splits or splits > most):
-        raise BadInput(f"{gate}: its statistics cannot be split in {splits}", "leave splits out")
-    tiling = choose_tiling(gate, *gate.matrix(positions, channels), threads, warp)
-    statistics = channel_statistics(gate, tiling, cut)
+    def launch(stage: Stage) -> Launch:
+        if stage == "channel_statistics":
+            tiling = _small_tiling(gate, limits, statistics_cut.positions, statistics_cut.channels)
+            return channel_statistics(gate, tiling, statistics_cut, shared)
+        if stage == "channel_excitation":
+            tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
+            return channel_excitation(gate, tiling, parts, in_place=in_place)
+        if stage == "spatial_statistics":
+            most = 1 if in_place else _MOST_SPLITS
+            positions = _part(gate.positions, _positions_unit(gate), min(most, wanted))
+            tiling = _small_tiling(gate, limits, positions, gate.stored)
+            return spatial_statistics(gate, tiling, positions, parts, in_place=in_place)
+        cut = _apply_cut(gate, wanted)
+        return apply(gate, _small_tiling(gate, limits, cut.positions, cut.channels), cut, shared)
 
-    positions = _part(gate.positions, positions_unit, min(most, wanted))
-    second = _gating(gate, limits, positions, cut.splits(gate)[0], in_place)
-    if second is None:
+    launches = tuple(map(launch, stages(gate.operator)))
+    if any(one.shared_bytes > limits.block_shared_bytes for one in launches):
         raise BadInput(
-            f"{gate}: the hidden layer exceeds the shared memory of a block",
+            f"{gate}: its statistics exceed the shared memory of a block",
             "leave this gate unfused: its standard operators run everywhere",
         )
+    return staged_plan(gate, launches)
 
-    positions = _part(min(gate.positions, _MOST_POSITIONS), positions_unit, wanted)
+
+def _statistics_cut(gate: Gate, wanted: int, splits: int | None, in_place: bool) -> Cut:
+    """Slices of the launch that computes the channels' statistics."""
+    channels = _part(gate.stored, _channel_unit(gate), wanted)
+    blocks = -(-wanted * channels // gate.stored)
+    least, most = 1, 1 if in_place else _MOST_SPLITS
+    if gate.operator.gate.arrangement == "spatial-channel":
+        least = -(-gate.positions // _MOST_POSITIONS)  # as in the last launch
+        most = max(least, most)
+    wanted = max(least, min(most, blocks))
+    cut = Cut(_part(gate.positions, _positions_unit(gate), splits or wanted), channels)
+    if splits and (cut.splits(gate)[0] != splits or splits > most):
+        raise BadInput(f"{gate}: its statistics cannot be split in {splits}", "leave splits out")
+    return cut
+
+
+def _apply_cut(gate: Gate, wanted: int) -> Cut:
+    unit = _positions_unit(gate)
+    positions = _part(min(gate.positions, _MOST_POSITIONS), unit, wanted)
     blocks = -(-wanted * positions // gate.positions)
-    cut = Cut(positions, _part(gate.stored, 4 * _channel_unit(gate), blocks))
-    tiling = choose_tiling(gate, *gate.matrix(cut.positions, cut.channels), threads, warp)
-    shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
-    return staged_plan(statistics, second, apply(gate, tiling, cut, shared), gate)
+    return Cut(positions, _part(gate.stored, 4 * _channel_unit(gate), blocks))
 
 
-def _gating(
-    gate: Gate, limits: DeviceLimits, positions: int, splits: int, in_place: bool
-) -> Launch | None:
-    """The second launch, None if it needs more shared memory than there is."""
-    rows, columns = gate.matrix(positions, gate.stored)
-    tiling = choose_tiling(gate, rows, columns, limits.small_block, limits.warp)
-    launch = gating(gate, tiling, positions, splits, in_place=in_place)
-    return launch if launch.shared_bytes <= limits.block_shared_bytes else None
+def _gating_fits(gate: Gate, limits: DeviceLimits) -> bool:
+    """Whether one block has the shared memory for all channels' statistics and gates."""
+    if not gate.operator.gate.has_channel:
+        return True
+    tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
+    if "channel_excitation" in stages(gate.operator):
+        launch = channel_excitation(gate, tiling, 1, in_place=False)
+    else:
+        launch = spatial_statistics(gate, tiling, gate.positions, 1, in_place=False)
+    return launch.shared_bytes <= limits.block_shared_bytes
+
+
+def _small_tiling(gate: Gate, limits: DeviceLimits, positions: int, channels: int) -> Tiling:
+    rows, columns = gate.matrix(positions, channels)
+    return choose_tiling(gate, rows, columns, limits.small_block, limits.warp)
+
+
+def _positions_unit(gate: Gate) -> int:
+    return round_up(64, gate.vector)
 
 
 def _channel_unit(gate: Gate) -> int:

@@ -1,19 +1,31 @@
 """Kernel launches that compute a gate, described without choosing anything and without a driver.
 
-A `Launch` carries a kernel's name and its parameters in order, so the PyTorch op, the TensorRT
-plugin and the tests on the host carry out the same `LaunchPlan`. `geometry.plan` chooses one.
-Kernels, and the names used here, are those of ``kernels/``.
+A `Launch` carries a kernel and its parameters in order, so the PyTorch op, the TensorRT plugin and
+the tests on the host carry out the same `LaunchPlan`. `geometry.plan` chooses one. Kernels, and the
+names used here, are those of ``kernels/``.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from cbam_deploy.gates.operators import in_lower_case, snake_case
-from cbam_deploy.plugins.gate import ELEMENTS, Gate, round_up
+from cbam_deploy.gates.operators import GateOperator, in_lower_case
+from cbam_deploy.plugins.entries import (
+    Kernel,
+    before_the_last,
+    boolean,
+    element_type,
+    entry_point,
+    gate_type,
+)
+from cbam_deploy.plugins.gate import Gate, round_up
 
-STAT_BYTES = 8
+Stage = Literal["fused", "channel_statistics", "channel_excitation", "spatial_statistics", "apply"]
+
 _BATCH = 4  # Tiling::batch
 
 
@@ -39,13 +51,13 @@ class Tiling:
         return self.threads // self.column_lanes
 
     @property
-    def channel_scratch_bytes(self) -> int:
-        """Shared memory of the reduction over positions."""
+    def channel_scratch(self) -> int:
+        """Statistics in shared memory for the reduction over positions."""
         return self._row_scratch if self.gate.storage.rows_are_channels else self._column_scratch
 
     @property
-    def position_scratch_bytes(self) -> int:
-        """Shared memory of the reduction over channels."""
+    def position_scratch(self) -> int:
+        """Statistics in shared memory for the reduction over channels."""
         return self._column_scratch if self.gate.storage.rows_are_channels else self._row_scratch
 
     @property
@@ -55,20 +67,20 @@ class Tiling:
     @property
     def _row_scratch(self) -> int:
         alone = self._warps_per_row == 1
-        return 0 if alone else self.row_lanes * _BATCH * self._warps_per_row * STAT_BYTES
+        return 0 if alone else self.row_lanes * _BATCH * self._warps_per_row
 
     @property
     def _column_scratch(self) -> int:
         warp_rows = self.threads // self.warp // self._warps_per_row
-        return warp_rows * self.column_lanes * min(4, self.gate.vector) * STAT_BYTES
+        return warp_rows * self.column_lanes * min(4, self.gate.vector)
 
     @property
     def expression(self) -> str:
         """The C++ type."""
         gate = self.gate
         return (
-            f"cbam::Tiling<{ELEMENTS[gate.dtype][0]}, cbam::Layout::{gate.layout}, "
-            f"{_bool(gate.stored > gate.channels)}, {gate.vector}, {self.threads}, "
+            f"cbam::Tiling<{element_type(gate)}, cbam::Layout::{gate.layout}, "
+            f"{boolean(gate.stored > gate.channels)}, {gate.vector}, {self.threads}, "
             f"{self.column_lanes}>"
         )
 
@@ -78,7 +90,9 @@ class Launch:
     """One kernel launch; its parameters are `inputs`, then `integers`, then `outputs`.
 
     Attributes:
-        kernel: C++ name expression of the kernel.
+        stage: what it computes.
+        kernel: its entry point.
+        tiling: of its slices; None where it reads no map.
         blocks_per_image: the grid is this times the batch.
         cluster: blocks of a cluster, fixed in the kernel.
         threads: of a block.
@@ -87,7 +101,9 @@ class Launch:
         integers: 32-bit parameters by name.
     """
 
-    kernel: str
+    stage: Stage
+    kernel: Kernel
+    tiling: Tiling | None
     blocks_per_image: int
     cluster: int
     threads: int
@@ -103,7 +119,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The launches that compute one gate, in order: one fused, or three staged.
+    """The launches that compute one gate, in order: one fused, or those of `stages`.
 
     Attributes:
         gate: what is computed.
@@ -114,6 +130,54 @@ class LaunchPlan:
     gate: Gate
     launches: tuple[Launch, ...]
     workspace: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def splits(self) -> int:
+        """Parts in which the staged launches pass a channel's statistics on; 0 without these."""
+        return max(dict(launch.integers).get("splits", 0) for launch in self.launches)
+
+
+def stages(operator: GateOperator) -> tuple[Stage, ...]:
+    """The staged launches that compute `operator`, in order."""
+    arrangement = operator.gate.arrangement
+    if arrangement == "channel":
+        return ("channel_statistics", "channel_excitation", "apply")
+    if arrangement == "spatial":
+        return ("spatial_statistics", "apply")
+    if arrangement == "spatial-channel":
+        return ("spatial_statistics", "channel_statistics", "channel_excitation", "apply")
+    return ("channel_statistics", "spatial_statistics", "apply")
+
+
+def buffers(operator: GateOperator, stage: Stage) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of what the launch of a stage reads and of what it writes, in order."""
+    spec = operator.gate
+    convolution = ("pooled", "ws", "bs") if spec.has_spatial else ()
+    excitation = ("partials", *in_lower_case(operator.channel_weights))
+    if stage == "fused":
+        return in_lower_case(operator.inputs), ("y",)
+    if stage == "channel_statistics":
+        return ("x", *(convolution if spec.arrangement == "spatial-channel" else ())), ("partials",)
+    if stage == "channel_excitation":
+        return excitation, ("channel_gates",)
+    if stage == "spatial_statistics":
+        described = ("wd",) if spec.spatial == "conv1x1" else ()
+        if "channel_excitation" in stages(operator) or not spec.has_channel:
+            return ("x", *described), ("pooled",)
+        return ("x", *excitation, *described), ("channel_gates", "pooled")
+    gates = ("channel_gates",) if spec.has_channel else ()
+    return (*in_lower_case(operator.maps), *gates, *convolution), ("y",)
+
+
+def workspace_shapes(gate: Gate, splits: int) -> dict[str, tuple[int, ...]]:
+    """Shapes, but for the batch, of the buffers between the staged launches; float32."""
+    written = {name for one in stages(gate.operator) for name in buffers(gate.operator, one)[1]}
+    shapes = {
+        "partials": (splits, gate.stored, _channel_statistics(gate)),
+        "channel_gates": (gate.stored,),
+        "pooled": (gate.height, gate.width, _position_statistics(gate)),
+    }
+    return {name: shape for name, shape in shapes.items() if name in written}
 
 
 def fused_plan(
@@ -126,23 +190,22 @@ def fused_plan(
     per_block = positions_per_block(gate, cluster)
     rows, columns = gate.matrix(per_block, gate.stored)
     kept_rows = rows if kept_rows is None else min(rows, kept_rows)
-    entry = gate.operator.function
-    launch = Launch(
-        kernel=f"cbam::{entry}<{tiling.expression}, {cluster}{_kernel_size(gate)}>",
-        blocks_per_image=cluster,
+    kept_bytes = kept_rows * columns * gate.vector * gate.element_bytes
+    launch = _launch(
+        gate,
+        "fused",
+        f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}>",
+        tiling,
+        blocks=cluster,
         cluster=cluster,
-        threads=tiling.threads,
-        shared_bytes=fused_fixed_bytes(gate, tiling, cluster)
-        + _aligned(kept_rows * columns * gate.vector * gate.element_bytes),
-        inputs=in_lower_case(gate.operator.inputs),
+        shared_bytes=fused_fixed_bytes(gate, tiling, cluster) + _aligned(kept_bytes),
         integers=(
             *_shape(gate),
-            ("hidden", gate.hidden),
+            *_hidden(gate),
             ("positions_per_block", per_block),
             ("kept_rows", kept_rows),
             *_scales(gate),
         ),
-        outputs=("y",),
     )
     return LaunchPlan(gate, (launch,))
 
@@ -155,16 +218,24 @@ def positions_per_block(gate: Gate, cluster: int) -> int:
 
 def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
     """Shared memory of the fused kernel but for the kept map, in the order it takes the pieces."""
+    spec = gate.operator.gate
     share = -(-gate.channels // cluster)
     per_block = positions_per_block(gate, cluster)
-    pieces = [cluster * share * STAT_BYTES, cluster * gate.hidden * STAT_BYTES, gate.hidden * 4]
-    later = [gate.stored * 4]
-    if gate.kernel_size:
-        pieces += [2 * gate.kernel_size**2 * 4, tiling.position_scratch_bytes]
+    pieces, first_phase, later = [], 0, []
+    if spec.has_channel:
+        pieces.append(cluster * share * _channel_statistics(gate) * 4)
+        pieces.append(cluster * gate.hidden * _branches(gate) * 4)
+        pieces.append(_second_layer_bytes(gate))
+        first_phase = _aligned(tiling.channel_scratch * _channel_statistics(gate) * 4)
+        later.append(gate.stored * 4)
+    if spec.has_spatial:
+        pieces += [_convolution_bytes(gate), *_described(gate)]
+        pieces.append(tiling.position_scratch * _position_statistics(gate) * 4)
         window = min(gate.positions, per_block + 2 * gate.halo)
-        later += [window * STAT_BYTES, per_block * 4]
-    first_phase = _aligned(tiling.channel_scratch_bytes)
-    return sum(map(_aligned, pieces)) + max(first_phase, sum(map(_aligned, later)))
+        later += [window * _position_statistics(gate) * 4, per_block * 4]
+    if spec.arrangement == "spatial-channel":
+        return _sum(pieces) + first_phase + _sum(later)
+    return _sum(pieces) + max(first_phase, _sum(later))
 
 
 @dataclass(frozen=True)
@@ -179,74 +250,79 @@ class Cut:
         return -(-gate.positions // self.positions), -(-gate.stored // self.channels)
 
 
-def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut) -> Launch:
-    """First staged launch: sums and maxima per channel."""
+def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
+    """Staged launch: sums and maxima per channel, of x or of x times its spatial gate.
+
+    `shared_limit` is as in `apply`.
+    """
+    pieces = [tiling.channel_scratch * _channel_statistics(gate) * 4]
+    window: tuple[tuple[str, int], ...] = ()
+    if gate.operator.gate.arrangement == "spatial-channel":
+        size, more = _window(gate, cut, shared_limit - _sum(pieces))
+        pieces += more
+        window = (("window_size", size), *_scales(gate))
     position_splits, channel_splits = cut.splits(gate)
-    return Launch(
-        kernel=f"cbam::channel_statistics<{tiling.expression}>",
-        blocks_per_image=position_splits * channel_splits,
-        cluster=1,
-        threads=tiling.threads,
-        shared_bytes=_aligned(tiling.channel_scratch_bytes),
-        inputs=("x",),
-        integers=(*_shape(gate), *_cut(cut)),
-        outputs=("partials",),
+    return _launch(
+        gate,
+        "channel_statistics",
+        f"cbam::channel_statistics<{tiling.expression}, {_before_the_last(gate)}>",
+        tiling,
+        blocks=position_splits * channel_splits,
+        shared_bytes=_sum(pieces),
+        integers=(*_shape(gate), *_cut(cut), *window),
     )
 
 
-def gating(gate: Gate, tiling: Tiling, positions: int, splits: int, *, in_place: bool) -> Launch:
-    """Second staged launch: the channel gate, with the spatial statistics where there are any.
+def channel_excitation(gate: Gate, tiling: Tiling, splits: int, *, in_place: bool) -> Launch:
+    """Staged launch: the channel gate alone; of `tiling` only the threads matter.
 
     Args:
         gate: the gate.
-        tiling: of a slice of all channels; without a spatial gate only its threads matter.
-        positions: of a block's slice.
-        splits: position splits of the launch before.
-        in_place: use the channels' statistics where they stand, so that shared memory need not grow
-            with the number of channels; needs one split before and one block per image here.
+        tiling: of any slice.
+        splits: position splits of the statistics.
+        in_place: as in `spatial_statistics`.
     """
-    pieces = [gate.hidden * 4]
-    if not in_place:
-        pieces.append(gate.channels * STAT_BYTES)
-    weights = in_lower_case(gate.operator.channel_weights)
-    x_scale, _, y_scale = _scales(gate)
-    if not gate.kernel_size:
-        return Launch(
-            kernel=f"cbam::channel_excitation<{tiling.threads}, {_bool(in_place)}>",
-            blocks_per_image=1,
-            cluster=1,
-            threads=tiling.threads,
-            shared_bytes=sum(map(_aligned, pieces)),
-            inputs=("partials", *weights),
-            integers=(
-                ("channels", gate.channels),
-                ("stored", gate.stored),
-                ("positions", gate.positions),
-                ("hidden", gate.hidden),
-                ("splits", splits),
-                x_scale,
-                y_scale,
-            ),
-            outputs=("channel_gates",),
-        )
-    pieces.append(tiling.position_scratch_bytes)
-    if not in_place:
-        pieces.append(gate.stored * 4)
-    return Launch(
-        kernel=f"cbam::spatial_statistics<{tiling.expression}, {_bool(in_place)}>",
-        blocks_per_image=-(-gate.positions // positions),
-        cluster=1,
-        threads=tiling.threads,
-        shared_bytes=sum(map(_aligned, pieces)),
-        inputs=("x", "partials", *weights),
-        integers=(
-            *_shape(gate),
-            ("hidden", gate.hidden),
-            ("positions_per_block", positions),
-            ("splits", splits),
-            x_scale,
-        ),
-        outputs=("channel_gates", "pooled"),
+    arguments = f"{_before_the_last(gate)}, {tiling.threads}, {boolean(in_place)}"
+    return _launch(
+        gate,
+        "channel_excitation",
+        f"cbam::channel_excitation<{arguments}>",
+        tiling,
+        blocks=1,
+        shared_bytes=_sum(_excitation(gate, in_place)),
+        integers=(*_shape(gate), *_hidden(gate), ("splits", splits), *_scales(gate)),
+    )
+
+
+def spatial_statistics(
+    gate: Gate, tiling: Tiling, positions: int, splits: int, *, in_place: bool
+) -> Launch:
+    """Staged launch: what the convolution sees of each position; the channel gate where it is due.
+
+    Args:
+        gate: the gate.
+        tiling: of a slice of all channels.
+        positions: of a block's slice.
+        splits: position splits of the channels' statistics.
+        in_place: use these where they stand, so that shared memory need not grow with the number of
+            channels; needs one split before and one block per image here.
+    """
+    pieces = [tiling.position_scratch * _position_statistics(gate) * 4, *_described(gate)]
+    channel: tuple[tuple[str, int], ...] = ()
+    if "channel_gates" in buffers(gate.operator, "spatial_statistics")[1]:
+        pieces += _excitation(gate, in_place)
+        if not in_place:
+            pieces.append(gate.stored * 4)
+        channel = (*_hidden(gate), ("splits", splits))
+    arguments = f"{tiling.expression}, {_before_the_last(gate)}, {boolean(in_place)}"
+    return _launch(
+        gate,
+        "spatial_statistics",
+        f"cbam::spatial_statistics<{arguments}>",
+        tiling,
+        blocks=-(-gate.positions // positions),
+        shared_bytes=_sum(pieces),
+        integers=(*_shape(gate), *channel, ("positions_per_block", positions), *_scales(gate)),
     )
 
 
@@ -256,46 +332,133 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
     The convolution's window stands in shared memory, or where it does not fit in `shared_limit`
     bytes (very wide maps), is read from device memory.
     """
+    window, pieces = _window(gate, cut, shared_limit)
     position_splits, channel_splits = cut.splits(gate)
-    window, pieces = 0, []
-    if gate.kernel_size:
-        pieces = [cut.positions * 4, 2 * gate.kernel_size**2 * 4]
-        window = min(gate.positions, cut.positions + 2 * gate.halo)
-        if sum(map(_aligned, [*pieces, window * STAT_BYTES])) > shared_limit:
-            window = 0
-        pieces.append(window * STAT_BYTES)
-    operator = gate.operator
-    entry = snake_case(f"Apply{operator.name.replace('Gate', '')}")
-    maps, convolution = map(in_lower_case, (operator.maps, operator.spatial_weights))
-    return Launch(
-        kernel=f"cbam::{entry}<{tiling.expression}{_kernel_size(gate)}>",
-        blocks_per_image=position_splits * channel_splits,
-        cluster=1,
-        threads=tiling.threads,
-        shared_bytes=sum(map(_aligned, pieces)),
-        inputs=(
-            *maps,
-            "channel_gates",
-            *(("pooled",) if gate.kernel_size else ()),
-            *convolution,
-        ),
+    return _launch(
+        gate,
+        "apply",
+        f"cbam::apply_gate<{tiling.expression}, {_type(gate.operator, gate)}>",
+        tiling,
+        blocks=position_splits * channel_splits,
+        shared_bytes=_sum(pieces),
         integers=(
             *_shape(gate),
             *_cut(cut),
             *((("window_size", window),) if gate.kernel_size else ()),
             *_scales(gate),
         ),
-        outputs=("y",),
     )
 
 
-def staged_plan(statistics: Launch, second: Launch, last: Launch, gate: Gate) -> LaunchPlan:
-    """The three launches with the buffers between them."""
-    splits = second.integer("splits")
-    workspace = [("partials", splits * gate.stored * 2), ("channel_gates", gate.stored)]
-    if gate.kernel_size:
-        workspace.append(("pooled", gate.positions * 2))
-    return LaunchPlan(gate, (statistics, second, last), tuple(workspace))
+def staged_plan(gate: Gate, launches: Iterable[Launch]) -> LaunchPlan:
+    """The launches of `stages` with the buffers between them."""
+    launches = tuple(launches)
+    assert tuple(launch.stage for launch in launches) == stages(gate.operator)
+    shapes = workspace_shapes(gate, LaunchPlan(gate, launches).splits)
+    sizes = tuple((name, math.prod(shape)) for name, shape in shapes.items())
+    return LaunchPlan(gate, launches, sizes)
+
+
+def _launch(
+    gate: Gate,
+    stage: Stage,
+    function: str,
+    tiling: Tiling,
+    *,
+    blocks: int,
+    shared_bytes: int,
+    integers: tuple[tuple[str, int], ...],
+    cluster: int = 1,
+) -> Launch:
+    inputs, outputs = buffers(gate.operator, stage)
+    reads_maps = "x" in inputs
+    last = stage in ("fused", "apply")
+    kind = (gate.operator if last else before_the_last(gate.operator)).function
+    return Launch(
+        stage=stage,
+        kernel=entry_point(
+            kind if stage == "fused" else f"{kind}_{stage}",
+            function,
+            # Without maps the scales are read as of int8, whatever the type.
+            element_type(gate) if reads_maps else "signed char",
+            cluster=cluster,
+            threads=tiling.threads,
+            inputs=inputs,
+            integers=[name for name, _ in integers],
+            outputs=outputs,
+        ),
+        tiling=tiling if reads_maps else None,
+        blocks_per_image=blocks,
+        cluster=cluster,
+        threads=tiling.threads,
+        shared_bytes=shared_bytes,
+        inputs=inputs,
+        integers=integers,
+        outputs=outputs,
+    )
+
+
+def _type(operator: GateOperator, gate: Gate) -> str:
+    return gate_type(operator, gate.kernel_size, gate.channel_kernel_size)
+
+
+def _before_the_last(gate: Gate) -> str:
+    return _type(before_the_last(gate.operator), gate)
+
+
+# What ``Gate`` of ``kernels/language.cuh`` derives under the same names, in float32 numbers.
+
+
+def _channel_statistics(gate: Gate) -> int:
+    return 2 if gate.operator.gate.channel_pool == "avg+max" else 1
+
+
+def _branches(gate: Gate) -> int:
+    return 1 if gate.operator.gate.join == "pools" else _channel_statistics(gate)
+
+
+def _position_statistics(gate: Gate) -> int:
+    return 2 if gate.operator.gate.spatial == "pool" else 1
+
+
+def _second_layer_bytes(gate: Gate) -> int:
+    """Of what the second layer sees: hidden units, or channels."""
+    logits = _channel_statistics(gate) if gate.operator.gate.join == "gates" else 1
+    return (gate.hidden or gate.channels) * logits * 4
+
+
+def _excitation(gate: Gate, in_place: bool) -> list[int]:
+    """Shared memory of the channel gate in one block."""
+    totals = gate.hidden and not in_place
+    return [
+        _second_layer_bytes(gate),
+        *([gate.channels * _channel_statistics(gate) * 4] if totals else []),
+    ]
+
+
+def _convolution_bytes(gate: Gate) -> int:
+    return _position_statistics(gate) * gate.kernel_size**2 * 4
+
+
+def _described(gate: Gate) -> list[int]:
+    """Shared memory of the channels' weights in a position's descriptor."""
+    return [gate.stored * 4] if gate.operator.gate.spatial == "conv1x1" else []
+
+
+def _window(gate: Gate, cut: Cut, shared_limit: int) -> tuple[int, list[int]]:
+    """Positions of the convolution's window, 0 where it does not fit, and shared memory."""
+    if not gate.kernel_size:
+        return 0, []
+    pieces = [cut.positions * 4, _convolution_bytes(gate)]
+    window = min(gate.positions, cut.positions + 2 * gate.halo)
+    statistic = _position_statistics(gate) * 4
+    if _sum([*pieces, window * statistic]) > shared_limit:
+        window = 0
+    return window, [*pieces, window * statistic]
+
+
+def _sum(pieces: Iterable[int]) -> int:
+    return sum(map(_aligned, pieces))
 
 
 def _aligned(size: int) -> int:
@@ -303,12 +466,12 @@ def _aligned(size: int) -> int:
     return round_up(size, 16)
 
 
-def _kernel_size(gate: Gate) -> str:
-    return f", {gate.kernel_size}" if gate.kernel_size else ""
-
-
 def _shape(gate: Gate) -> tuple[tuple[str, int], ...]:
     return tuple((name, getattr(gate, name)) for name in ("channels", "stored", "height", "width"))
+
+
+def _hidden(gate: Gate) -> tuple[tuple[str, int], ...]:
+    return (("hidden", gate.hidden),) if gate.hidden else ()
 
 
 def _cut(cut: Cut) -> tuple[tuple[str, int], ...]:
@@ -321,7 +484,3 @@ def _scales(gate: Gate) -> tuple[tuple[str, int], ...]:
         (name, struct.unpack("<i", struct.pack("<f", getattr(gate, name)))[0])
         for name in ("x_scale", "r_scale", "y_scale")
     )
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"

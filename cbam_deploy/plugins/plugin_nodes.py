@@ -1,22 +1,21 @@
 """The gates' nodes in a TensorRT network, and the kernel launch that carries out each.
 
-An embedded plugin is one kernel, so a gate is one node where the fused kernel runs, and three where
-it does not. Names are ONNX operators of domain ``cbam_deploy``, names of tensors those of
-`launches`:
+An embedded plugin is one kernel, so a gate is one node where the fused kernel runs, and two to four
+where it does not: as many as `launches.stages` has. Names are ONNX operators of domain
+``cbam_deploy``, names of tensors those of `launches.buffers`:
 
-    operator                      inputs -> outputs
+    node                          inputs -> outputs
     those of `gates.operators`    x, (r,) and the weights -> y
     QLinear...                    the same on int8 maps; scales are attributes
 
-    GateChannelStatistics         x -> partials [N, splits, C, 2]
-    GateSpatialStatistics         x, partials, w0, b0, w1, b1 -> channel_gates [N, C],
-                                  pooled [N, H, W, 2]; or, where there is no spatial gate,
-    GateChannelExcitation         partials, w0, b0, w1, b1 -> channel_gates
-    GateApply...                  x, (r,) channel_gates, and pooled and the weights of the spatial
-                                  gate where there is one -> y
+    CbamGateChannelStatistics     x -> partials [N, splits, C, 2]
+    CbamGateSpatialStatistics     x, partials, w0, b0, w1, b1 -> channel_gates [N, C],
+                                  pooled [N, H, W, 2]
+    SeGateChannelExcitation       partials, w0, b0, w1, b1 -> channel_gates
+    CbamGateAddReluApply          x, r, channel_gates, pooled, ws, bs -> y
 
 TensorRT chooses layouts node by node. x, r and y of one node have one layout. The statistics that
-travel between the three nodes hold one entry per stored channel; so that their strides agree, these
+travel between staged nodes hold one entry per stored channel; so that their strides agree, these
 nodes take only layouts that store no more channels than there are.
 
 Embedded kernels keep to `DEFAULT_SHARED_BYTES`, as nothing says that TensorRT would ask the driver
@@ -27,11 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.operators import GateOperator, in_lower_case
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate, round_up
+from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_case
+from cbam_deploy.plugins.entries import before_the_last
+from cbam_deploy.plugins.gate import Gate, round_up, weight_sizes
 from cbam_deploy.plugins.geometry import (
     DEFAULT_SHARED_BYTES,
     KNOWN_DEVICES,
@@ -40,19 +39,21 @@ from cbam_deploy.plugins.geometry import (
     kept_part,
     plan,
 )
-from cbam_deploy.plugins.launches import Launch
+from cbam_deploy.plugins.launches import Launch, Stage, buffers, stages
 from cbam_deploy.plugins.layouts import FLOATS, Dtype, LayoutName
 
 Names = tuple[str, ...]
 CAPABILITY = "capability"
 """Attribute of every node: of the GPU that its kernel is for, ten times major plus minor."""
 
-Stage = Literal["fused", "statistics", "excitation", "apply"]
-_LAUNCH_OF_STAGE = {"statistics": 0, "excitation": 1, "apply": 2}
 _FEW = 4  # tactics that TensorRT times per type and layout
 
 SCALES = ("x_scale", "r_scale", "y_scale")
-SIZES = ("channels", "height", "width", "hidden", "kernel_size", "splits")
+_MAP_SIZES, _WEIGHT_SIZES = (
+    ("channels", "height", "width"),
+    ("hidden", "kernel_size", "channel_kernel_size"),
+)
+SIZES = (*_MAP_SIZES, *_WEIGHT_SIZES, "splits")
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,33 @@ FORMATS: dict[Dtype, tuple[Format, ...]] = {
 
 @dataclass(frozen=True)
 class PluginNode:
-    """One operator of the table above.
+    """One node of the table above.
 
     Attributes:
-        operator: its name.
+        name: its ONNX operator.
+        operator: what it computes, alone or with others; what only statistics lead to stands
+            without what follows the gate.
         stage: the launch that it is, of a fused or a staged plan.
-        inputs, outputs: names of its tensors, in order.
         dtypes: that x, r and y may have.
         sizes, scales: names of its attributes, integers and floats.
     """
 
-    operator: str
+    name: str
+    operator: GateOperator
     stage: Stage
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     dtypes: tuple[Dtype, ...]
     sizes: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors it reads, in order."""
+        return buffers(self.operator, self.stage)[0]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors it writes, in order."""
+        return buffers(self.operator, self.stage)[1]
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -106,10 +117,10 @@ class PluginNode:
         dtype: Dtype,
         format_: Format,
     ) -> Gate:
-        """The gate that this node, or it with two others, computes.
+        """The gate that this node, alone or with others, computes.
 
         Args:
-            shapes: of the inputs, by name; only those of x, w0 and ws matter.
+            shapes: of the inputs, by name; of a staged node's none matters.
             attributes: by name.
             dtype: of the maps.
             format_: their layout.
@@ -118,22 +129,21 @@ class PluginNode:
             BadInput: there is no kernel for it.
         """
         if self.stage == "fused":
-            _, channels, height, width = shapes["x"]
-            hidden = shapes["w0"][0]
-            kernel_size = shapes["ws"][-1] if "ws" in shapes else 0
+            maps = dict(zip(_MAP_SIZES, shapes["x"][1:], strict=True))
+            sizes = maps | weight_sizes(shapes)
         else:
-            sizes = (int(attributes[name]) for name in SIZES[:-1])
-            channels, height, width, hidden, kernel_size = sizes
+            sizes = {name: int(attributes[name]) for name in SIZES[:-1]}
+        channels = sizes["channels"]
         stored = round_up(channels, format_.multiple)
         if self.stage != "fused" and stored != channels:
             raise BadInput(
-                f"{self.operator}: {format_.name} would pad {channels} channels",
+                f"{self.name}: {format_.name} would pad {channels} channels",
                 "use the layout LINEAR",
             )
         of_maps = {name: float(attributes[name]) for name in self.scales}
         return Gate(
-            *(channels, height, width, hidden, kernel_size),
-            residual="r" in self.inputs,
+            self.operator,
+            **sizes,
             dtype=dtype,
             layout=format_.layout,
             stored=stored,
@@ -170,7 +180,7 @@ class PluginNode:
         if self.stage == "fused":
             return fused_candidates(gate, limits)[tactic - 1].launches[0]
         chosen = plan(gate, limits, batch=tactic, strategy="staged", splits=splits)
-        return chosen.launches[_LAUNCH_OF_STAGE[self.stage]]
+        return next(launch for launch in chosen.launches if launch.stage == self.stage)
 
     def _numbers(self, gate: Gate, limits: DeviceLimits, batches: Iterable[int]) -> list[int]:
         if self.stage != "fused":
@@ -184,50 +194,35 @@ class PluginNode:
 
 
 def fused_node(operator: GateOperator, *, integers: bool) -> PluginNode:
-    """The one node that computes `operator`, of float maps or of int8 ones.
-
-    Raises:
-        BadInput: no kernel computes it.
-    """
-    if operator.name not in KERNEL_OPERATORS:
-        raise BadInput(f"{operator.name}: there is no kernel for it", "use --gate native")
-    inputs = in_lower_case(operator.inputs)
+    """The one node that computes `operator`, of float maps or of int8 ones."""
     if not integers:
-        return PluginNode(operator.name, "fused", inputs, ("y",), FLOATS)
-    scales = tuple(name for name in SCALES if name[0] in (*inputs, "y"))
-    return PluginNode(f"QLinear{operator.name}", "fused", inputs, ("y",), ("int8",), scales=scales)
+        return PluginNode(operator.name, operator, "fused", FLOATS)
+    maps = (*in_lower_case(operator.maps), "y")
+    scales = tuple(name for name in SCALES if name[0] in maps)
+    return PluginNode(f"QLinear{operator.name}", operator, "fused", ("int8",), scales=scales)
 
 
 def staged_nodes(operator: GateOperator) -> tuple[PluginNode, ...]:
-    """The three nodes that compute `operator`, in order."""
-    maps = in_lower_case(operator.maps)
-    mlp, convolution = map(in_lower_case, (operator.channel_weights, operator.spatial_weights))
-    spatial = operator.gate.has_spatial
-    read = ("x", "partials") if spatial else ("partials",)
-    gates = ("channel_gates", "pooled") if spatial else ("channel_gates",)
-    second = "GateSpatialStatistics" if spatial else "GateChannelExcitation"
-    last = f"GateApply{operator.name.replace('Gate', '')}"
+    """The nodes that compute `operator` where the fused kernel does not run, in order."""
 
-    def node(name: str, stage: Stage, inputs: Names, outputs: Names) -> PluginNode:
-        return PluginNode(name, stage, inputs, outputs, (*FLOATS, "int8"), SIZES, SCALES)
+    def node(stage: Stage) -> PluginNode:
+        computes = operator if stage == "apply" else before_the_last(operator)
+        name = computes.name + stage.title().replace("_", "")
+        return PluginNode(name, computes, stage, (*FLOATS, "int8"), SIZES, SCALES)
 
-    return (
-        node("GateChannelStatistics", "statistics", ("x",), ("partials",)),
-        node(second, "excitation", (*read, *mlp), gates),
-        node(last, "apply", (*maps, *gates, *convolution), ("y",)),
-    )
+    return tuple(map(node, stages(operator)))
+
+
+def nodes_of(operator: GateOperator) -> tuple[PluginNode, ...]:
+    """Every node that `operator` may become."""
+    fused = (fused_node(operator, integers=integers) for integers in (False, True))
+    return (*fused, *staged_nodes(operator))
 
 
 NODES: dict[str, PluginNode] = {
-    node.operator: node
-    for operator in KERNEL_OPERATORS.values()
-    for node in (
-        fused_node(operator, integers=False),
-        fused_node(operator, integers=True),
-        *staged_nodes(operator),
-    )
+    node.name: node for operator in GATE_OPERATORS.values() for node in nodes_of(operator)
 }
-"""Every operator by its name."""
+"""The nodes of the gates that have names, by their own."""
 
 
 def embedding_limits(capability: tuple[int, int]) -> DeviceLimits:

@@ -1,7 +1,7 @@
 """The gates as TensorRT plugins, of the kind that Python registers and the engine then contains.
 
-`register` declares every operator of `plugin_nodes` with the decorators of ``tensorrt.plugin``
-(TensorRT 10.9 and later):
+`register` declares the nodes of `plugin_nodes` that a network may need with the decorators of
+``tensorrt.plugin`` (TensorRT 10.9 and later):
 
 - ``register``: shapes and types of the outputs;
 - ``autotune``: types and layouts of the maps, and for each the few launches worth timing;
@@ -19,23 +19,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cbam_deploy.errors import BadInput, MissingCapability, in_one_line
-from cbam_deploy.gates.operators import DOMAIN
+from cbam_deploy.gates.operators import DOMAIN, GateOperator
 from cbam_deploy.plugins.compile import compile_kernels
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits
+from cbam_deploy.plugins.launches import workspace_shapes
 from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
     CAPABILITY,
     FORMATS,
     LINEAR,
-    NODES,
     Format,
     PluginNode,
     embedding_limits,
+    nodes_of,
 )
 
 _TYPES: dict[Dtype, tuple[str, str]] = {
@@ -49,12 +50,13 @@ _TYPES: dict[Dtype, tuple[str, str]] = {
 _NAMES = {names[0]: dtype for dtype, names in _TYPES.items()}
 
 
-def register(limits: DeviceLimits) -> None:
+def register(limits: DeviceLimits, operators: Iterable[GateOperator]) -> None:
     """Make TensorRT's ONNX parser find the gates' plugins; their nodes name the GPU themselves.
 
     Args:
         limits: of a GPU that engines are built for, see `plugin_nodes.embedding_limits`; that its
             kernels can be compiled is tried.
+        operators: that the network contains.
 
     Raises:
         MissingCapability: TensorRT is not installed, or too old, or NVRTC is not installed.
@@ -62,8 +64,9 @@ def register(limits: DeviceLimits) -> None:
     trt, plugin = _modules()
     compile_kernels((), _architecture(limits))
     known = getattr(plugin.op, DOMAIN, None)
-    for operator, node in NODES.items():
-        if not hasattr(known, operator):
+    nodes = {node.name: node for operator in operators for node in nodes_of(operator)}
+    for name, node in nodes.items():
+        if not hasattr(known, name):
             _Plugin(node, trt, plugin).register()
 
 
@@ -75,7 +78,7 @@ class _Plugin:
 
     def register(self) -> None:
         """Hand them to TensorRT."""
-        plugin, name = self._plugin, f"{DOMAIN}::{self._node.operator}"
+        plugin, name = self._plugin, f"{DOMAIN}::{self._node.name}"
         desc = plugin.TensorDesc
         several = len(self._node.outputs) > 1
         described = tuple[(desc,) * len(self._node.outputs)] if several else desc  # type: ignore[misc]
@@ -96,12 +99,8 @@ class _Plugin:
     def _output(self, name: str, first: Any, batch: Any, attributes: dict[str, Any]) -> Any:
         if name == "y":
             return first.like()
-        sizes = {
-            "partials": ("splits", "channels", 2),
-            "channel_gates": ("channels",),
-            "pooled": ("height", "width", 2),
-        }[name]
-        shape = (size if isinstance(size, int) else attributes[size] for size in sizes)
+        gate = self._node.gate({}, attributes, self._node.dtypes[0], LINEAR)
+        shape = workspace_shapes(gate, int(attributes["splits"]))[name]
         return self._plugin.from_shape_expr((batch, *shape), dtype=self._trt.float32)
 
     def _combine(self, *arguments: Any) -> list[Any]:
@@ -120,7 +119,7 @@ class _Plugin:
                 if tactics:
                     combinations.append(self._combination(dtype, format_, list(tactics)))
         if not combinations:
-            raise BadInput(f"{node.operator}: there is no kernel for it", "use --gate native")
+            raise BadInput(f"{node.name}: there is no kernel for it", "use --gate native")
         return combinations
 
     def _combination(self, dtype: Dtype, format_: Format, tactics: list[int]) -> Any:
@@ -146,8 +145,8 @@ class _Plugin:
         integers = plugin.SymIntExprs(len(launch.integers))
         for index, (_, value) in enumerate(launch.integers):
             integers[index] = plugin.SymInt32(value)
-        name, ptx = compiled.names[launch.kernel], compiled.image.rstrip(b"\0")
-        return name.encode(), ptx, parameters, integers
+        ptx = compiled.image.rstrip(b"\0")
+        return launch.kernel.name.encode(), ptx, parameters, integers
 
     def _type_and_format(self, tensors: Sequence[Any]) -> tuple[Dtype, Format]:
         """Of the maps, as TensorRT has chosen them."""

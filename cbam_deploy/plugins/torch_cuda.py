@@ -1,21 +1,19 @@
 """Compute a gate of CUDA tensors with the fused kernels, on PyTorch's current stream.
 
 Outputs and workspace come from PyTorch's allocator, so that a CUDA graph that captures the launches
-owns their memory. Whether one fused or three staged kernels run is for `geometry.plan` to say.
+owns their memory. Whether one fused or several staged kernels run is for `geometry.plan` to say.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import GateOperator
 from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
+from cbam_deploy.plugins.gate import Gate, weight_sizes
 from cbam_deploy.plugins.geometry import plan
 from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.torch_inputs import GateInputs, dense
@@ -32,14 +30,12 @@ _LAYOUTS: dict[torch.memory_format, LayoutName] = {
 
 
 def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
-    """The gate of checked inputs on one CUDA device.
+    """`operator` of checked inputs on one CUDA device.
 
     Raises:
         BadInput: there is no kernel for such a map, or the batch is too large for the device.
         MissingCapability: NVRTC or cuda-bindings is missing.
     """
-    if operator.name not in KERNEL_OPERATORS:
-        raise BadInput(f"{operator.function} has no kernel", "run it on the CPU")
     x = dense(inputs.x)
     y = torch.empty_like(x)
     if not x.numel():
@@ -50,24 +46,22 @@ def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
         if tensor is not None:
             format_ = memory if name in ("x", "r") else torch.contiguous_format
             tensors[name] = tensor.contiguous(memory_format=format_)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     gate = _gate(
+        operator,
         *x.shape[1:],
-        inputs.hidden,
-        inputs.kernel_size,
-        inputs.r is not None,
-        _DTYPES[x.dtype],
-        _LAYOUTS[memory],
-        alignment(*(tensors[name] for name in ("x", "r", "y") if name in tensors)),
+        *weight_sizes(shapes).values(),
+        dtype=_DTYPES[x.dtype],
+        layout=_LAYOUTS[memory],
+        alignment=alignment(*(tensors[name] for name in ("x", "r", "y") if name in tensors)),
     )
     launch(planned(gate, x.shape[0], x.device.index), tensors, x.shape[0], x.device)
     return y
 
 
-@functools.lru_cache(maxsize=1024)
 def planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
     """`gate` on a GPU, in the geometry for the next power of two of `batch`."""
-    rounded = 1 << (batch - 1).bit_length()
-    return load(plan(gate, device_limits(device), batch=rounded), device)
+    return _planned(gate, 1 << (batch - 1).bit_length(), device)
 
 
 def launch(
@@ -92,26 +86,9 @@ def alignment(*tensors: Tensor) -> int:
     return bits & -bits
 
 
+_gate = functools.lru_cache(maxsize=1024)(Gate)
+
+
 @functools.lru_cache(maxsize=1024)
-def _gate(
-    channels: int,
-    height: int,
-    width: int,
-    hidden: int,
-    kernel_size: int,
-    residual: bool,
-    dtype: str,
-    layout: str,
-    aligned: int,
-) -> Gate:
-    return Gate(
-        channels=channels,
-        height=height,
-        width=width,
-        hidden=hidden,
-        kernel_size=kernel_size,
-        residual=residual,
-        dtype=cast(Dtype, dtype),
-        layout=cast(LayoutName, layout),
-        alignment=aligned,
-    )
+def _planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
+    return load(plan(gate, device_limits(device), batch=batch), device)

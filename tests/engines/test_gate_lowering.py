@@ -7,6 +7,9 @@ in numpy, which ONNX's reference evaluator runs.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -18,14 +21,26 @@ from onnx.reference.op_run import OpRun
 
 from cbam_deploy.engines.gate_lowering import lower_gates
 from cbam_deploy.exporters.int8.quantization import quantize
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import GATE_OPERATORS, operator_for
+from cbam_deploy.gates.reference import Weights, exact, mixed
 from cbam_deploy.graphs.gate_functions import set_functions
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS
-from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits
+from cbam_deploy.plugins.plugin_nodes import PluginNode, embedding_limits, nodes_of, staged_nodes
 
 CHANNELS, HIDDEN = 32, 4
 SMALL, LARGE = 12, 48  # edges of maps: one that a block of an Ampere GPU holds, one that it cannot
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))
-OPERATORS = tuple(KERNEL_OPERATORS)
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        *GATE_OPERATORS.values(),
+        operator_for(GateSpec(arrangement="spatial-channel", spatial="max")),
+        operator_for(GateSpec(arrangement="spatial", spatial="conv1x1")),
+        operator_for(GateSpec(join="gates"), residual=True),
+        operator_for(GateSpec(join="pools", spatial_gate="hard_sigmoid"), activation="silu"),
+    )
+}
+NODES = {node.name: node for operator in OPERATORS.values() for node in nodes_of(operator)}
 
 # One gate on int8 maps, as `quantize` leaves it; `x` has another reader, which stays.
 QUANTIZED = """
@@ -89,7 +104,7 @@ QLinear{op} <{scales}> (X, {R} {weights}) => (Y)
 def network(
     text: str, op: str, dtype: type = np.float32, size: int = SMALL, kernel_size: int = 7
 ) -> ir.Model:
-    operator = KERNEL_OPERATORS[op]
+    operator = OPERATORS[op]
     text = text.format(
         op=op,
         r=("r_real," if text is QUANTIZED else "other,") if operator.residual else "",
@@ -142,7 +157,7 @@ def plugin_operators(model: ir.Model) -> list[str]:
 
 def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.ModelProto:
     """`model` with a body for its node on integers."""
-    residual = KERNEL_OPERATORS[op].residual
+    residual = OPERATORS[op].residual
     half = next(v for v in model.graph.inputs).dtype == ir.DataType.FLOAT16
     names = [f"{name}_scale" for name in ("x", "r", "y") if residual or name != "r"]
     cast = "Cast <to = 10>" if half else "Identity"
@@ -158,7 +173,7 @@ def with_meaning(model: ir.Model, op: str, gate: onnx.FunctionProto) -> onnx.Mod
             R="R," if residual else "",
             r="r," if residual else "",
             dequantize_r="r = DequantizeLinear (R, r_scale)" if residual else "",
-            weights=", ".join(KERNEL_OPERATORS[op].weights),
+            weights=", ".join(OPERATORS[op].weights),
         )
     )
     proto = ir.to_proto(model)
@@ -253,35 +268,89 @@ def test_float_gate_becomes_one_plugin_node_without_a_body(op):
 
 
 class Staged:
-    """What the three nodes compute, in float64; see ``plugins/kernels/staged.cuh``."""
+    """What the nodes of one gate compute, in float64; see ``plugins/kernels/staged.cuh``.
 
-    @staticmethod
-    def statistics(x, splits):
-        parts = np.array_split(x.reshape(*x.shape[:2], -1).astype(np.float64), splits, axis=2)
-        both = [np.stack([part.sum(2), part.max(2)], axis=-1) for part in parts]
-        return np.stack(both, axis=1)
+    Between the nodes travel sum and maximum per channel, mean and maximum per position, as far as
+    the gate has them; gates hold the scales of int8 maps as `unit` says.
+    """
 
-    @staticmethod
-    def channel_gates(partials, weights, of):
-        w0, b0, w1, b1 = (weight.astype(np.float64) for weight in weights)
-        pooled = [partials[..., 0].sum(1) / (of["height"] * of["width"]) * of["x_scale"]]
-        if of["kernel_size"]:
-            pooled.append(partials[..., 1].max(1) * of["x_scale"])
-        hidden = [np.maximum(statistic @ w0.T + b0, 0) @ w1.T + b1 for statistic in pooled]
-        gates = 1 / (1 + np.exp(-sum(hidden)))
-        return gates * of["x_scale"] / (1 if of["kernel_size"] else of["y_scale"])
+    def __init__(self, node: PluginNode, inputs: dict[str, np.ndarray], of: dict[str, Any]) -> None:
+        self.node, self.of, self.spec = node, of, node.operator.gate
+        self.inputs = {name: value.astype(np.float64) for name, value in inputs.items()}
+        names = [name.lower() for name in node.operator.weights]
+        self.weights = Weights(**{name: inputs[name] for name in names if name in inputs})
 
-    @staticmethod
-    def spatial_gate(pooled, ws, bs):
+    def unit(self, part: str) -> float:
+        """The scales in the gate of a part."""
+        first = self.spec.arrangement.split("-")[0] in (part, "sum", "parallel")
+        last = self.spec.arrangement.split("-")[-1] in (part, "sum")
+        last |= part == "spatial" and self.spec.arrangement == "parallel"
+        first &= not (part == "spatial" and self.spec.arrangement == "parallel")
+        passes = self.node.operator.activation in ("none", "relu", "leaky_relu")
+        by = self.of["y_scale"] if last and passes else 1.0
+        return (self.of["x_scale"] if first else 1.0) / by
+
+    def statistics(self) -> np.ndarray:
+        x = self.inputs["x"]
+        if "pooled" in self.inputs:
+            x = x * self.spatial_gate()
+        parts = np.array_split(x.reshape(*x.shape[:2], -1), self.of["splits"], axis=2)
+        pools = {"avg": (np.sum,), "max": (np.max,), "avg+max": (np.sum, np.max)}
+        found = [[pool(part, 2) for pool in pools[self.spec.channel_pool]] for part in parts]
+        return np.moveaxis(np.array(found), (0, 1), (1, 3))
+
+    def channel_gates(self) -> np.ndarray:
+        partials, pooled = self.inputs["partials"], []
+        scale = 1.0 if self.spec.arrangement == "spatial-channel" else self.of["x_scale"]
+        if self.spec.channel_pool != "max":
+            positions = self.of["height"] * self.of["width"]
+            pooled.append(partials[..., 0].sum(1) / positions * scale)
+        if self.spec.channel_pool != "avg":
+            pooled.append(partials[..., -1].max(1) * scale)
+        if self.spec.join == "pools":
+            pooled = [sum(pooled) / len(pooled)]
+        logits = [mixed(self.spec, self.weights, exact(one)).value for one in pooled]
+        if self.spec.join != "gates":
+            logits = [sum(logits)]
+        gates = [exact(one).gate(self.spec.channel_gate).value for one in logits]
+        return sum(gates) * self.unit("channel")
+
+    def pooled(self, gates: np.ndarray | None) -> np.ndarray:
+        x = self.inputs["x"]
+        gated = self.spec.arrangement == "channel-spatial"
+        x = x * (gates[:, :, None, None] if gated else self.of["x_scale"])
+        if self.spec.spatial == "conv1x1":
+            return np.sum(x * self.inputs["wd"], axis=1)[..., None]
+        pools = {"avg": (np.mean,), "max": (np.max,), "pool": (np.mean, np.max)}
+        return np.stack([pool(x, axis=1) for pool in pools[self.spec.spatial]], axis=-1)
+
+    def spatial_gate(self) -> np.ndarray:
+        pooled, ws = self.inputs["pooled"], self.inputs["ws"]
         reach, (height, width) = ws.shape[-1] // 2, pooled.shape[1:3]
         padded = np.pad(pooled, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-        logits = np.full(pooled.shape[:3], float(bs[0]))
+        logits = np.full(pooled.shape[:3], float(self.inputs["bs"][0]))
         for dy in range(ws.shape[-1]):
             for dx in range(ws.shape[-1]):
                 window = padded[:, dy : dy + height, dx : dx + width]
                 # pooled holds mean and maximum, WS maximum and mean.
-                logits += ws[0, 1, dy, dx] * window[..., 0] + ws[0, 0, dy, dx] * window[..., 1]
-        return (1 / (1 + np.exp(-logits)))[:, None]
+                logits += window @ ws[0, ::-1, dy, dx]
+        gates = exact(logits).gate(self.spec.spatial_gate).value
+        return gates[:, None] * self.unit("spatial")
+
+    def y(self) -> np.ndarray:
+        x, of, last = self.inputs["x"], self.of, self.node.operator.activation
+        gates = []
+        if "channel_gates" in self.inputs:
+            gates.append(self.inputs["channel_gates"][:, :, None, None])
+        if "pooled" in self.inputs:
+            gates.append(self.spatial_gate())
+        y = x * (sum(gates) if self.spec.arrangement == "sum" else math.prod(gates))
+        by = of["y_scale"] if last in ("none", "relu", "leaky_relu") else 1.0
+        if "r" in self.inputs:
+            y = y + self.inputs["r"] * (of["r_scale"] / by)
+        if last != "none":
+            y = exact(y).activated(last).value
+        return y / (of["y_scale"] / by)
 
 
 def staged_operator(name: str) -> type[OpRun]:
@@ -289,26 +358,19 @@ def staged_operator(name: str) -> type[OpRun]:
 
     def evaluate(*inputs, **of):
         given = dict(zip(node.inputs, inputs, strict=True))
-        if node.stage == "statistics":
-            made = Staged.statistics(given["x"], of["splits"])
-            return (made.astype(np.float32),)
-        if node.stage == "excitation":
-            weights = [given[key] for key in ("w0", "b0", "w1", "b1")]
-            gates = Staged.channel_gates(given["partials"], weights, of)
-            if not of["kernel_size"]:
-                return (gates.astype(np.float32),)
-            x = given["x"] * gates[:, :, None, None]
-            pooled = np.stack([x.mean(1), x.max(1)], axis=-1)
-            return gates.astype(np.float32), pooled.astype(np.float32)
-        x = given["x"].astype(np.float64)
-        y = x * given["channel_gates"][:, :, None, None]
-        if "pooled" in given:
-            y *= Staged.spatial_gate(given["pooled"], given["ws"], given["bs"]) / of["y_scale"]
-        if "r" in given:
-            y = np.maximum(y + given["r"] * (of["r_scale"] / of["y_scale"]), 0)
-        if given["x"].dtype == np.int8:
-            y = np.clip(np.rint(y), -128, 127)
-        return (y.astype(given["x"].dtype),)
+        staged = Staged(node, given, of)
+        if node.stage == "channel_statistics":
+            return (staged.statistics().astype(np.float32),)
+        if node.stage == "apply":
+            y = staged.y()
+            if given["x"].dtype == np.int8:
+                y = np.clip(np.rint(y), -128, 127)
+            return (y.astype(given["x"].dtype),)
+        gates = staged.channel_gates() if "partials" in given else None
+        made = {"channel_gates": gates}
+        if "pooled" in node.outputs:
+            made["pooled"] = staged.pooled(gates)
+        return tuple(made[name].astype(np.float32) for name in node.outputs)
 
     class Stage(OpRun):
         op_domain = "cbam_deploy"
@@ -327,18 +389,18 @@ def evaluated(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_float_gate_expands_into_three_nodes_that_compute_the_same(op):
+def test_float_gate_expands_into_staged_nodes_that_compute_the_same(op):
     model, feeds = network(FLOAT, op, size=LARGE), maps(size=LARGE)
     (expected,) = run(model, feeds)
     assert lower_gates(model, AMPERE)["node_y"].way == "staged plugin"
-    assert len(plugin_operators(model)) == 3
+    assert plugin_operators(model) == [one.name for one in staged_nodes(OPERATORS[op])]
     assert not model.functions
     (found,) = evaluated(model, feeds)
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_int8_gate_expands_into_three_nodes_on_integers(op):
+def test_int8_gate_expands_into_staged_nodes_on_integers(op):
     model, feeds = network(QUANTIZED, op, size=LARGE), maps(size=LARGE)
     expected = run(model, feeds)
     assert lower_gates(model, AMPERE)["node_gated"].way == "staged plugin"
@@ -367,11 +429,11 @@ def test_statistics_between_staged_nodes_have_types_and_shapes():
 
 
 def test_gate_without_a_kernel_stays_native_and_says_why():
-    model = network(FLOAT, "CbamGate", kernel_size=5)
+    model = network(FLOAT, "CbamGate", kernel_size=17)
     (expected,) = run(model, maps())
     lowered = lower_gates(model, HOPPER)["node_y"]
     assert lowered.way == "native"
-    assert "kernel size 5" in lowered.reason
+    assert "kernel size 17" in lowered.reason
     (gate,) = (node for node in model.graph if node.domain == "cbam_deploy")
     assert gate.op_type == "NativeCbamGate", "the plugin's name would be found first"
     assert not gate.attributes

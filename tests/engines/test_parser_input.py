@@ -36,13 +36,16 @@ def hopper(monkeypatch):
     for module in ("build", "options", "parser_input"):
         monkeypatch.setattr(f"cbam_deploy.engines.{module}.gpus", lambda: (gpu,))
     registered = []
-    monkeypatch.setattr("cbam_deploy.plugins.tensorrt_plugin.register", registered.append)
+    monkeypatch.setattr(
+        "cbam_deploy.plugins.tensorrt_plugin.register",
+        lambda limits, operators: registered.append((limits, [one.name for one in operators])),
+    )
     return registered
 
 
 @pytest.fixture
 def hopper_without_nvrtc(hopper, monkeypatch):
-    def register(limits):
+    def register(limits, operators):
         raise MissingCapability("NVRTC is not installed", "install it")
 
     monkeypatch.setattr("cbam_deploy.plugins.tensorrt_plugin.register", register)
@@ -59,11 +62,11 @@ def gated(gated):
 
 @pytest.fixture
 def large_kernel(gated):
-    """The gated network with a 5 x 5 convolution in a gate, for which there is no kernel."""
+    """The gated network with a 17 x 17 convolution in a gate, for which there is no kernel."""
     model = onnx.load(gated)
     gate = model.graph.node[-1]
     gate.op_type = "CbamGate"
-    for name, shape in (("ws", (1, 2, 5, 5)), ("bs", (1,))):
+    for name, shape in (("ws", (1, 2, 17, 17)), ("bs", (1,))):
         values = numpy_helper.from_array(np.ones(shape, np.float32), name)
         model.graph.initializer.append(values)
         gate.input.append(name)
@@ -92,7 +95,8 @@ def test_tensorrt_gets_a_copy_with_plugin_nodes_while_it_builds(gated, hopper, g
         assert operators(given.path) == [(name, "SeGate") for name in GATES]
         assert not onnx.load(given.path).functions
         assert given.gates == dict.fromkeys(GATES, "plugin")
-    assert [limits.capability for limits in hopper] == [90]
+    ((limits, registered),) = hopper
+    assert (limits.capability, set(registered)) == (90, {"SeGate"})
     assert not given.path.exists()
     assert gated.read_bytes() == before
 
@@ -124,7 +128,7 @@ def test_gate_without_a_kernel_is_refused_by_name_where_the_plugin_is_demanded(
 ):
     source = read_source(large_kernel)
     with (
-        pytest.raises(BadInput, match=r"gate node_output .kernel size 5") as refused,
+        pytest.raises(BadInput, match=r"gate node_output .kernel size 17") as refused,
         parser_input(source, TENSORRT, gate="plugin"),
     ):
         pass

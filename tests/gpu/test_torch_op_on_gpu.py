@@ -10,16 +10,17 @@ import torch
 
 from cbam_deploy import create_model
 from cbam_deploy.gates.description import CBAM, SE
+from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.gates.reference import Weights, apply_gate, disagreement
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.plugins import torch_op
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
+from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.torch_gate import FusedGate, folded
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = ((64, 14, 14), (20, 5, 7), (256, 56, 56))
 BATCH = 3
-BY_NAME = {one.function: one for one in KERNEL_OPERATORS.values()}
+BY_NAME = {one.function: one for one in GATE_OPERATORS.values() if one.gate in (CBAM, SE)}
 
 
 def operator(name):
@@ -29,11 +30,13 @@ def operator(name):
 def drawn(name, shape=SHAPES[0], dtype="float16", layout="nhwc", batch=BATCH):
     """A gate with its weights, and the operator's arguments on the GPU."""
     this = BY_NAME[name]
-    gate = Gate(*shape, 4, 7 if this.spatial else 0, this.residual, dtype, layout)  # type: ignore[call-arg]
+    kernel_size = 7 if this.gate.has_spatial else 0
+    sizes = {"hidden": 4, "kernel_size": kernel_size}
+    gate = Gate(this, *shape, **sizes, dtype=dtype, layout=layout)
     rng = np.random.default_rng(0)
     channels, hidden = gate.channels, gate.hidden
     sizes = [(hidden, channels), (hidden,), (channels, hidden), (channels,)]
-    sizes += [(1, 2, 7, 7), (1,)] if this.spatial else []
+    sizes += [(1, 2, 7, 7), (1,)] if this.gate.has_spatial else []
     weights = [(rng.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32) for size in sizes]
     maps = [
         torch.tensor(rng.standard_normal((batch, *shape)), dtype=getattr(torch, dtype))
@@ -52,7 +55,7 @@ def test_cuda_kernel_computes_the_gate(name, dtype, layout, shape):
     gate, weights, tensors = drawn(name, shape, dtype, layout)
     y = operator(name)(*tensors)
     assert y.stride() == tensors[0].stride()
-    maps = [tensor.double().cpu().numpy() for tensor in tensors[: 1 + gate.residual]]
+    maps = [tensor.double().cpu().numpy() for tensor in tensors[: 1 + gate.operator.residual]]
     assert disagreement(gate, y.double().cpu().numpy(), apply_gate(gate, weights, *maps)) is None
 
 

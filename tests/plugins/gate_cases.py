@@ -1,30 +1,50 @@
 """Variants of the kernels that the tests build for the host, and how to draw gates that fit them.
 
-A variant fixes what a kernel is compiled for: type, layout, vector, tiling, cluster. Shapes, cuts
-and what is kept in shared memory are drawn by Hypothesis.
+A variant fixes what a kernel is compiled for: operator, type, layout, vector, tiling, cluster.
+Shapes, cuts and what is kept in shared memory are drawn by Hypothesis.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import numpy as np
 from host_device import DTYPES, WARP
 from hypothesis import strategies as st
 
+from cbam_deploy.gates.description import (
+    CBAM,
+    SE,
+    Activation,
+    Arrangement,
+    ChannelPool,
+    GateFunction,
+    GateSpec,
+    Join,
+    Mixer,
+    Spatial,
+)
+from cbam_deploy.gates.operators import GateOperator, Last, operator_for
 from cbam_deploy.gates.reference import Weights
+from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import ELEMENTS, Gate
 from cbam_deploy.plugins.launches import (
     Cut,
+    Launch,
     LaunchPlan,
     Tiling,
     apply,
+    channel_excitation,
     channel_statistics,
     fused_plan,
-    gating,
     positions_per_block,
+    spatial_statistics,
     staged_plan,
+    stages,
 )
 
 
@@ -35,22 +55,50 @@ class Variant:
     vector: int
     threads: int
     column_lanes: int
+    operator: GateOperator
     kernel_size: int
-    residual: bool
     cluster: int | None  # None: staged
     padded: bool = False
     in_place: bool = False
+    channel_kernel_size: int = 0
 
     def __str__(self) -> str:
         kind = f"cluster{self.cluster}" if self.cluster else "staged"
-        flags = "-residual" * self.residual + "-padded" * self.padded + "-in_place" * self.in_place
+        flags = "-padded" * self.padded + "-in_place" * self.in_place
+        sizes = f"-k{self.kernel_size}" * bool(self.kernel_size)
+        sizes += f"-taps{self.channel_kernel_size}" * bool(self.channel_kernel_size)
         return (
-            f"{kind}-{self.dtype}-{self.layout}-v{self.vector}-t{self.threads}"
-            f"-q{self.column_lanes}-k{self.kernel_size}{flags}"
+            f"{self.operator.name}-{kind}-{self.dtype}-{self.layout}-v{self.vector}"
+            f"-t{self.threads}-q{self.column_lanes}{sizes}{flags}"
         )
 
+    def sizes(self, hidden: int) -> dict[str, int]:
+        """Of the weights."""
+        return {
+            "hidden": hidden if "W0" in self.operator.weights else 0,
+            "kernel_size": self.kernel_size,
+            "channel_kernel_size": self.channel_kernel_size,
+        }
 
-V = Variant
+
+def V(  # noqa: N802
+    dtype: str,
+    layout: str,
+    vector: int,
+    threads: int,
+    lanes: int,
+    kernel_size: int,
+    residual: bool,
+    cluster: int | None,
+    **flags: bool,
+) -> Variant:
+    """CBAM, or without a kernel size SE, alone or with residual and ReLU."""
+    gate = CBAM if kernel_size else SE
+    operator = operator_for(gate, residual=residual, activation="relu" if residual else "none")
+    tiling = (vector, threads, lanes)
+    return Variant(dtype, layout, *tiling, operator, kernel_size, cluster, **flags)
+
+
 VARIANTS = (
     # Row reductions inside a warp, across warps; column reductions with idle and with many rows.
     V("float32", "nchw", 4, 16, 4, 7, True, 2),
@@ -76,6 +124,87 @@ VARIANTS = (
 )
 
 
+# Tilings of each type and layout that the generated variants take in turn.
+TILINGS: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {
+    ("float32", "nchw"): ((4, 16, 4), (1, 16, 8)),
+    ("float32", "nhwc"): ((4, 32, 16), (1, 16, 2)),
+    ("float16", "nchw"): ((8, 16, 2), (4, 16, 8)),
+    ("float16", "nhwc"): ((8, 16, 4), (2, 32, 32)),
+    ("bfloat16", "nchw"): ((1, 16, 4), (4, 16, 2)),
+    ("bfloat16", "nhwc"): ((8, 16, 2), (4, 16, 8)),
+    ("int8", "nchw"): ((16, 16, 2), (2, 16, 8)),
+    ("int8", "nhwc"): ((16, 16, 4), (1, 16, 16)),
+    ("int8", "chw32"): ((16, 16, 4), (16, 16, 2)),
+}
+CHOICES: dict[str, tuple] = {
+    "arrangement": get_args(Arrangement),
+    "channel_pool": get_args(ChannelPool),
+    "mixer": get_args(Mixer),
+    "activation": get_args(Activation),
+    "join": get_args(Join),
+    "channel_gate": get_args(GateFunction),
+    "channel_kernel_size": (1, 5),
+    "spatial": tuple(one for one in get_args(Spatial) if one != "none"),
+    "spatial_gate": get_args(GateFunction),
+    "kernel_size": (1, 3, 5, 7, 15),
+}
+LAST: tuple[Last, ...] = ("none", *get_args(Activation))
+
+
+def generated(seed: int = 0) -> tuple[Variant, ...]:
+    """Variants in which every choice of every field stands, in each type and layout.
+
+    The operators are drawn: of a few, the one that has most of what is still missing.
+    """
+    made: list[Variant] = []
+    for key, tilings in TILINGS.items():
+        rng = random.Random(f"{seed} {key}")
+        missing = {(name, value) for name, values in CHOICES.items() for value in values}
+        missing |= {("last", value) for value in LAST} | {("residual", True)}
+        missing |= {("cluster", value) for value in (1, 2, None)}
+        while missing:
+            drawn = [_drawn(*key, tilings[len(made) % 2], rng) for _ in range(1000)]
+            best = max(drawn, key=lambda variant: len(_choices(variant) & missing))
+            missing -= _choices(best)
+            made.append(best)
+    return tuple(made)
+
+
+def _drawn(dtype: str, layout: str, tiling: tuple[int, int, int], rng: random.Random) -> Variant:
+    fields = {name: rng.choice(values) for name, values in CHOICES.items()}
+    if fields["arrangement"] == "channel":
+        fields["spatial"] = "none"
+    spec = GateSpec(**fields)
+    operator = operator_for(spec, residual=rng.random() < 0.5, activation=rng.choice(LAST))
+    return Variant(
+        *(dtype, layout, *tiling, operator),
+        kernel_size=spec.kernel_size if spec.has_spatial else 0,
+        cluster=rng.choice((1, 2, 2, 2, None)),
+        padded=layout == "chw32" or (layout == "nhwc" and tiling[0] > 1 and rng.random() < 0.5),
+        in_place=rng.random() < 0.3,
+        channel_kernel_size=spec.channel_kernel_size if "WC" in operator.weights else 0,
+    )
+
+
+def _choices(variant: Variant) -> set[tuple[str, object]]:
+    """What a variant shows, of `CHOICES` and of what follows the gate."""
+    operator, spec = variant.operator, variant.operator.gate
+    shown = {"arrangement"}
+    if spec.has_channel:
+        shown |= {"channel_pool", "mixer", "channel_gate"}
+        shown |= {"join"} if spec.channel_pool == "avg+max" else set()
+        shown |= {"activation"} if spec.mixer == "mlp" else set()
+    if spec.has_spatial:
+        shown |= {"spatial", "spatial_gate"}
+    found = {(name, getattr(spec, name)) for name in shown}
+    found |= {("kernel_size", variant.kernel_size), ("last", operator.activation)}
+    found |= {("channel_kernel_size", variant.channel_kernel_size), ("cluster", variant.cluster)}
+    return found | {("residual", operator.residual)}
+
+
+GENERATED = generated()
+
+
 @st.composite
 def gates(draw, v: Variant) -> Gate:
     small = partial(st.integers, 1)
@@ -91,12 +220,11 @@ def gates(draw, v: Variant) -> Gate:
         channels = stored - (draw(st.integers(1, v.vector - 1)) if v.padded else 0)
     scale = st.sampled_from([0.01, 0.05, 0.0078125, 1.0]) if v.dtype == "int8" else st.just(1.0)
     return Gate(
+        v.operator,
         channels=channels,
         height=height,
         width=width,
-        hidden=draw(small(9)),
-        kernel_size=v.kernel_size,
-        residual=v.residual,
+        **v.sizes(draw(small(9))),
         dtype=v.dtype,
         layout=v.layout,
         stored=stored,
@@ -115,17 +243,33 @@ def plans(draw, v: Variant) -> LaunchPlan:
         rows, _ = gate.matrix(positions_per_block(gate, v.cluster), gate.stored)
         kept = draw(st.integers(0, rows))
         return fused_plan(gate, tiling, v.cluster, kept)
-    cuts = [Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2)]
+    first, last = (Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2))
     positions = draw(_positions(gate))
     if v.in_place:
-        cuts[0], positions = Cut(gate.positions, cuts[0].channels), gate.positions
-    splits, _ = cuts[0].splits(gate)
-    return staged_plan(
-        channel_statistics(gate, tiling, cuts[0]),
-        gating(gate, tiling, positions, splits, in_place=v.in_place),
-        apply(gate, tiling, cuts[1], shared_limit=draw(st.sampled_from([48 * 1024, 1000]))),
-        gate,
-    )
+        first, positions = Cut(gate.positions, first.channels), gate.positions
+    limit = draw(st.sampled_from([48 * 1024, 1000]))
+    return _staged(gate, tiling, first, last, positions, v.in_place, limit)
+
+
+def _staged(
+    gate: Gate,
+    tiling: Tiling,
+    first: Cut,
+    last: Cut,
+    positions: int,
+    in_place: bool,
+    shared_limit: int,
+) -> LaunchPlan:
+    splits, _ = first.splits(gate)
+    make: dict[str, Callable[[], Launch]] = {
+        "channel_statistics": lambda: channel_statistics(gate, tiling, first, shared_limit),
+        "channel_excitation": lambda: channel_excitation(gate, tiling, splits, in_place=in_place),
+        "spatial_statistics": lambda: spatial_statistics(
+            gate, tiling, positions, splits, in_place=in_place
+        ),
+        "apply": lambda: apply(gate, tiling, last, shared_limit),
+    }
+    return staged_plan(gate, [make[stage]() for stage in stages(gate.operator)])
 
 
 def _positions(gate: Gate) -> st.SearchStrategy[int]:
@@ -142,9 +286,8 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     """A plan for `v` without drawing: every position split in two where the kernels are staged."""
     bytes_ = ELEMENTS[v.dtype][1]
     gate = Gate(
-        hidden=sizes.pop("hidden", 3),
-        kernel_size=v.kernel_size,
-        residual=v.residual,
+        v.operator,
+        **v.sizes(sizes.pop("hidden", 3)),
         dtype=v.dtype,
         layout=v.layout,
         alignment=v.vector * bytes_,
@@ -156,17 +299,11 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     unit = gate.vector if gate.storage.rows_are_channels else 1
     half = gate.positions if v.in_place else -(-gate.positions // (2 * unit)) * unit
     cut = Cut(half, gate.stored)
-    splits, _ = cut.splits(gate)
-    return staged_plan(
-        channel_statistics(gate, tiling, cut),
-        gating(gate, tiling, half, splits, in_place=v.in_place),
-        apply(gate, tiling, cut, shared_limit=48 * 1024),
-        gate,
-    )
+    return _staged(gate, tiling, cut, cut, half, v.in_place, 48 * 1024)
 
 
-def kernels_of(v: Variant) -> set[str]:
-    """Name expressions of the kernels that `v` is made of; shapes do not matter to them."""
+def kernels_of(v: Variant) -> set[Kernel]:
+    """The kernels that `v` is made of; shapes do not matter to them."""
     channels = {"nchw": 3, "nhwc": 2 * v.vector, "chw32": 64}[v.layout]
     sizes = {"channels": channels - 1 if v.padded else channels, "height": 2, "width": 16}
     if v.padded and v.layout == "nhwc":
@@ -175,18 +312,16 @@ def kernels_of(v: Variant) -> set[str]:
 
 
 def random_weights(gate: Gate, rng: np.random.Generator, scale: float = 1.0) -> Weights:
-    def draw(*shape: int) -> np.ndarray:
-        return (scale * rng.standard_normal(shape)).astype(np.float32)
-
-    k = gate.kernel_size
-    return Weights(
-        draw(gate.hidden, gate.channels) / np.float32(np.sqrt(gate.channels)),
-        draw(gate.hidden),
-        draw(gate.channels, gate.hidden) / np.float32(np.sqrt(gate.hidden)),
-        draw(gate.channels),
-        draw(1, 2, k, k) / np.float32(k) if k else None,
-        draw(1) if k else None,
+    shapes = gate.operator.weight_shapes(
+        gate.channels, gate.hidden, gate.kernel_size, gate.channel_kernel_size
     )
+    return Weights(**{name.lower(): _weight(shape, rng, scale) for name, shape in shapes.items()})
+
+
+def _weight(shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> np.ndarray:
+    """Normal numbers whose weighted sums are about as large as what they weigh."""
+    values = (scale * rng.standard_normal(shape)).astype(np.float32)
+    return values / np.float32(np.sqrt(np.prod(shape[1:])))
 
 
 VALUES = ("normal", "constant", "negative", "minus_zero", "extreme", "nan", "inf", "minus_inf")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 import cbam_deploy.plugins
 from cbam_deploy.gates.reference import Weights
+from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, grid
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
@@ -33,7 +33,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class HostDevice:
-    """A built program: the kernels it knows, in order."""
+    """A built program: the names of the kernels it knows, in order."""
 
     program: Path
     kernels: tuple[str, ...]
@@ -59,7 +59,7 @@ class HostDevice:
             arguments += [f"integer {value}" for _, value in launch.integers]
             arguments += [f"buffer {name}" for name in launch.outputs]
             lines.append(
-                f"launch {self.kernels.index(launch.kernel)} {grid(launch, batch, LIMITS)} "
+                f"launch {self.kernels.index(launch.kernel.name)} {grid(launch, batch, LIMITS)} "
                 f"{launch.cluster} {launch.threads} {launch.shared_bytes} {len(arguments)}"
             )
             lines += arguments
@@ -75,14 +75,18 @@ class HostDevice:
 
 def build(
     folder: Path,
-    kernels: Iterable[str],
+    kernels: Iterable[Kernel],
     *flags: str,
     warp: int = WARP,
     sources: Path = KERNELS,
 ) -> HostDevice:
-    """Compile `kernels` (name expressions) for the host with extra compiler `flags`."""
-    names = tuple(sorted(set(kernels)))
-    return HostDevice(_compile(folder, "run_plan", "KERNEL", names, flags, warp, sources), names)
+    """Compile `kernels` for the host with extra compiler `flags`."""
+    texts = {kernel.name: kernel.text for kernel in kernels}
+    names = tuple(sorted(texts))
+    definitions = "".join(texts[name] for name in names)
+    return HostDevice(
+        _compile(folder, "run_plan", "KERNEL", names, flags, warp, sources, definitions), names
+    )
 
 
 def visits(folder: Path, launches: Iterable[tuple[Gate, Launch]]) -> list[tuple[int, int, int]]:
@@ -91,8 +95,7 @@ def visits(folder: Path, launches: Iterable[tuple[Gate, Launch]]) -> list[tuple[
     Returns, for each: the fewest and the most visits of an element, and the visits outside.
     """
     launches = list(launches)
-    found = [re.search(r"cbam::Tiling<[^>]*>", launch.kernel) for _, launch in launches]
-    tilings = [tiling[0] for tiling in found if tiling]
+    tilings = [launch.tiling.expression for _, launch in launches]
     names = tuple(sorted(set(tilings)))
     lines = []
     for (gate, launch), tiling in zip(launches, tilings, strict=True):
@@ -116,17 +119,29 @@ def _compile(
     flags: Iterable[str],
     warp: int,
     sources: Path,
+    definitions: str = "",
 ) -> Path:
-    """The program of a source in ``host/`` with a list of C++ names; built if it is not there."""
+    """The program of a source in ``host/`` with a list of C++ names; built if it is not there.
+
+    `definitions` are C++ text that the list is about.
+    """
     listing = "".join(f"{macro}({name})\n" for name in names)
     command = ["g++", "-std=c++20", "-g1", "-fno-strict-aliasing", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-pthread", f"-DCBAM_HOST_WARP={warp}", *flags]
     texts = [path.read_text() for path in sorted([*sources.glob("*.cuh"), *HOST.iterdir()])]
-    key = hashlib.sha256("\0".join([source, listing, *command, *texts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\0".join([source, listing, definitions, *command, *texts]).encode()
+    ).hexdigest()[:16]
     program = folder / f"{source}-{key}"
     if not program.exists():
         (folder / f"{key}.inc").write_text(listing)
-        command += [f'-D{macro}S="{folder / key}.inc"', f"-I{sources}", f"-I{HOST}"]
+        (folder / f"{key}.defs").write_text(definitions)
+        command += [
+            f'-D{macro}S="{folder / key}.inc"',
+            f'-DDEFINITIONS="{folder / key}.defs"',
+            f"-I{sources}",
+            f"-I{HOST}",
+        ]
         command += ["-o", f"{program}.part", str(HOST / f"{source}.cpp")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:4000]

@@ -91,10 +91,11 @@ def described(dims: list[int], dtype: str, format_: str, profile: list[int]) -> 
 
 def drive(case: dict[str, Any]) -> dict[str, Any]:
     limits = embedding_limits(tuple(case["capability"]))
-    tensorrt_plugin.register(limits)
-    tensorrt_plugin.register(embedding_limits((12, 0)))  # Another GPU's turn changes nothing.
     operator, profile = case["operator"], case["profile"]
     node = NODES[operator]
+    tensorrt_plugin.register(limits, [node.operator])
+    # Another GPU's turn changes nothing.
+    tensorrt_plugin.register(embedding_limits((12, 0)), [node.operator])
     fields = [
         trt.PluginField(
             name,

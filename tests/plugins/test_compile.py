@@ -6,18 +6,34 @@ import json
 import re
 import sys
 from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import kernel_report
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.gates.description import CBAM, SE
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins import compile as compilation
+from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs the extra kernels")
 
-SMALL = "cbam::channel_excitation<256, false>"
+CBAM_GATE, SE_GATE = operator_for(CBAM), operator_for(SE)
+CBAM_ADD_RELU = operator_for(CBAM, residual=True, activation="relu")
+SE_ADD_RELU = operator_for(SE, residual=True, activation="relu")
+IN_48_KIB = replace(KNOWN_DEVICES[80], block_shared_bytes=48 * 1024)
+
+
+def excitation(channels: int) -> Kernel:
+    """A kernel that compiles fast."""
+    gate = Gate(SE_GATE, channels, 5, 5, 4)
+    return plan(gate, IN_48_KIB, strategy="staged").launches[1].kernel
+
+
+SMALL, IN_PLACE = excitation(20), excitation(12_500)
 
 
 @pytest.fixture
@@ -31,18 +47,18 @@ def no_more_compilation(monkeypatch):
 
 
 def test_ptx_is_for_cuda_13_0_and_has_the_cluster_in_it(cache):
-    (launch,) = plan(Gate(256, 56, 56, 16), KNOWN_DEVICES[90]).launches
+    (launch,) = plan(Gate(CBAM_GATE, 256, 56, 56, 16, 7), KNOWN_DEVICES[90]).launches
     compiled = compilation.compile_kernels([launch.kernel], "compute_90")
     ptx = compiled.image.decode()
     assert ".version 9.0\n" in ptx, "PTX of CUDA 13.0, which its driver loads"
-    assert f".entry {compiled.names[launch.kernel]}(" in ptx
+    assert f".entry {launch.kernel.name}(" in ptx
     assert f".reqnctapercluster {launch.cluster}, 1, 1" in ptx
     parameters = ptx.partition(".entry")[2].partition(")")[0].count(".param")
     assert parameters == len(launch.inputs) + len(launch.integers) + len(launch.outputs)
 
 
 def test_maps_move_in_16_byte_accesses(cache):
-    (launch,) = plan(Gate(256, 56, 56, 16, residual=True), KNOWN_DEVICES[90]).launches
+    (launch,) = plan(Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7), KNOWN_DEVICES[90]).launches
     ptx = compilation.compile_kernels([launch.kernel], "compute_90").image.decode()
     reads = re.findall(r"ld\.global\.nc\.v4\.[a-z]*32", ptx)
     writes = re.findall(r"st\.global\.v4\.[a-z]*32", ptx)
@@ -60,7 +76,7 @@ def test_second_compilation_comes_from_the_cache(cache, monkeypatch):
 def test_cache_depends_on_source_architecture_and_kernels(cache, monkeypatch, tmp_path):
     compilation.compile_kernels([SMALL], "sm_80")
     compilation.compile_kernels([SMALL], "compute_80")
-    compilation.compile_kernels(["cbam::channel_excitation<256, true>"], "sm_80")
+    compilation.compile_kernels([IN_PLACE], "sm_80")
     assert len(list(cache.iterdir())) == 3
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -87,7 +103,7 @@ def test_damaged_cache_entry_is_compiled_again(damage, cache):
     else:
         file.write_text(damage)
     assert compilation.compile_kernels([SMALL], "sm_80").names == first.names
-    assert json.loads(file.read_text())["names"] == first.names
+    assert tuple(json.loads(file.read_text())["names"]) == first.names
 
 
 def test_a_cache_entry_of_other_kernels_is_not_taken(cache):
@@ -131,8 +147,9 @@ def test_unknown_architecture_is_named(cache):
 
 
 def test_a_kernel_that_does_not_compile_shows_the_log(cache):
+    broken = Kernel("broken", 'extern "C" __global__ void broken() { no_such_kernel(); }')
     with pytest.raises(RuntimeError, match="do not compile for sm_80") as raised:
-        compilation.compile_kernels(["cbam::no_such_kernel<1>"], "sm_80")
+        compilation.compile_kernels([broken], "sm_80")
     assert "no_such_kernel" in str(raised.value)
     assert not cache.exists()
 
@@ -183,14 +200,14 @@ def test_without_headers_the_hint_names_the_extra(no_header_packages, monkeypatc
 
 REPRESENTATIVE = (
     # Every kernel, type and layout at least once, by the geometry of each architecture.
-    (Gate(512, 28, 28, 32, 7, True, "float16", "nhwc"), "auto"),
-    (Gate(256, 56, 56, 16, 7, True, "int8", "chw32"), "auto"),
-    (Gate(1024, 14, 14, 64, 0, True, "float32", "nchw"), "auto"),
-    (Gate(256, 56, 56, 16, 7, False, "bfloat16", "nhwc"), "staged"),
-    (Gate(20, 5, 5, 2, 3, False, "float16", "nchw"), "auto"),
-    (Gate(512, 28, 28, 32, 0, False, "int8", "nhwc"), "staged"),
-    (Gate(20, 8, 8, 2, 0, False, "bfloat16", "nchw"), "auto"),
-    (Gate(256, 56, 56, 16, 3, True, "float32", "nhwc"), "staged"),
+    (Gate(CBAM_ADD_RELU, 512, 28, 28, 32, 7, dtype="float16", layout="nhwc"), "auto"),
+    (Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7, dtype="int8", layout="chw32"), "auto"),
+    (Gate(SE_ADD_RELU, 1024, 14, 14, 64, 0, dtype="float32", layout="nchw"), "auto"),
+    (Gate(CBAM_GATE, 256, 56, 56, 16, 7, dtype="bfloat16", layout="nhwc"), "staged"),
+    (Gate(CBAM_GATE, 20, 5, 5, 2, 3, dtype="float16", layout="nchw"), "auto"),
+    (Gate(SE_GATE, 512, 28, 28, 32, 0, dtype="int8", layout="nhwc"), "staged"),
+    (Gate(SE_GATE, 20, 8, 8, 2, 0, dtype="bfloat16", layout="nchw"), "auto"),
+    (Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 3, dtype="float32", layout="nhwc"), "staged"),
 )
 
 
@@ -202,7 +219,7 @@ def test_representative_kernels_spill_nothing(architecture, pytestconfig, monkey
     launches = {}
     for gate, strategy in REPRESENTATIVE:
         for launch in plan(gate, limits, strategy=strategy).launches:
-            launches[launch.kernel] = launch
+            launches[launch.kernel.name] = launch
     usages = kernel_report.measure(architecture, list(launches.values()))
     assert [problem for usage in usages for problem in usage.problems(limits)] == []
     assert all(0 < usage.registers <= 128 for usage in usages)

@@ -15,14 +15,18 @@ import pytest
 import torch
 
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import GATE_OPERATORS, operator_for
 from cbam_deploy.plugins import cuda_launch, torch_cuda
 from cbam_deploy.plugins.compile import CompiledKernels
-from cbam_deploy.plugins.gate import KERNEL_OPERATORS, Gate
+from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 from cbam_deploy.plugins.torch_inputs import bind
 
-FUSED = plan(Gate(256, 56, 56, 16, residual=True), KNOWN_DEVICES[90])
-STAGED = plan(Gate(24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="staged")
+CBAM_ADD_RELU = GATE_OPERATORS["CbamGateAddRelu"]
+FUSED = plan(Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7), KNOWN_DEVICES[90])
+SPATIAL_FIRST = operator_for(GateSpec(arrangement="spatial-channel"))
+STAGED = plan(Gate(SPATIAL_FIRST, 24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="staged")
 
 
 class Result(enum.IntEnum):
@@ -122,9 +126,8 @@ def driver(monkeypatch):
 
     def compile_plan(plan, capability):
         assert capability == 90
-        names = {launch.kernel: launch.kernel for launch in plan.launches}
-        recording.launches_by_name.update({one.kernel: one for one in plan.launches})
-        return CompiledKernels("sm_90", b"image", names, "")
+        recording.launches_by_name.update({one.kernel.name: one for one in plan.launches})
+        return CompiledKernels("sm_90", b"image", tuple(recording.launches_by_name), "")
 
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", recording)
     monkeypatch.setattr(cuda_launch, "compile_plan", compile_plan)
@@ -152,7 +155,7 @@ def test_launches_are_those_of_the_plan_in_order(plan, driver):
     for launch, (name, grid_and_block, shared, stream, parameters) in zip(
         plan.launches, driver.launched, strict=True
     ):
-        assert name == launch.kernel
+        assert name == launch.kernel.name
         assert grid_and_block == (3 * launch.blocks_per_image, 1, 1, launch.threads, 1, 1)
         assert (shared, stream) == (launch.shared_bytes, 42)
         assert parameters == [
@@ -166,7 +169,7 @@ def test_more_than_48_kib_of_shared_memory_is_asked_for(driver):
     (launch,) = FUSED.launches
     assert launch.shared_bytes > 48 * 1024
     cuda_launch.load(FUSED, 0)
-    assert driver.shared_limits == {launch.kernel: launch.shared_bytes}
+    assert driver.shared_limits == {launch.kernel.name: launch.shared_bytes}
 
 
 def test_less_shared_memory_is_not_asked_for(driver):
@@ -243,17 +246,19 @@ def launched_gate(operator, tensors):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("operator", KERNEL_OPERATORS.values(), ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", GATE_OPERATORS.values(), ids=lambda operator: operator.name)
 def test_tensors_become_the_plans_buffers(operator, layout, driver, monkeypatch):
     Device(monkeypatch)
     memory = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     maps = [torch.zeros(5, 16, 6, 8, dtype=torch.float16) for _ in range(1 + operator.residual)]
     maps[0] = maps[0].contiguous(memory_format=memory)
-    weights = [torch.zeros(shape) for shape in operator.weight_shapes(16, 4, 7).values()]
+    weights = [torch.zeros(shape) for shape in operator.weight_shapes(16, 4, 7, 3).values()]
     gate, y = launched_gate(operator, [*maps, *weights])
-    assert (gate.layout, gate.dtype, gate.residual) == (layout, "float16", operator.residual)
-    assert (gate.channels, gate.height, gate.width, gate.hidden) == (16, 6, 8, 4)
-    assert gate.kernel_size == (7 if operator.gate.has_spatial else 0)
+    assert (gate.layout, gate.dtype, gate.operator) == (layout, "float16", operator)
+    assert (gate.channels, gate.height, gate.width) == (16, 6, 8)
+    assert gate.hidden == (4 if "W0" in operator.weights else 0)
+    assert gate.kernel_size == (7 if "WS" in operator.weights else 0)
+    assert gate.channel_kernel_size == (3 if "WC" in operator.weights else 0)
     assert y.is_contiguous(memory_format=memory)
     *_, (_, grid_and_block, _, stream, parameters) = driver.launched
     assert stream == 42
@@ -267,6 +272,6 @@ def test_addresses_that_are_not_aligned_narrow_the_vectors(driver, monkeypatch):
     storage = torch.zeros(2 * 16 * 16 + 3, dtype=torch.float16)
     x = storage[3:].view(2, 16, 4, 4)
     weights = [torch.zeros(shape) for shape in [(4, 16), (4,), (16, 4), (16,)]]
-    gate, _ = launched_gate(KERNEL_OPERATORS["SeGate"], [x, *weights])
+    gate, _ = launched_gate(GATE_OPERATORS["SeGate"], [x, *weights])
     assert gate.alignment == 2
     assert gate.vector == 1

@@ -7,6 +7,8 @@ import pytest
 import torch
 from gate_cases import random_maps, random_weights
 
+from cbam_deploy.gates.description import CBAM, SE
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.gates.reference import Bounded, apply_gate, disagreement
 from cbam_deploy.plugins.gate import Gate
 
@@ -33,7 +35,10 @@ def torch_gate(gate, weights, x, r, dtype):
 @pytest.fixture(params=[(7, True), (3, False), (0, True), (0, False)], ids=str)
 def drawn(request):
     kernel_size, residual = request.param
-    gate = Gate(48, 9, 11, 5, kernel_size, residual, "float32", "nchw")
+    operator = operator_for(
+        CBAM if kernel_size else SE, residual=residual, activation="relu" if residual else "none"
+    )
+    gate = Gate(operator, 48, 9, 11, 5, kernel_size, dtype="float32", layout="nchw")
     rng = np.random.default_rng(0)
     weights = random_weights(gate, rng)
     x = random_maps(gate, 3, "normal", rng)
@@ -68,7 +73,7 @@ def test_disagreement_sees_a_wrong_sign_a_nan_and_a_missing_nan(drawn):
 
 
 def test_int8_may_differ_only_where_the_exact_value_is_near_a_tie():
-    gate = Gate(1, 1, 3, 1, 0, dtype="int8", layout="nchw")
+    gate = Gate(operator_for(SE), 1, 1, 3, 1, dtype="int8", layout="nchw")
     value = np.array([[[[2.4, 2.5, 300.0]]]])
     expected = Bounded(value, np.full_like(value, 0.5 + 1e-6))
     for answer in ([2, 2, 127], [2, 3, 127]):

@@ -7,12 +7,15 @@ from math import ceil
 
 import numpy as np
 import pytest
+from gate_cases import GENERATED, VARIANTS
 from host_device import visits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kernel_report import FORMATS, MAPS
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.description import CBAM, KERNEL_SIZES
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import (
     CLUSTER_SIZES,
@@ -28,17 +31,24 @@ size = st.one_of(st.integers(1, 80), st.sampled_from([56, 112, 224, 513]))
 channels = st.one_of(st.integers(1, 300), st.sampled_from([512, 1000, 1024, 2048, 4096, 9000]))
 
 
+operators = st.sampled_from(sorted({v.operator for v in (*GENERATED, *VARIANTS)}, key=str))
+CBAM_GATE = operator_for(CBAM)
+CBAM_ADD_RELU = operator_for(CBAM, residual=True, activation="relu")
+
+
 @st.composite
 def gates(draw) -> Gate:
     dtype, layout = draw(st.sampled_from(FORMATS))
     count = draw(channels)
+    operator = draw(operators)
     return Gate(
+        operator,
         channels=count,
         height=draw(size),
         width=draw(st.one_of(size, st.just(5000))) if count < 300 else draw(st.integers(1, 20)),
-        hidden=draw(st.integers(1, 256)),
-        kernel_size=draw(st.sampled_from([0, 3, 7])),
-        residual=draw(st.booleans()),
+        hidden=draw(st.integers(1, 256)) if "W0" in operator.weights else 0,
+        kernel_size=draw(st.sampled_from(KERNEL_SIZES)) if "WS" in operator.weights else 0,
+        channel_kernel_size=draw(st.sampled_from(KERNEL_SIZES)) if "WC" in operator.weights else 0,
         dtype=dtype,
         layout=layout,
         stored=-(-count // 8) * 8 if layout == "nhwc" and draw(st.booleans()) else 0,
@@ -56,7 +66,7 @@ def test_a_launch_has_the_blocks_that_its_cut_needs_and_cuts_no_vector(
     gate, limits, batch, strategy
 ):
     for launch in plan(gate, limits, batch=batch, strategy=strategy).launches:
-        if "channel_excitation" in launch.kernel:
+        if launch.tiling is None:
             continue
         cut = dict(launch.integers)
         positions, channels = cut["positions_per_block"], cut.get("channels_per_block", gate.stored)
@@ -72,7 +82,7 @@ def test_threads_come_to_every_element_of_an_image_once(built):
     """By the kernels' own slices, tiles and lanes, in the blocks and warps of GPUs."""
     launches = []
     for (dtype, layout), shape in product(FORMATS, [(20, 5, 5), (130, 14, 13), (256, 56, 55)]):
-        gate = Gate(*shape, hidden=4, dtype=dtype, layout=layout)
+        gate = Gate(CBAM_GATE, *shape, 4, 7, dtype=dtype, layout=layout)
         for capability, strategy in ((90, "fused"), (86, "staged")):
             chosen = plan(gate, KNOWN_DEVICES[capability], strategy=strategy)
             launches += [(gate, launch) for launch in chosen.launches]
@@ -84,7 +94,8 @@ def test_threads_come_to_every_element_of_an_image_once(built):
 @pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize("shape", [(9, 14), (1, 20), (20, 1), (5, 5)], ids=str)
 def test_a_slice_with_its_halo_holds_what_its_convolution_reads(shape, kernel_size):
-    gate = Gate(64, *shape, hidden=4, kernel_size=kernel_size)
+    height, width = shape
+    gate = Gate(CBAM_GATE, 64, height, width, 4, kernel_size)
     reach = kernel_size // 2
     number = np.arange(gate.positions).reshape(shape)
     around = np.pad(number, reach, constant_values=-1)
@@ -112,9 +123,9 @@ def test_no_limit_is_exceeded(gate, limits, batch, strategy):
         assert launch.blocks_per_image % launch.cluster == 0
         assert grid(launch, batch, limits) <= limits.grid_blocks
         assert all(-(2**31) <= value < 2**31 for _, value in launch.integers)
-        tiling = re.search(r"(\d+), (\d+), (\d+)>", launch.kernel)
-        if tiling:
-            vector, threads, lanes = map(int, tiling.groups())
+        if launch.tiling:
+            arguments = re.search(r"(\d+), (\d+), (\d+)>", launch.tiling.expression)
+            vector, threads, lanes = map(int, arguments.groups())
             assert vector * gate.element_bytes <= min(16, gate.alignment)
             assert threads == launch.threads
             assert lanes & (lanes - 1) == 0
@@ -129,7 +140,7 @@ def test_no_limit_is_exceeded(gate, limits, batch, strategy):
 def test_resnet50_gates_are_fused_on_hopper_and_keep_most_of_the_map(shape, dtype_layout):
     dtype, layout = dtype_layout
     count, edge = shape
-    gate = Gate(count, edge, edge, count // 16, dtype=dtype, layout=layout, residual=True)
+    gate = Gate(CBAM_ADD_RELU, count, edge, edge, count // 16, 7, dtype=dtype, layout=layout)
     chosen = plan(gate, KNOWN_DEVICES[90], batch=32)
     assert len(chosen.launches) == 1
     too_large = dtype == "float32" and count == 256
@@ -137,8 +148,8 @@ def test_resnet50_gates_are_fused_on_hopper_and_keep_most_of_the_map(shape, dtyp
 
 
 def test_without_clusters_only_maps_that_fit_one_block_are_fused():
-    small = Gate(64, 8, 8, 4, dtype="float16")
-    large = Gate(256, 56, 56, 16, dtype="float16")
+    small = Gate(CBAM_GATE, 64, 8, 8, 4, 7)
+    large = Gate(CBAM_GATE, 256, 56, 56, 16, 7)
     assert len(plan(small, KNOWN_DEVICES[86]).launches) == 1
     assert len(plan(large, KNOWN_DEVICES[86]).launches) == 3
     assert plan(small, KNOWN_DEVICES[86]).launches[0].cluster == 1
@@ -148,14 +159,14 @@ def test_a_small_shared_memory_limit_is_kept():
     """What a kernel embedded in a TensorRT engine may use: 48 KiB, without opting in."""
     limits = replace(KNOWN_DEVICES[90], block_shared_bytes=48 * 1024)
     for count, edge in MAPS:
-        gate = Gate(count, edge, edge, max(1, count // 16))
+        gate = Gate(CBAM_GATE, count, edge, edge, max(1, count // 16), 7)
         for strategy in ("auto", "fused", "staged"):
             for launch in plan(gate, limits, strategy=strategy).launches:
                 assert launch.shared_bytes <= 48 * 1024
 
 
 def test_a_batch_beyond_the_grid_is_refused_by_name():
-    launch = plan(Gate(64, 8, 8, 4), KNOWN_DEVICES[90]).launches[0]
+    launch = plan(Gate(CBAM_GATE, 64, 8, 8, 4, 7), KNOWN_DEVICES[90]).launches[0]
     with pytest.raises(BadInput, match="batch 2147483648"):
         grid(launch, 2**31, KNOWN_DEVICES[90])
 
@@ -164,7 +175,10 @@ def test_a_batch_beyond_the_grid_is_refused_by_name():
     ("change", "message"),
     [
         ({"channels": 0}, "positive"),
-        ({"kernel_size": 5}, "3, 7"),
+        ({"kernel_size": 17}, "13, 15"),
+        ({"kernel_size": 4}, "kernel size 4"),
+        ({"channel_kernel_size": 3}, "without a convolution"),
+        ({"hidden": 0}, "hidden"),
         ({"layout": "chw32"}, "int8"),
         ({"stored": 3}, "stored"),
         ({"alignment": 1}, "aligned"),
@@ -172,19 +186,19 @@ def test_a_batch_beyond_the_grid_is_refused_by_name():
     ],
 )
 def test_a_gate_without_kernels_is_refused(change, message):
-    sizes = {"channels": 64, "height": 8, "width": 8, "hidden": 4}
+    sizes = {"channels": 64, "height": 8, "width": 8, "hidden": 4, "kernel_size": 7}
     with pytest.raises(BadInput, match=message):
-        Gate(**{**sizes, **change})
+        Gate(CBAM_GATE, **{**sizes, **change})
 
 
 def test_fused_refuses_a_map_that_is_too_large():
-    gate = Gate(64, 1024, 1024, 4)
+    gate = Gate(CBAM_GATE, 64, 1024, 1024, 4, 7)
     assert fused_candidates(gate, KNOWN_DEVICES[90]) == ()
     with pytest.raises(BadInput, match="too large for the fused kernel"):
         plan(gate, KNOWN_DEVICES[90], strategy="fused")
 
 
 def test_neighbouring_lanes_read_whole_lines():
-    gate = Gate(256, 56, 56, 16, layout="nchw")
+    gate = Gate(CBAM_GATE, 256, 56, 56, 16, 7, layout="nchw")
     tiling = choose_tiling(gate, 256, 49, 512, 32)
     assert tiling.column_lanes * gate.vector * gate.element_bytes >= 128

@@ -17,6 +17,8 @@ from benchmarks.gpu_check import buffers, cases, correctness, storage
 from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
 from benchmarks.gpu_check.job import FAILED, PASSED
 from benchmarks.kernel_report import FORMATS
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.gates.operators import GATE_OPERATORS, operator_for
 from cbam_deploy.gates.reference import Weights, apply_gate
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES
@@ -34,7 +36,11 @@ def test_cases_are_of_every_kernel_type_layout_and_operator():
     names = ("CbamGate", "CbamGateAddRelu", "SeGate", "SeGateAddRelu")
     assert kinds >= {(name, *one, count) for name in names for one in FORMATS for count in (1, 3)}
     assert {launch.cluster for case in every for launch in case.plan.launches} == {1, 2, 4, 8}
-    assert {case.gate.kernel_size for case in every} == {0, 3, 7}
+    assert {case.gate.kernel_size for case in every} == {0, 1, 3, 7, 15}
+    assert {one.gate for one in GATE_OPERATORS.values()} < {
+        case.gate.operator.gate for case in every if case.gate.dtype == "bfloat16"
+    }
+    assert {len(case.plan.launches) for case in every} == {1, 2, 3, 4}
     assert sum(case.is_small for case in every) > 100
 
 
@@ -57,7 +63,8 @@ def test_bfloat16_is_rounded_as_pytorch_does():
 
 @pytest.mark.parametrize(("dtype", "layout"), FORMATS)
 def test_storage_holds_every_element_once(dtype, layout):
-    gate = Gate(20, 3, 5, 2, dtype=dtype, layout=layout, stored=24 if layout == "nhwc" else 0)
+    stored = 24 if layout == "nhwc" else 0
+    gate = Gate(operator_for(CBAM), 20, 3, 5, 2, 7, dtype=dtype, layout=layout, stored=stored)
     x = storage.encode(np.arange(2 * 20 * 15.0).reshape(2, 20, 3, 5) % 100, dtype)
     stored = storage.to_storage(gate, x)
     assert stored.size == 2 * gate.stored * gate.positions

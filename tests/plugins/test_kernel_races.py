@@ -7,18 +7,43 @@ import shutil
 
 import numpy as np
 import pytest
-from gate_cases import Variant, example_plan, kernels_of, random_maps, random_weights
+from gate_cases import V, Variant, example_plan, kernels_of, random_maps, random_weights
 from host_device import KERNELS, build
+
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import operator_for
 
 THREAD_SANITIZER = ("-O0", "-fsanitize=thread")
 
-FUSED_NHWC = Variant("float16", "nhwc", 4, 32, 16, 3, True, 2)  # two warps along rows, two across
-FUSED_NCHW = Variant("float32", "nchw", 4, 16, 2, 7, False, 2)
-FUSED_CHW32 = Variant("int8", "chw32", 16, 16, 2, 0, True, 2)
-STAGED = Variant("float16", "nhwc", 4, 16, 16, 3, True, None)
-STAGED_SE = Variant("float32", "nchw", 1, 16, 4, 0, False, None)
-IN_PLACE = Variant("float32", "nhwc", 4, 16, 4, 3, False, None, in_place=True)
-CLEAN = (FUSED_NHWC, FUSED_NCHW, FUSED_CHW32, STAGED, STAGED_SE, IN_PLACE)
+FUSED_NHWC = V("float16", "nhwc", 4, 32, 16, 3, True, 2)  # two warps along rows, two across
+FUSED_NCHW = V("float32", "nchw", 4, 16, 2, 7, False, 2)
+FUSED_CHW32 = V("int8", "chw32", 16, 16, 2, 0, True, 2)
+STAGED = V("float16", "nhwc", 4, 16, 16, 3, True, None)
+STAGED_SE = V("float32", "nchw", 1, 16, 4, 0, False, None)
+IN_PLACE = V("float32", "nhwc", 4, 16, 4, 3, False, None, in_place=True)
+
+
+def of_order(arrangement: str, cluster: int | None, **fields: str) -> Variant:
+    """A gate of another order than CBAM's, that also has another mixer or descriptor."""
+    spec = GateSpec(arrangement=arrangement, **fields)
+    taps = 3 if fields.get("mixer") == "conv" else 0
+    tiling = (4, 16, 4)
+    operator = operator_for(spec, residual=True)
+    return Variant("float16", "nhwc", *tiling, operator, 3, cluster, channel_kernel_size=taps)
+
+
+SPATIAL_FIRST, SPATIAL_FIRST_STAGED = (
+    of_order("spatial-channel", cluster, join="gates") for cluster in (2, None)
+)
+LINEAR_THEN_CONV = of_order("channel-spatial", 2, mixer="linear", spatial="conv1x1")
+SUM = of_order("sum", 2, mixer="conv", spatial="conv1x1")
+PARALLEL = of_order("parallel", 2)
+SPATIAL = of_order("spatial", 2, spatial="conv1x1")
+CLEAN = (
+    *(FUSED_NHWC, FUSED_NCHW, FUSED_CHW32, STAGED, STAGED_SE, IN_PLACE),
+    *(SPATIAL_FIRST, SPATIAL_FIRST_STAGED, LINEAR_THEN_CONV, SUM, PARALLEL, SPATIAL),
+    of_order("sum", None, mixer="conv", spatial="conv1x1"),
+)
 
 BARRIER = re.compile(
     r"__syncthreads\(\);|(?:if constexpr \(blocks > 1\) )?cluster_sync<blocks>\(\);"
@@ -31,7 +56,12 @@ def run(variant, host, tmp_path):
     rng = np.random.default_rng(0)
     weights = random_weights(launch_plan.gate, rng)
     x, r = (random_maps(launch_plan.gate, 1, "normal", rng) for _ in range(2))
-    host.run(launch_plan, weights, x, r if launch_plan.gate.residual else None, tmp_path)
+    host.run(launch_plan, weights, x, r if launch_plan.gate.operator.residual else None, tmp_path)
+
+
+def run_all(variants, host, tmp_path):
+    for variant in variants:
+        run(variant, host, tmp_path)
 
 
 def barriers() -> list[tuple[str, int]]:
@@ -67,8 +97,9 @@ def test_no_data_race(variant, host, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", barriers(), ids=lambda b: f"{b[0]}-{b[1]}")
 def test_a_removed_barrier_is_caught(barrier, built, tmp_path):
-    variant = STAGED if barrier[0] == "staged.cuh" else FUSED_NHWC
+    variants = (STAGED, SPATIAL_FIRST_STAGED) if barrier[0] == "staged.cuh" else (FUSED_NHWC, SUM)
     sources = without(barrier, tmp_path)
-    host = build(built, kernels_of(variant), *THREAD_SANITIZER, sources=sources)
+    kernels = set().union(*map(kernels_of, variants))
+    host = build(built, kernels, *THREAD_SANITIZER, sources=sources)
     with pytest.raises(RuntimeError, match=r"data race|before the peer runs"):
-        run(variant, host, tmp_path)
+        run_all(variants, host, tmp_path)

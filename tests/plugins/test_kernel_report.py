@@ -1,56 +1,57 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from benchmarks import kernel_report
 from cbam_deploy.plugins.compile import CompiledKernels
+from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.geometry import CLUSTER_SIZES, KNOWN_DEVICES
-from cbam_deploy.plugins.launches import Launch
+from cbam_deploy.plugins.launches import Launch, Stage
 
 LOG = """\
 ptxas info    : Compiling entry function 'other' for 'sm_90'
 ptxas info    : Function properties for other
 ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 10 registers, used 1 barriers
-ptxas info    : Compiling entry function 'mine' for 'sm_90'
-ptxas info    : Function properties for mine
+ptxas info    : Compiling entry function 'mine_0f' for 'sm_90'
+ptxas info    : Function properties for mine_0f
 ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 64 registers, used 1 barriers, 8 bytes cumulative stack size, 96 bytes smem
 """
-LAUNCH = Launch("cbam::mine<1>", 1, 1, 256, 1024, (), (), ())
+LAUNCH = Launch("channel_excitation", Kernel("mine_0f", ""), None, 1, 1, 256, 1024, (), (), ())
 
 
 def test_usage_is_read_from_the_compilers_own_words():
-    compiled = CompiledKernels("sm_90", b"", {"cbam::mine<1>": "mine"}, LOG)
+    compiled = CompiledKernels("sm_90", b"", ("mine_0f",), LOG)
     usage = kernel_report.read_usage(compiled, LAUNCH, 90)
-    assert usage == kernel_report.Usage("cbam::mine<1>", 90, 256, 64, 16, 8, 96, 1024)
+    assert usage == kernel_report.Usage("mine", ("", ""), 90, 256, 64, 16, 8, 96, 1024)
     assert len(list(usage.problems(KNOWN_DEVICES[90]))) == 2
 
 
 def test_a_silent_compiler_is_an_error_and_not_a_clean_report():
-    compiled = CompiledKernels("sm_90", b"", {"cbam::mine<1>": "absent"}, LOG)
+    compiled = CompiledKernels("sm_90", b"", ("absent_0f",), LOG)
+    absent = replace(LAUNCH, kernel=Kernel("absent_0f", ""))
     with pytest.raises(RuntimeError, match="nothing of absent"):
-        kernel_report.read_usage(compiled, LAUNCH, 90)
+        kernel_report.read_usage(compiled, absent, 90)
 
 
 def test_the_planned_kernels_are_of_every_kind():
     launches = kernel_report.planned_launches(KNOWN_DEVICES[90])
-    kinds = {kernel.partition("<")[0].removeprefix("cbam::") for kernel in launches}
-    assert kinds == {
-        *("cbam_gate", "cbam_gate_add_relu", "se_gate", "se_gate_add_relu"),
-        *("channel_statistics", "spatial_statistics", "channel_excitation"),
-        *("apply_cbam", "apply_cbam_add_relu", "apply_se", "apply_se_add_relu"),
-    }
+    kinds = {name.rpartition("_")[0] for name in launches}
+    assert {"cbam_gate", "cbam_gate_add_relu", "se_gate", "se_gate_add_relu"} < kinds
+    assert {"eca_gate_add_gelu", "scse_gate_apply", "cbam_gate_spatial_first"} < kinds
+    assert {launch.stage for launch in launches.values()} == set(get_args(Stage))
     assert {launch.cluster for launch in launches.values()} <= set(CLUSTER_SIZES)
     for element in ("float", "__half", "__nv_bfloat16", "signed char"):
-        assert any(f"Tiling<{element}," in kernel for kernel in launches)
+        assert any(f"Tiling<{element}," in one.kernel.text for one in launches.values())
 
 
 def test_report_refuses_spills_local_memory_registers_and_shared_memory():
     limits = KNOWN_DEVICES[75]
-    fine = kernel_report.Usage("k", 75, 256, 64, 0, 0, 0, 1024)
+    fine = kernel_report.Usage("k", ("", ""), 75, 256, 64, 0, 0, 0, 1024)
     assert list(fine.problems(limits)) == []
     for change, word in (
         ({"spill_bytes": 4}, "spills"),
@@ -63,9 +64,10 @@ def test_report_refuses_spills_local_memory_registers_and_shared_memory():
 
 
 def test_report_table_has_a_row_per_kernel_and_type():
-    kernel = "cbam::cbam_gate<cbam::Tiling<__half, cbam::Layout::nhwc, false, 8, 512, 32>, 8, 7>"
+    maps = ("float16 nhwc k=7", "8")
     usages = [
-        kernel_report.Usage(kernel, number, 512, 90 + number, 0, 0, 0, 2048) for number in (90, 100)
+        kernel_report.Usage("cbam_gate", maps, number, 512, 90 + number, 0, 0, 0, 2048)
+        for number in (90, 100)
     ]
     text = kernel_report.markdown(usages)
-    assert "| `cbam_gate` k=7 | __half nhwc | 8 | 512 | 2 | 2.0 | 180 | 190 |" in text
+    assert "| `cbam_gate` | float16 nhwc k=7 | 8 | 512 | 2 | 2.0 | 180 | 190 |" in text

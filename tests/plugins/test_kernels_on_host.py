@@ -14,8 +14,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gate_cases import (
+    GENERATED,
     VALUES,
     VARIANTS,
+    V,
     Variant,
     example_plan,
     kernels_of,
@@ -27,6 +29,8 @@ from host_device import HostDevice, build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.gates.reference import apply_gate, disagreement
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
@@ -43,6 +47,25 @@ def host(built) -> HostDevice:
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_kernels_compute_the_gate(variant: Variant, data, host, tmp_path):
+    check(data, variant, host, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def host_of_generated(built) -> HostDevice:
+    """Many kernels: without UndefinedBehaviorSanitizer, which doubles what building them takes."""
+    return build(built, set().union(*map(kernels_of, GENERATED)), "-O0", "-fsanitize=address")
+
+
+@pytest.mark.parametrize("variant", GENERATED, ids=str)
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_kernels_compute_what_the_language_says(
+    variant: Variant, data, host_of_generated, tmp_path
+):
+    check(data, variant, host_of_generated, tmp_path)
+
+
+def check(data, variant: Variant, host: HostDevice, folder) -> None:
     launch_plan = data.draw(plans(variant))
     gate = launch_plan.gate
     batch = data.draw(st.integers(1, 3))
@@ -50,13 +73,14 @@ def test_kernels_compute_the_gate(variant: Variant, data, host, tmp_path):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     weights = random_weights(gate, rng)
     x = random_maps(gate, batch, kind, rng)
-    r = random_maps(gate, batch, "normal", rng) if gate.residual else None
-    y = host.run(launch_plan, weights, x, r, tmp_path)
+    r = random_maps(gate, batch, "normal", rng) if gate.operator.residual else None
+    y = host.run(launch_plan, weights, x, r, folder)
     assert disagreement(gate, y, apply_gate(gate, weights, x, r)) is None
 
 
-FUSED = Variant("float16", "nhwc", 8, 16, 4, 7, True, 2)
-STAGED = Variant("bfloat16", "nhwc", 4, 16, 8, 3, True, None)
+CBAM_ADD_RELU = operator_for(CBAM, residual=True, activation="relu")
+FUSED = V("float16", "nhwc", 8, 16, 4, 7, True, 2)
+STAGED = V("bfloat16", "nhwc", 4, 16, 8, 3, True, None)
 
 
 @pytest.mark.parametrize("variant", [FUSED, STAGED], ids=str)
@@ -83,7 +107,7 @@ def test_nan_reaches_every_element_it_should(variant, host, tmp_path):
 
 
 def test_int8_rounds_to_nearest_even_and_saturates(host, tmp_path):
-    variant = Variant("int8", "chw32", 16, 32, 8, 0, False, 4)
+    variant = V("int8", "chw32", 16, 32, 8, 0, False, 4)
     launch_plan = example_plan(variant, channels=32, height=4, width=4)
     gate = launch_plan.gate
     weights = random_weights(gate, np.random.default_rng(0), scale=0.0)  # Mc is sigmoid(0) = 1/2
@@ -119,7 +143,7 @@ def test_planned_geometry_computes_the_gate_at_full_size(
     shape, dtype, layout, batch, built, tmp_path
 ):
     """Warps of 32, blocks of 256 and 512 threads, clusters up to 8: what a GPU would launch."""
-    gate = Gate(*shape, hidden=8, residual=True, dtype=dtype, layout=layout)
+    gate = Gate(CBAM_ADD_RELU, *shape, hidden=8, kernel_size=7, dtype=dtype, layout=layout)
     launch_plan = plan(gate, KNOWN_DEVICES[90], batch=batch)
     host = build(built, [one.kernel for one in launch_plan.launches], "-O1", warp=32)
     rng = np.random.default_rng(0)
@@ -130,7 +154,7 @@ def test_planned_geometry_computes_the_gate_at_full_size(
 
 
 def test_host_rounds_bfloat16_like_ml_dtypes(host, tmp_path):
-    variant = Variant("bfloat16", "nhwc", 8, 32, 2, 0, False, 2, padded=True)
+    variant = V("bfloat16", "nhwc", 8, 32, 2, 0, False, 2, padded=True)
     gate_plan = example_plan(variant, channels=7, stored=8, height=4, width=4)
     weights = random_weights(gate_plan.gate, np.random.default_rng(0), scale=0.0)
     x = np.random.default_rng(3).standard_normal((1, 7, 4, 4)).astype(ml_dtypes.bfloat16)

@@ -25,7 +25,7 @@ from cbam_deploy.plugins.geometry import KNOWN_DEVICES
 DEVICE = KNOWN_DEVICES[80]
 """What the stand-in says it is."""
 
-EVERY = 151
+EVERY = 181
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +51,26 @@ def cache(pytestconfig):
 
 
 def build_driver(built, chosen):
-    lines = {}
+    launches = {launch.kernel.name: launch for case in chosen for launch in case.plan.launches}
+    listing = "".join(
+        f"KERNEL({name}, {launches[name].cluster}, {launches[name].threads})\n"
+        for name in sorted(launches)
+    )
+    definitions = "".join(launches[name].kernel.text for name in sorted(launches))
     for case in chosen:
-        names = compile_plan(case.plan, DEVICE.capability).names
-        for launch in case.plan.launches:
-            shape = f"{launch.cluster}, {launch.threads}"
-            line = f'KERNEL("{names[launch.kernel]}", {shape}, {launch.kernel})\n'
-            lines[launch.kernel] = line
-    listing = "".join(lines[name] for name in sorted(lines))
+        compile_plan(case.plan, DEVICE.capability)
     texts = [path.read_text() for path in sorted([*KERNELS.glob("*.cuh"), *HOST.iterdir()])]
-    key = hashlib.sha256("\0".join([listing, *texts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([listing, definitions, *texts]).encode()).hexdigest()[:16]
     folder = built / f"driver-{key}"
     library = folder / "libcuda.so.1"
     if not library.exists():
         folder.mkdir(exist_ok=True)
         (folder / "kernels.inc").write_text(listing)
+        (folder / "definitions.inc").write_text(definitions)
         command = ["g++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-Wall", "-Werror"]
         command += ["-Wno-unknown-pragmas", "-pthread", "-shared", "-fPIC", "-DCBAM_HOST_WARP=32"]
         command += [f'-DKERNELS="{folder}/kernels.inc"', f"-I{KERNELS}", f"-I{HOST}"]
+        command += [f'-DDEFINITIONS="{folder}/definitions.inc"']
         command += ["-o", f"{library}.part", str(HOST / "driver.cpp")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:4000]
@@ -89,7 +91,7 @@ def test_correctness_part_launches_and_judges(driver, chosen, tmp_path):
     assert found.status == PASSED, found
     assert [row["case"] for row in found.rows] == [str(case) for case in chosen]
     assert all(row["agrees"] and row["largest_error_over_bound"] <= 1 for row in found.rows)
-    assert [len(case.plan.launches) for case in chosen] == [1, 3]
+    assert [len(case.plan.launches) for case in chosen] == [1, 3, 1]
 
 
 OPERATOR = """
@@ -98,7 +100,6 @@ from types import SimpleNamespace
 import torch
 from benchmarks.gpu_check.cases import all_cases, draw
 from benchmarks.gpu_check.storage import decode
-from cbam_deploy.gates.operators import GATE_OPERATORS
 from cbam_deploy.plugins import torch_cuda
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
 from cbam_deploy.gates.reference import apply_gate, disagreement
@@ -110,16 +111,17 @@ torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=0)
 planned = torch_cuda.planned
 torch_cuda.planned = lambda gate, batch, device: planned(gate, batch, 0)
 
-operator = GATE_OPERATORS["CbamGateAddRelu"]
 for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::EVERY]:
     gate, inputs = case.gate, draw(case)
     strategy = "auto" if len(case.plan.launches) == 1 else "staged"
     torch_cuda.plan = lambda *arguments, **options: plan(*arguments, **options, strategy=strategy)
-    maps = [decode(one, gate.dtype) for one in (inputs.x, inputs.r)]
-    x, r = (torch.tensor(one).to(getattr(torch, gate.dtype)) for one in maps)
-    r = r.contiguous(memory_format=torch.channels_last)  # unlike x, and so to be converted
-    weights = [torch.tensor(one) for one in vars(inputs.weights).values()]
-    y = torch_cuda.run(bind(operator, (x, r, *weights)))
+    maps = [decode(one, gate.dtype) for one in (inputs.x, inputs.r) if one is not None]
+    tensors = [torch.tensor(one).to(getattr(torch, gate.dtype)) for one in maps]
+    if len(tensors) > 1:  # unlike x, and so to be converted
+        tensors[1] = tensors[1].contiguous(memory_format=torch.channels_last)
+    weights = vars(inputs.weights)
+    tensors += [torch.tensor(weights[name.lower()]) for name in gate.operator.weights]
+    y = torch_cuda.run(gate.operator, bind(gate.operator, tuple(tensors)))
     assert y.is_contiguous()
     problem = disagreement(gate, y.double().numpy(), apply_gate(gate, inputs.weights, *maps))
     assert problem is None, f"{case}: {problem}"

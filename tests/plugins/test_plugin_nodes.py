@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 import pytest
+from gate_cases import GENERATED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import GateSpec
-from cbam_deploy.gates.operators import operator_for
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.gates.operators import in_lower_case, operator_for, operator_named
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.launches import stages
 from cbam_deploy.plugins.plugin_nodes import (
     FORMATS,
     NODES,
     PluginNode,
     embedding_limits,
-    fused_node,
+    nodes_of,
 )
 
+CBAM_GATE = operator_for(CBAM)
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))
 STAGED = [name for name, node in NODES.items() if node.stage != "fused"]
 FUSED = [name for name, node in NODES.items() if node.stage == "fused"]
@@ -26,12 +29,13 @@ def gates(
     node: PluginNode, channels: int = 64, size: int = 12, splits: int = 2
 ) -> list[tuple[Gate, int | None]]:
     """The node's gate in every type and layout that it takes, with its splits."""
-    hidden = max(1, channels // 16)
-    kernel_size = 0 if "Se" in node.operator or "ChannelExcitation" in node.operator else 7
-    shapes = {"x": (-1, channels, size, size), "w0": (hidden, channels)}
-    if "ws" in node.inputs:
-        shapes["ws"] = (1, 2, kernel_size, kernel_size)
-    sizes = (channels, size, size, hidden, kernel_size, splits)
+    weights = node.operator.weights
+    hidden = max(1, channels // 16) if "W0" in weights else 0
+    kernel_size, taps = (7 if "WS" in weights else 0), (3 if "WC" in weights else 0)
+    of_weights = node.operator.weight_shapes(channels, hidden, kernel_size, taps)
+    shapes = {name.lower(): shape for name, shape in of_weights.items()}
+    shapes["x"] = (-1, channels, size, size)
+    sizes = (channels, size, size, hidden, kernel_size, taps, splits)
     attributes = dict(zip(node.sizes, sizes, strict=False)) | dict.fromkeys(node.scales, 0.5)
     found = []
     for dtype in node.dtypes:
@@ -74,6 +78,9 @@ def test_what_the_geometry_prefers_is_among_the_tactics(name):
             assert preferred in node.tactics(gate, HOPPER, (batch,)).values()
 
 
+OTHERS = sorted({variant.operator for variant in GENERATED}, key=str)[::5]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     channels=st.integers(1, 600),
@@ -83,9 +90,10 @@ def test_what_the_geometry_prefers_is_among_the_tactics(name):
 )
 def test_three_nodes_agree_on_the_statistics_between_them(channels, size, batch, other_batch):
     """Whatever layout TensorRT chooses for one node and for the next."""
-    chosen = Gate(channels, size, size, max(1, channels // 16), dtype="float16", layout="nchw")
-    splits = plan(chosen, AMPERE, batch=batch, strategy="staged").launches[1].integer("splits")
-    first, second = NODES["GateChannelStatistics"], NODES["GateSpatialStatistics"]
+    hidden = max(1, channels // 16)
+    chosen = Gate(CBAM_GATE, channels, size, size, hidden, 7, dtype="float16", layout="nchw")
+    splits = plan(chosen, AMPERE, batch=batch, strategy="staged").splits
+    first, second = NODES["CbamGateChannelStatistics"], NODES["CbamGateSpatialStatistics"]
     written, read = (
         [
             launch
@@ -105,14 +113,27 @@ def test_three_nodes_agree_on_the_statistics_between_them(channels, size, batch,
         assert launch.integer("stored") == channels
 
 
-def test_a_kind_of_gate_without_a_kernel_has_no_plugin_node():
-    gate = operator_for(GateSpec(channel_pool="max", spatial="none", arrangement="channel"))
-    with pytest.raises(BadInput, match="SeGateMax: there is no kernel"):
-        fused_node(gate, integers=False)
+@pytest.mark.parametrize("operator", OTHERS, ids=lambda operator: operator.name)
+def test_every_operator_has_nodes_that_follow_from_its_launches(operator):
+    for node in nodes_of(operator):
+        for gate, splits in gates(node):
+            for launch in node.tactics(gate, HOPPER, (8,), splits).values():
+                assert (launch.inputs, launch.outputs) == (node.inputs, node.outputs)
+    staged = [node for node in nodes_of(operator) if node.stage != "fused"]
+    assert [node.stage for node in staged] == list(stages(operator))
+    given = set(in_lower_case(operator.inputs))
+    for node in staged:
+        assert set(node.inputs) <= given
+        given |= set(node.outputs)
+
+
+def test_names_of_nodes_are_names_of_no_operator_but_their_own():
+    for name, node in NODES.items():
+        assert operator_named(name) in (None, node.operator)
 
 
 def test_splits_that_a_plan_cannot_have_are_refused():
-    gate = Gate(64, 8, 8, 4)
+    gate = Gate(CBAM_GATE, 64, 8, 8, 4, 7)
     with pytest.raises(BadInput, match="cannot be split in 3"):
         plan(gate, AMPERE, strategy="staged", splits=3)
 

@@ -26,7 +26,8 @@ import pytest
 
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.plugins import tensorrt_plugin
-from cbam_deploy.plugins.plugin_nodes import NODES, embedding_limits
+from cbam_deploy.plugins.launches import workspace_shapes
+from cbam_deploy.plugins.plugin_nodes import LINEAR, NODES, embedding_limits, nodes_of
 
 HERE = Path(__file__).parent
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
@@ -35,46 +36,54 @@ BATCHES = (1, 5, 64)  # as tensorrt_contract.py evaluates them
 SCALES = {"x_scale": 0.0234375, "r_scale": 0.03125, "y_scale": 0.015625}
 
 
-def fused(operator, dtype, channels, size, *, batch=-1, tactics=1):
-    hidden = max(1, channels // 16)
-    shapes = {
-        "x": [batch, channels, size, size],
-        "r": [batch, channels, size, size],
-        "w0": [hidden, channels],
-        "b0": [hidden],
-        "w1": [channels, hidden],
-        "b1": [channels],
-        "ws": [1, 2, 7, 7],
-        "bs": [1],
-    }
-    node = NODES[operator]
+def fused(name, dtype, channels, size, *, batch=-1, tactics=1):
+    node = NODES[name]
     return {
-        "operator": operator,
+        "operator": name,
         "dtype": dtype,
         "capability": [9, 0],
-        "inputs": [shapes[name] for name in node.inputs],
+        "inputs": [shapes(node, channels, size, batch)[one] for one in node.inputs],
         "attributes": {name: SCALES[name] for name in node.scales},
         "profile": PROFILE,
         "tactics": tactics,
     }
 
 
-def staged(operator, dtype, channels, size, *, splits=4, tactics=1):
-    node = NODES[operator]
-    kernel_size = 0 if "Se" in operator or "Excitation" in operator else 7
-    case = fused("CbamGateAddRelu", dtype, channels, size, tactics=tactics)
-    shapes = dict(zip(NODES["CbamGateAddRelu"].inputs, case["inputs"], strict=True))
-    shapes["partials"] = [-1, splits, channels, 2]
-    shapes["channel_gates"] = [-1, channels]
-    shapes["pooled"] = [-1, size, size, 2]
-    sizes = (channels, size, size, max(1, channels // 16), kernel_size, splits)
+def staged(name, dtype, channels, size, *, splits=4, tactics=1):
+    node = NODES[name]
+    found = shapes(node, channels, size, -1)
+    gate = node.gate({}, sizes(node, channels, size) | SCALES, node.dtypes[0], LINEAR)
+    between = workspace_shapes(gate, splits)
+    found |= {buffer: [-1, *shape] for buffer, shape in between.items()}
     return {
-        **case,
-        "operator": operator,
+        **fused(node.operator.name, dtype, channels, size, tactics=tactics),
+        "operator": name,
         "capability": [8, 0],
-        "inputs": [shapes[name] for name in node.inputs],
-        "attributes": dict(zip(node.sizes, sizes, strict=True)) | SCALES,
+        "inputs": [found[one] for one in node.inputs],
+        "attributes": sizes(node, channels, size) | {"splits": splits} | SCALES,
     }
+
+
+def sizes(node, channels, size):
+    weights = node.operator.weights
+    return {
+        "channels": channels,
+        "height": size,
+        "width": size,
+        "hidden": max(1, channels // 16) if "W0" in weights else 0,
+        "kernel_size": 7 if "WS" in weights else 0,
+        "channel_kernel_size": 3 if "WC" in weights else 0,
+    }
+
+
+def shapes(node, channels, size, batch):
+    """Of the maps and the weights, by name."""
+    of = sizes(node, channels, size)
+    weights = node.operator.weight_shapes(
+        channels, of["hidden"], of["kernel_size"], of["channel_kernel_size"]
+    )
+    maps = {name: [batch, channels, size, size] for name in ("x", "r")}
+    return maps | {name.lower(): list(shape) for name, shape in weights.items()}
 
 
 CASES = {
@@ -86,14 +95,20 @@ CASES = {
     "fused int8, channels padded": fused("QLinearCbamGateAddRelu", "INT8", 48, 10),
     "fused int8, channel gate": fused("QLinearSeGate", "INT8", 64, 8),
     "fused int8, channel gate, residual": fused("QLinearSeGateAddRelu", "INT8", 64, 8),
-    "statistics": staged("GateChannelStatistics", "HALF", 256, 56, tactics=2),
-    "statistics, channels not a multiple of 8": staged("GateChannelStatistics", "HALF", 20, 56),
-    "spatial statistics": staged("GateSpatialStatistics", "BF16", 64, 56),
-    "excitation": staged("GateChannelExcitation", "FLOAT", 64, 56),
-    "apply": staged("GateApplyCbam", "INT8", 48, 56),
-    "apply, residual": staged("GateApplyCbamAddRelu", "HALF", 64, 56),
-    "apply, channel gate": staged("GateApplySe", "FLOAT", 64, 56),
-    "apply, channel gate, residual": staged("GateApplySeAddRelu", "INT8", 64, 56),
+    "fused half, one layer": fused("CbamGateMeanLinear", "HALF", 64, 20),
+    "fused int8, along the channels": fused("QLinearEcaGate", "INT8", 64, 8),
+    "fused half, sum": fused("ScseGate", "HALF", 64, 8),
+    "statistics": staged("CbamGateChannelStatistics", "HALF", 256, 56, tactics=2),
+    "statistics, channels not a multiple of 8": staged("CbamGateChannelStatistics", "HALF", 20, 56),
+    "statistics, mean alone": staged("SeGateChannelStatistics", "INT8", 64, 56),
+    "spatial statistics": staged("CbamGateSpatialStatistics", "BF16", 64, 56),
+    "spatial statistics, one layer": staged("CbamGateMeanLinearSpatialStatistics", "HALF", 64, 56),
+    "excitation": staged("SeGateChannelExcitation", "FLOAT", 64, 56),
+    "apply": staged("CbamGateApply", "INT8", 48, 56),
+    "apply, residual": staged("CbamGateAddReluApply", "HALF", 64, 56),
+    "apply, channel gate": staged("SeGateApply", "FLOAT", 64, 56),
+    "apply, channel gate, residual": staged("SeGateAddReluApply", "INT8", 64, 56),
+    "apply, sum": staged("ScseGateApply", "FLOAT", 64, 56),
 }
 
 
@@ -151,18 +166,18 @@ def launches(answers, case):
     return found
 
 
-def test_every_plugin_is_registered_once_however_often_that_is_asked(answers):
+def test_a_plugin_is_registered_once_however_often_that_is_asked(answers):
     assert answers["version"].startswith("11.4.")
-    assert sorted(answers["registered"]) == sorted(NODES)
-    assert {case["operator"] for case in CASES.values()} <= set(answers["registered"])
-    assert len({case["operator"] for case in CASES.values()}) == len(NODES)
+    operators = {NODES[case["operator"]].operator for case in CASES.values()}
+    nodes = {node.name for operator in operators for node in nodes_of(operator)}
+    assert sorted(answers["registered"]) == sorted(nodes), "those that were asked for, once"
 
 
 def test_outputs_have_the_types_and_shapes_of_the_network(answers, case):
     given, answer = CASES[case], answers["answers"][case]
     node = NODES[given["operator"]]
     inputs = dict(zip(node.inputs, given["inputs"], strict=True))
-    of = given["attributes"]
+    of, pools = given["attributes"], 2 if node.operator.gate.channel_pool == "avg+max" else 1
     for name, dtype, at_batches in zip(
         node.outputs, answer["types"], answer["shapes"], strict=True
     ):
@@ -170,7 +185,7 @@ def test_outputs_have_the_types_and_shapes_of_the_network(answers, case):
         for batch, shape in zip(BATCHES, at_batches, strict=True):
             expected = {
                 "y": lambda: inputs["x"],
-                "partials": lambda: [-1, of["splits"], of["channels"], 2],
+                "partials": lambda: [-1, of["splits"], of["channels"], pools],
                 "channel_gates": lambda: [-1, of["channels"]],
                 "pooled": lambda: [-1, of["height"], of["width"], 2],
             }[name]()
@@ -280,7 +295,7 @@ def test_padded_channels_are_told_to_the_kernel(answers):
 def test_without_tensorrt_the_hint_names_the_other_way(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingCapability, match=r"tensorrt.plugin cannot be loaded") as missing:
-        tensorrt_plugin.register(embedding_limits((9, 0)))
+        tensorrt_plugin.register(embedding_limits((9, 0)), ())
     assert "--gate native" in missing.value.hint
 
 

@@ -12,14 +12,17 @@
 // remote read:
 //
 //   1   sum and maximum per channel of the own positions  -> to the block that owns the channel
-//   2a  W0 times the own channels' sums and maxima        -> to every block, 2 C/r floats
+//   2a  W0 times those of the own channels, or where      -> to every block, 2 C/r floats, or C
+//       there is no first layer, these themselves
 //   2b  Mc of the own channels                            -> to every block
-//   3   maximum and mean of x Mc per own position         -> to the blocks whose convolution looks
+//   3   descriptor of x Mc, or of x, per own position     -> to the blocks whose convolution looks
 //                                                            there
-//   4   convolution, sigmoid, y = x Mc Ms (+ r, ReLU)     -> written
+//   4   convolution, gate function                        stays
+//   5   y, with the residual and the last activation      -> written
 //
-// In 2 the blocks share the work, so the cluster reads the weights once, not once per block. While
-// phases 2 and 3 leave device memory idle, the residual is brought to L2.
+// Of gates with one part, 1 and 2, or 3 and 4, are left out; where the spatial part comes first, 3
+// and 4 do, and 1 sees x Ms. In 2 the blocks share the work, so the cluster reads the weights once,
+// not once per block. While later phases leave device memory idle, the residual is brought to L2.
 //
 // A block waits for its cluster four times, and meanwhile its memory pipes rest. With tiles of at
 // most half the multiprocessor's shared memory a second block fills that time; the geometry prefers
@@ -33,170 +36,152 @@
 
 namespace cbam {
 
-// What all four gates do. `kernel_size` 0: channel gate only (Squeeze-and-Excitation).
-template <class G, int blocks, int kernel_size, bool residual>
-__device__ __forceinline__ void fused_gate(const typename G::Element* x,
-                                           const typename G::Element* r, const Mlp& mlp,
-                                           const Convolution& convolution, const Shape& shape,
-                                           int positions_per_block, int kept_rows,
-                                           const Scales& scales, typename G::Element* y) {
-  constexpr bool spatial = kernel_size > 0;
+template <class G, class K, int blocks>
+__device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>& a) {
+  using Element = typename G::Element;
+  using ChannelStat = typename K::ChannelStat;
+  using PositionStat = typename K::PositionStat;
+  const Shape shape = a.shape();
+  const Scales scales = a.scales();
   const int positions = shape.positions(), channels = shape.channels;
+  const int per_block = a.positions_per_block;
   const int rank = cluster_rank<blocks>(), image = blockIdx.x / blocks;
-  const Slice slice{min(positions, rank * positions_per_block),
-                    min(positions, (rank + 1) * positions_per_block), 0, shape.stored};
+  const Slice slice{min(positions, rank * per_block), min(positions, (rank + 1) * per_block), 0,
+                    shape.stored};
   Tile<G> tile(shape, image, slice);
 
-  // Channels this block owns in the channel gate's two layers.
+  // Channels whose gates this block computes.
   const int share = (channels + blocks - 1) / blocks;
   const int first_own = min(channels, rank * share);
   const int own = min(channels, first_own + share) - first_own;
 
-  const int reach = halo<kernel_size>(shape);
-  const int window_size = min(positions, positions_per_block + 2 * reach);
+  const int reach = halo<K>(shape);
+  const int window_size = min(positions, per_block + 2 * reach);
 
+  constexpr bool mlp = K::has_channel && K::mixer == Mixer::mlp;
   Arena arena;
   // What each rank sends: [rank][own channel], and [rank][unit].
-  Stat* const partials = arena.take<Stat>(blocks * share);
-  Branches* const hidden_partials = arena.take<Branches>(blocks * mlp.hidden);
-  float* const hidden = arena.take<float>(mlp.hidden);
-  float* const weight = arena.take<float>(2 * kernel_size * kernel_size);
-  Stat* const position_scratch = arena.take<Stat>(spatial ? G::position_scratch : 0);
-  // Phase 1's scratch lies where the later phases receive: no peer sends there before all blocks
-  // have left phase 1.
+  ChannelStat* const partials = arena.take<ChannelStat>(K::has_channel ? blocks * share : 0);
+  auto* const hidden_partials = arena.take<typename K::Pooled>(mlp ? blocks * a.hidden : 0);
+  auto* const hidden = arena.take<typename K::Hidden>(
+      K::has_channel ? K::width(a.hidden, channels) : 0);
+  float* const weight = arena.take<float>(K::spatial_weights);
+  float* const described = arena.take<float>(K::convolves_channels ? shape.stored : 0);
+  PositionStat* const position_scratch =
+      arena.take<PositionStat>(K::has_spatial ? G::position_scratch : 0);
+  // The scratch of the channels' statistics lies where the later phases receive: no peer sends
+  // there before all blocks have them. Where they come second, the spatial gate is there already.
   Arena first_phase = arena;
-  Stat* const channel_scratch = first_phase.take<Stat>(G::channel_scratch);
-  float* const gate = arena.take<float>(shape.stored);
-  Stat* const window = arena.take<Stat>(spatial ? window_size : 0);
-  float* const own_spatial_gate = arena.take<float>(spatial ? positions_per_block : 0);
+  ChannelStat* const channel_scratch =
+      first_phase.take<ChannelStat>(K::has_channel ? G::channel_scratch : 0);
+  if constexpr (K::channel_sees_gated) arena = first_phase;
+  float* const gate = arena.take<float>(K::has_channel ? shape.stored : 0);
+  PositionStat* const window = arena.take<PositionStat>(K::has_spatial ? window_size : 0);
+  float* const own_spatial_gate = arena.take<float>(K::has_spatial ? per_block : 0);
   arena.past(first_phase);
-  tile.keep(arena.take<typename G::Element>(0), kept_rows);
+  tile.keep(arena.take<Element>(0), a.kept_rows);
 
-  if constexpr (spatial) {
-    for (int i = threadIdx.x; i < 2 * kernel_size * kernel_size; i += G::T)
-      weight[i] = __ldg(convolution.weight + i);
+  if constexpr (K::has_spatial) {
+    for (int i = threadIdx.x; i < K::spatial_weights; i += G::T) weight[i] = __ldg(a.ws + i);
   }
   // No peer's memory may be written before the peer runs.
   if constexpr (blocks > 1) cluster_sync<blocks>();
 
-  // Phase 1.
-  reduce_channels(
-      tile, channel_scratch,
-      [&](int row, int col, auto& vectors) { tile.read_and_keep(x, row, col, vectors); },
-      [&](int channel, const Stat& stat) {
-        if (G::padded && channel >= channels) return;
-        const int owner = channel / share;
-        cluster_peer<blocks>(partials, owner)[rank * share + channel - owner * share] = stat;
-      });
-  if constexpr (residual) tile.prefetch(r);
-  cluster_sync<blocks>();
+  const auto read_first = [&](int row, int col, auto& vectors) {
+    tile.read_and_keep(a.x, row, col, vectors);
+  };
+  const auto read_again = [&](int row, int col, auto& vectors) {
+    tile.read_again(a.x, row, col, vectors);
+  };
+  const auto prefetch_residual = [&] {
+    if constexpr (K::residual) {
+      if (!K::residual_may_be_x || a.r != a.x) tile.prefetch(a.r);
+    }
+  };
 
-  // Phase 2.
-  for (int c = threadIdx.x; c < own; c += G::T) {
-    Stat total = partials[c];
-    for (int from = 1; from < blocks; ++from) total.add(partials[from * share + c]);
-    partials[c] = total;
-  }
-  __syncthreads();
-  hidden_layer<G::T>(mlp, first_own, own, partials, [&](int unit, const Branches& in) {
-    for (int to = 0; to < blocks; ++to)
-      cluster_peer<blocks>(hidden_partials, to)[rank * mlp.hidden + unit] = in;
-  });
-  cluster_sync<blocks>();
-  for (int unit = threadIdx.x; unit < mlp.hidden; unit += G::T) {
-    Branches in = hidden_partials[unit];
-    for (int from = 1; from < blocks; ++from) in.add(hidden_partials[from * mlp.hidden + unit]);
-    hidden[unit] = hidden_unit<spatial>(mlp, unit, in, scales.x, positions);
-  }
-  __syncthreads();
-  // The stored gate takes x from its integers, and to y's where no spatial gate follows.
-  const float unit_gate = spatial ? scales.x : __fdividef(scales.x, scales.y);
-  channel_gate<G::T, spatial>(mlp, first_own, own, hidden, [&](int channel, float value) {
-    for (int to = 0; to < blocks; ++to)
-      cluster_peer<blocks>(gate, to)[channel] = value * unit_gate;
-  });
-  cluster_sync<blocks>();
+  // Phases 1 and 2.
+  const auto channel_part = [&](auto read) {
+    reduce_channels<K::channel_sees_gated>(
+        tile, own_spatial_gate, channel_scratch, read, [&](int channel, const ChannelStat& stat) {
+          if (G::padded && channel >= channels) return;
+          const int owner = channel / share;
+          cluster_peer<blocks>(partials, owner)[rank * share + channel - owner * share] = stat;
+        });
+    if constexpr (!K::channel_sees_gated) prefetch_residual();
+    cluster_sync<blocks>();
+
+    const auto factors = K::factors(K::channel_sees_gated ? 1.0f : scales.x, positions);
+    for (int c = threadIdx.x; c < own; c += G::T) {
+      ChannelStat total = partials[c];
+      for (int from = 1; from < blocks; ++from) total.add(partials[from * share + c]);
+      if constexpr (mlp) {
+        partials[c] = total;
+      } else {
+        const auto in = channel_itself<K>(total, factors, positions);
+        for (int to = 0; to < blocks; ++to)
+          cluster_peer<blocks>(hidden, to)[first_own + c] = in;
+      }
+    }
+    if constexpr (mlp) {
+      __syncthreads();
+      first_layer<K, G::T>(a.w0, a.hidden, channels, first_own, own, partials, positions,
+                           [&](int unit, const typename K::Pooled& in) {
+                             for (int to = 0; to < blocks; ++to)
+                               cluster_peer<blocks>(hidden_partials, to)[rank * a.hidden + unit] =
+                                   in;
+                           });
+    }
+    cluster_sync<blocks>();
+    if constexpr (mlp) {
+      for (int unit = threadIdx.x; unit < a.hidden; unit += G::T) {
+        auto in = hidden_partials[unit];
+        for (int from = 1; from < blocks; ++from) in.add(hidden_partials[from * a.hidden + unit]);
+        hidden[unit] = hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+      }
+      __syncthreads();
+    }
+    const float unit_gate = K::channel_unit(scales);
+    second_layer<K, G::T>(a, first_own, own, hidden, [&](int channel, float value) {
+      for (int to = 0; to < blocks; ++to)
+        cluster_peer<blocks>(gate, to)[channel] = value * unit_gate;
+    });
+    cluster_sync<blocks>();
+  };
 
   // Phases 3 and 4.
-  const auto read_again = [&](int row, int col, auto& vectors) {
-    tile.read_again(x, row, col, vectors);
-  };
-  if constexpr (spatial) {
-    reduce_positions(
-        tile, channels, gate, position_scratch, read_again,
-        [&](int own_position, const Stat& stat) {
+  const auto spatial_part = [&](auto read) {
+    reduce_positions<K::spatial_sees_gated || K::convolves_channels>(
+        tile, channels, channel_weights<K, G::T>(a, gate, described), position_scratch, read,
+        [&](int own_position, const PositionStat& stat) {
           const int p = slice.p0 + own_position;
-          const Stat pooled{__fdividef(stat.sum, channels), stat.max};
-          const int first = max(0, p - reach) / positions_per_block;
-          const int last = min(positions - 1, p + reach) / positions_per_block;
+          const PositionStat at_p = descriptor<K>(stat, channels, scales.x);
+          const int first = max(0, p - reach) / per_block;
+          const int last = min(positions - 1, p + reach) / per_block;
           for (int to = first; to <= last; ++to) {
-            const int start = max(0, to * positions_per_block - reach);
-            cluster_peer<blocks>(window, to)[p - start] = pooled;
+            const int start = max(0, to * per_block - reach);
+            cluster_peer<blocks>(window, to)[p - start] = at_p;
           }
         });
+    if constexpr (!K::has_channel || K::channel_sees_gated) prefetch_residual();
     cluster_sync<blocks>();
-    const int start = max(0, rank * positions_per_block - reach);
-    const float bias = __ldg(convolution.bias);
-    for (int p = slice.p0 + threadIdx.x; p < slice.p1; p += G::T) {
-      const float value = spatial_gate<kernel_size>(shape, p, window, start, weight, bias);
-      own_spatial_gate[p - slice.p0] = __fdividef(value, scales.y);
-    }
+    const int start = max(0, rank * per_block - reach);
+    const float bias = __ldg(a.bs), unit_gate = K::spatial_unit(scales);
+    for (int p = slice.p0 + threadIdx.x; p < slice.p1; p += G::T)
+      own_spatial_gate[p - slice.p0] =
+          spatial_gate<K>(shape, p, window, start, weight, bias) * unit_gate;
     __syncthreads();
+  };
+
+  if constexpr (K::channel_sees_gated) {
+    spatial_part(read_first);
+    channel_part(read_again);
+  } else if constexpr (!K::has_channel) {
+    spatial_part(read_first);
+  } else {
+    channel_part(read_first);
+    if constexpr (K::has_spatial) spatial_part(read_again);
   }
-  write_gated<G, spatial, residual>(tile, channels, gate, own_spatial_gate,
-                                    __fdividef(scales.r, scales.y), read_again, r, y);
-}
-
-// The entry points, one per ONNX operator. Parameters in TensorRT's order: inputs as the operator
-// has them, 32-bit integers, output. Grid: images times `blocks`. launches.py describes the launch.
-
-template <class G, int blocks, int kernel_size>
-__global__ void CBAM_CLUSTER(blocks) __launch_bounds__(G::T, 512 / G::T)
-    cbam_gate(const typename G::Element* x, const float* w0, const float* b0, const float* w1,
-              const float* b1, const float* ws, const float* bs, int channels, int stored,
-              int height, int width, int hidden, int positions_per_block, int kept_rows,
-              int x_scale, int r_scale, int y_scale, typename G::Element* y) {
-  fused_gate<G, blocks, kernel_size, false>(
-      x, nullptr, {w0, b0, w1, b1, channels, hidden}, {ws, bs}, {channels, stored, height, width},
-      positions_per_block, kept_rows,
-      Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G, int blocks, int kernel_size>
-__global__ void CBAM_CLUSTER(blocks) __launch_bounds__(G::T, 512 / G::T)
-    cbam_gate_add_relu(const typename G::Element* x, const typename G::Element* r, const float* w0,
-                       const float* b0, const float* w1, const float* b1, const float* ws,
-                       const float* bs, int channels, int stored, int height, int width, int hidden,
-                       int positions_per_block, int kept_rows, int x_scale, int r_scale,
-                       int y_scale, typename G::Element* y) {
-  fused_gate<G, blocks, kernel_size, true>(
-      x, r, {w0, b0, w1, b1, channels, hidden}, {ws, bs}, {channels, stored, height, width},
-      positions_per_block, kept_rows,
-      Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G, int blocks>
-__global__ void CBAM_CLUSTER(blocks) __launch_bounds__(G::T, 512 / G::T)
-    se_gate(const typename G::Element* x, const float* w0, const float* b0, const float* w1,
-            const float* b1, int channels, int stored, int height, int width, int hidden,
-            int positions_per_block, int kept_rows, int x_scale, int r_scale, int y_scale,
-            typename G::Element* y) {
-  fused_gate<G, blocks, 0, false>(
-      x, nullptr, {w0, b0, w1, b1, channels, hidden}, {}, {channels, stored, height, width},
-      positions_per_block, kept_rows,
-      Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G, int blocks>
-__global__ void CBAM_CLUSTER(blocks) __launch_bounds__(G::T, 512 / G::T)
-    se_gate_add_relu(const typename G::Element* x, const typename G::Element* r, const float* w0,
-                     const float* b0, const float* w1, const float* b1, int channels, int stored,
-                     int height, int width, int hidden, int positions_per_block, int kept_rows,
-                     int x_scale, int r_scale, int y_scale, typename G::Element* y) {
-  fused_gate<G, blocks, 0, true>(
-      x, r, {w0, b0, w1, b1, channels, hidden}, {}, {channels, stored, height, width},
-      positions_per_block, kept_rows,
-      Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
+  write_gated<G, K>(tile, channels, gate, own_spatial_gate, scales, read_again, a.x, a.r, a.y);
 }
 
 }  // namespace cbam

@@ -1,182 +1,214 @@
 // The gate's mathematics on one block's slice, shared by the staged and the fused kernels.
 //
-//   Mc = sigmoid(W1 relu(W0 mean + B0) + W1 relu(W0 max + B0) + 2 B1)
-//                                                    mean, max of x over positions
-//   Ms = sigmoid(conv_k([max, mean]) + BS)           max, mean of x Mc over channels
-//   y  = x Mc Ms, or relu(x Mc Ms + r)
+//   Mc = f(mixer(mean, max))       mean, max of x, or of x Ms, over positions
+//   Ms = f(conv_k(descriptor))     descriptor of x, or of x Mc, over channels
+//   y  = x Mc Ms, or x (Mc + Ms); with r added and an activation applied where there are any
 //
-// (CBAM, Woo et al., ECCV 2018, equations 1 to 3; Squeeze-and-Excitation has the mean alone and no
-// Ms.) With int8 maps x stands for x_scale times the integer, and so r and y: the channel gate is
-// stored times x_scale, the spatial gate times 1 / y_scale, and a vector of the map costs the same
-// two multiplications per element in every type.
+// `Gate` (language.cuh) says which of these. With int8 maps x stands for x_scale times the integer,
+// and so r and y: the scales are folded into the stored gates (`Gate::channel_unit`), and a vector
+// of the map costs the same multiplications per element in every type.
 #pragma once
 
-#include "tile.cuh"
+#include "language.cuh"
 
 namespace cbam {
 
-// Within 2^-21 of the true value: the relative error of __expf, about 1.2 |v| units in the last
-// place, meets the factor Ms (1 - Ms), which falls faster.
-__device__ __forceinline__ float sigmoid(float v) {
-  return __fdividef(1.0f, 1.0f + __expf(-v));
-}
-// Keeps NaN, as PyTorch's relu does.
-__device__ __forceinline__ float relu(float v) { return v < 0.0f ? 0.0f : v; }
-
-// Per-tensor scales of int8 maps, 1 for other types. Kernels receive them as the bits of a float,
-// since TensorRT passes an embedded kernel nothing but pointers and 32-bit integers.
-struct Scales {
-  float x = 1.0f, r = 1.0f, y = 1.0f;
-
-  template <typename Element>
-  __device__ __forceinline__ static Scales of(int x_bits, int r_bits, int y_bits) {
-    if constexpr (sizeof(Element) > 1) return {};
-    return {__int_as_float(x_bits), __int_as_float(r_bits), __int_as_float(y_bits)};
-  }
-};
-
-// A hidden unit's input from the mean and from the maximum, before bias and scale.
-struct alignas(8) Branches {
-  float of_sum = 0.0f, of_max = 0.0f;
-
-  __device__ __forceinline__ void add(const Branches& other) {
-    of_sum += other.of_sum;
-    of_max += other.of_max;
-  }
-};
-
-// The channel gate's two layers: W0 [hidden, channels], B0, W1 [channels, hidden], B1.
-struct Mlp {
-  const float *w0, *b0, *w1, *b1;
-  int channels, hidden;
-};
-
-// The spatial gate's k x k convolution: WS [1, 2, k, k] (maximum, then mean), BS [1].
-struct Convolution {
-  const float *weight, *bias;
-};
-
-// Sum and maximum per channel over the block's slice: `emit(channel, stat)`, channels from 0.
-template <class G, class Read, class Emit>
-__device__ __forceinline__ void reduce_channels(const Tile<G>& tile, Stat* scratch, Read read,
-                                                   Emit emit) {
-  const auto as_it_is = [](int, int, float (&)[G::V]) { return G::V; };
-  if constexpr (G::rows_are_channels) {
-    reduce_rows<G>(tile.rows, tile.cols, scratch, read, as_it_is, emit);
+// Multiply a vector by the weight of its row, or by those of its elements' columns.
+template <class G, bool by_row>
+__device__ __forceinline__ void weigh(const float* weight, int row, int col,
+                                      float (&values)[G::V]) {
+  if constexpr (by_row) {
+    const float of_row = weight[row];
+#pragma unroll
+    for (int i = 0; i < G::V; ++i) values[i] *= of_row;
   } else {
-    reduce_columns<G>(tile.rows, tile.cols, scratch, read, as_it_is, emit);
+    const float* of_column = weight + col * G::V;
+#pragma unroll
+    for (int i = 0; i < G::V; ++i) values[i] *= of_column[i];
   }
 }
 
-// Sum and maximum of x Mc per position over all channels: `emit(position, stat)`, positions from
-// the slice's first.
-template <class G, class Read, class Emit>
+// Statistics of each channel over the block's slice, of x times `weight` of its positions where it
+// is `weighted`: `emit(channel, stat)`, channels from 0.
+template <bool weighted, class G, class Stat, class Read, class Emit>
+__device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float* weight,
+                                                Stat* scratch, Read read, Emit emit) {
+  const auto weighed = [=](int row, int col, float (&values)[G::V]) {
+    if constexpr (weighted) weigh<G, !G::rows_are_channels>(weight, row, col, values);
+    return G::V;
+  };
+  if constexpr (G::rows_are_channels) {
+    reduce_rows<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+  } else {
+    reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+  }
+}
+
+// Statistics of each position over all channels, of x times `weight` of them where it is
+// `weighted`: `emit(position, stat)`, positions from the slice's first.
+template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channels,
-                                                   const float* channel_gate, Stat* scratch,
-                                                   Read read, Emit emit) {
+                                                 const float* weight, Stat* scratch, Read read,
+                                                 Emit emit) {
+  const auto weighed = [=](int row, int col, float (&values)[G::V]) {
+    if constexpr (weighted) weigh<G, G::rows_are_channels>(weight, row, col, values);
+    return G::padded && !G::rows_are_channels ? min(G::V, channels - col * G::V) : G::V;
+  };
   if constexpr (G::rows_are_channels) {
-    const auto weigh = [=](int row, int, float (&values)[G::V]) {
-      const float gate = channel_gate[row];
-#pragma unroll
-      for (int i = 0; i < G::V; ++i) values[i] *= gate;
-      return G::V;
-    };
-    reduce_columns<G>(tile.rows, tile.cols, scratch, read, weigh, emit);
+    reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
   } else {
-    const auto weigh = [=](int, int col, float (&values)[G::V]) {
-      const float* gate = channel_gate + col * G::V;
-#pragma unroll
-      for (int i = 0; i < G::V; ++i) values[i] *= gate[i];
-      return G::padded ? min(G::V, channels - col * G::V) : G::V;
-    };
-    reduce_rows<G>(tile.rows, tile.cols, scratch, read, weigh, emit);
+    reduce_rows<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
   }
 }
 
-// First layer over channels [c0, c0 + count), whose sums and maxima are `pooled`: `emit(unit, in)`
-// receives W0 sum and W0 max over these channels, once per hidden unit. One warp per unit.
-template <int threads, class Emit>
-__device__ __forceinline__ void hidden_layer(const Mlp& mlp, int c0, int count, const Stat* pooled,
-                                             Emit emit) {
+// First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in)` receives W0
+// times these, once per hidden unit, before factors and bias. One warp per unit.
+template <class K, int threads, class Emit>
+__device__ __forceinline__ void first_layer(const float* w0, int hidden, int channels, int c0,
+                                            int count, const typename K::ChannelStat* stats,
+                                            int positions, Emit emit) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int unit = warp; unit < mlp.hidden; unit += threads / kWarp) {
-    const float* weights = mlp.w0 + size_t(unit) * mlp.channels + c0;
-    Branches in;
+  for (int unit = warp; unit < hidden; unit += threads / kWarp) {
+    const float* weights = w0 + size_t(unit) * channels + c0;
+    typename K::Pooled in;
 #pragma unroll 4
-    for (int c = lane; c < count; c += kWarp) {
-      const float weight = __ldg(weights + c);
-      in.add({weight * pooled[c].sum, weight * pooled[c].max});
-    }
-#pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2)
-      in.add({shuffle_xor(in.of_sum, bit), shuffle_xor(in.of_max, bit)});
+    for (int c = lane; c < count; c += kWarp)
+      in.add_product(__ldg(weights + c), K::pooled(stats[c], positions));
+    in.add_lanes();
     if (lane == 0) emit(unit, in);
   }
 }
 
-// What a hidden unit passes on, `in` being complete: summed over all channels. The second layer
-// is linear, so both branches are added before it.
-template <bool with_max>
-__device__ __forceinline__ float hidden_unit(const Mlp& mlp, int unit, const Branches& in,
-                                             float x_scale, int positions) {
-  const float bias = __ldg(mlp.b0 + unit);
-  const float of_mean = relu(in.of_sum * __fdividef(x_scale, positions) + bias);
-  return with_max ? of_mean + relu(in.of_max * x_scale + bias) : of_mean;
+// What a hidden unit passes on, `in` being complete: summed over all channels.
+template <class K>
+__device__ __forceinline__ typename K::Hidden hidden_unit(float bias, typename K::Pooled in,
+                                                          const typename K::Pooled& factors) {
+#pragma unroll
+  for (int i = 0; i < K::branches; ++i)
+    in.of[i] = apply<K::activation>(in.of[i] * factors.of[i] + bias);
+  return K::hidden(in);
 }
 
-// Second layer and sigmoid for channels [c0, c0 + count): `emit(channel, gate)`, channels from 0.
-// One warp per channel.
-template <int threads, bool with_max, class Emit>
-__device__ __forceinline__ void channel_gate(const Mlp& mlp, int c0, int count, const float* hidden,
-                                             Emit emit) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-#pragma unroll 4
-  for (int c = c0 + warp; c < c0 + count; c += threads / kWarp) {
-    const float* weights = mlp.w1 + size_t(c) * mlp.hidden;
-    float sum = 0.0f;
-    for (int unit = lane; unit < mlp.hidden; unit += kWarp)
-      sum += __ldg(weights + unit) * hidden[unit];
+// What a channel passes on where there is no first layer.
+template <class K>
+__device__ __forceinline__ typename K::Hidden channel_itself(const typename K::ChannelStat& stat,
+                                                             const typename K::Pooled& factors,
+                                                             int positions) {
+  typename K::Pooled in = K::pooled(stat, positions);
 #pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2) sum += shuffle_xor(sum, bit);
-    if (lane == 0) emit(c, sigmoid(sum + (with_max ? 2.0f : 1.0f) * __ldg(mlp.b1 + c)));
+  for (int i = 0; i < K::branches; ++i) in.of[i] *= factors.of[i];
+  return K::hidden(in);
+}
+
+template <class K>
+__device__ __forceinline__ float channel_gate(typename K::Hidden logits, float bias) {
+  float gate = apply<K::channel_gate>(logits.of[0] + K::biases * bias);
+  if constexpr (K::logits == 2) gate += apply<K::channel_gate>(logits.of[1] + bias);
+  return gate;
+}
+
+// Second layer and gate function for channels [c0, c0 + count): `emit(channel, gate)`, channels
+// from 0. One warp per channel; of the mixer `conv`, one thread.
+template <class K, int threads, class Element, class Emit>
+__device__ __forceinline__ void second_layer(const Arguments<Element>& a, int c0, int count,
+                                             const typename K::Hidden* hidden, Emit emit) {
+  if constexpr (K::mixer == Mixer::conv) {
+    const float bias = __ldg(a.bc);
+    for (int c = c0 + threadIdx.x; c < c0 + count; c += threads) {
+      typename K::Hidden sum;
+#pragma unroll
+      for (int tap = 0; tap < K::taps; ++tap) {
+        const int from = c + tap - K::taps / 2;
+        if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), hidden[from]);
+      }
+      emit(c, channel_gate<K>(sum, bias));
+    }
+  } else {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int width = K::width(a.hidden, a.channels);
+#pragma unroll 4
+    for (int c = c0 + warp; c < c0 + count; c += threads / kWarp) {
+      const float* weights = a.w1 + size_t(c) * width;
+      typename K::Hidden sum;
+      for (int unit = lane; unit < width; unit += kWarp)
+        sum.add_product(__ldg(weights + unit), hidden[unit]);
+      sum.add_lanes();
+      if (lane == 0) emit(c, channel_gate<K>(sum, __ldg(a.b1 + c)));
+    }
   }
 }
 
-// Positions on either side of a slice that its convolution looks at.
-template <int kernel_size>
-__device__ __forceinline__ int halo(const Shape& shape) {
-  return kernel_size / 2 * (shape.width + 1);
+// What each channel counts for in the descriptor of a position: nullptr where all count as they
+// are. `described`: one float per stored channel of shared memory, where there is a 1x1
+// convolution. All threads must call.
+template <class K, int threads, class Element>
+__device__ __forceinline__ const float* channel_weights(const Arguments<Element>& a,
+                                                        const float* gate, float* described) {
+  if constexpr (K::convolves_channels) {
+    for (int c = threadIdx.x; c < a.channels; c += threads)
+      described[c] = __ldg(a.wd + c) * (K::spatial_sees_gated ? gate[c] : 1.0f);
+    __syncthreads();
+    return described;
+  } else {
+    return K::spatial_sees_gated ? gate : nullptr;
+  }
 }
 
-// Spatial gate at position `p`. `window[q]` holds maximum and mean (as sum) at position
-// `window_start + q`; `weight` is WS.
-template <int kernel_size>
-__device__ __forceinline__ float spatial_gate(const Shape& shape, int p, const Stat* window,
+// A position's descriptor as the convolution sees it; `scale` is that of the elements.
+template <class K>
+__device__ __forceinline__ typename K::PositionStat descriptor(typename K::PositionStat stat,
+                                                               int channels, float scale) {
+  constexpr bool is_max = K::descriptor == Descriptor::max;
+  if constexpr (!is_max && !K::convolves_channels) stat.sum = __fdividef(stat.sum, channels);
+  if constexpr (!K::spatial_sees_gated) {
+    if constexpr (!is_max) stat.sum *= scale;
+    if constexpr (is_max || K::described == 2) stat.max *= scale;
+  }
+  return stat;
+}
+
+// Positions on either side of a slice that its convolution looks at.
+template <class K>
+__device__ __forceinline__ int halo(const Shape& shape) {
+  return K::kernel_size / 2 * (shape.width + 1);
+}
+
+// Ms at position `p`. `window[q]` is the descriptor at position `window_start + q`; `weight` is WS.
+template <class K>
+__device__ __forceinline__ float spatial_gate(const Shape& shape, int p,
+                                              const typename K::PositionStat* window,
                                               int window_start, const float* weight, float bias) {
-  constexpr int reach = kernel_size / 2, taps = kernel_size * kernel_size;
+  constexpr int reach = K::kernel_size / 2;
   const int y = p / shape.width, x = p % shape.width;
   float sum = bias;
   for (int dy = -reach; dy <= reach; ++dy) {
     if (y + dy < 0 || y + dy >= shape.height) continue;
-    const Stat* line = window + (p + dy * shape.width - window_start);
-    const float* line_weight = weight + (dy + reach) * kernel_size + reach;
+    const typename K::PositionStat* line = window + (p + dy * shape.width - window_start);
+    const float* line_weight = weight + (dy + reach) * K::kernel_size + reach;
 #pragma unroll
     for (int dx = -reach; dx <= reach; ++dx) {
       if (x + dx < 0 || x + dx >= shape.width) continue;
-      sum += line_weight[dx] * line[dx].max + line_weight[taps + dx] * line[dx].sum;
+      if constexpr (K::described == 2)
+        sum += line_weight[dx] * line[dx].max + line_weight[K::kernel_area + dx] * line[dx].sum;
+      else if constexpr (K::descriptor == Descriptor::max) sum += line_weight[dx] * line[dx].max;
+      else sum += line_weight[dx] * line[dx].sum;
     }
   }
-  return sigmoid(sum);
+  return apply<K::spatial_gate>(sum);
 }
 
 // Write y over the block's slice. `channel_gate` is indexed by channels and `spatial_gate` by
-// positions, both from the slice's first; `r_ratio` is r_scale / y_scale.
-template <class G, bool spatial, bool residual, class Read>
+// positions, both from the slice's first.
+template <class G, class K, class Read>
 __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
                                             const float* channel_gate, const float* spatial_gate,
-                                            float r_ratio, Read read, const typename G::Element* r,
+                                            const Scales& scales, Read read,
+                                            const typename G::Element* x,
+                                            const typename G::Element* r,
                                             typename G::Element* y) {
   using Vector = typename G::Vector;
+  const float r_ratio = __fdividef(scales.r, K::y_scale(scales));
+  const float y_unit = K::last_is_homogeneous ? 1.0f : __fdividef(1.0f, scales.y);
   const int row_lane = G::row_lane();
   for (int col = G::column_lane(); col < tile.cols; col += G::Q) {
     float column_gate[G::V];
@@ -184,34 +216,48 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
     for (int i = 0; i < G::V; ++i) {
       const int at = col * G::V + i;
       if constexpr (G::rows_are_channels) {
-        column_gate[i] = spatial ? spatial_gate[at] : 1.0f;
+        column_gate[i] = K::has_spatial ? spatial_gate[at] : 1.0f;
       } else {
-        column_gate[i] = G::padded && at >= channels ? 0.0f : channel_gate[at];
+        column_gate[i] = 1.0f;
+        if (G::padded && at >= channels) column_gate[i] = 0.0f;
+        else if constexpr (K::has_channel) column_gate[i] = channel_gate[at];
       }
     }
     for (int base = row_lane; base < tile.rows; base += G::R * G::batch) {
       Vector xs[G::batch], rs[G::batch];
       read(base, col, xs);
-      if constexpr (residual) tile.read(r, base, col, rs);
+      if constexpr (K::residual) {
+        if (!K::residual_may_be_x || r != x) {
+          tile.read(r, base, col, rs);
+        } else {
+#pragma unroll
+          for (int u = 0; u < G::batch; ++u) rs[u] = xs[u];
+        }
+      }
 #pragma unroll
       for (int u = 0; u < G::batch; ++u) {
         const int row = base + u * G::R;
         if (row >= tile.rows) break;
         float row_gate = 1.0f;
         if constexpr (G::rows_are_channels) {
-          row_gate = channel_gate[row];
-        } else if constexpr (spatial) {
+          if constexpr (K::has_channel) row_gate = channel_gate[row];
+        } else if constexpr (K::has_spatial) {
           row_gate = spatial_gate[row];
         }
         float values[G::V], others[G::V];
         xs[u].unpack(values);
-        if constexpr (residual) rs[u].unpack(others);
+        if constexpr (K::residual) rs[u].unpack(others);
 #pragma unroll
         for (int i = 0; i < G::V; ++i) {
-          const float outer = G::rows_are_channels ? row_gate : column_gate[i];
-          const float inner = G::rows_are_channels ? column_gate[i] : row_gate;
-          values[i] = values[i] * outer * inner;
-          if constexpr (residual) values[i] = relu(values[i] + others[i] * r_ratio);
+          if constexpr (K::order == Order::sum) {
+            values[i] *= row_gate + column_gate[i];
+          } else {
+            const float outer = G::rows_are_channels ? row_gate : column_gate[i];
+            const float inner = G::rows_are_channels ? column_gate[i] : row_gate;
+            values[i] = values[i] * outer * inner;
+          }
+          if constexpr (K::residual) values[i] += others[i] * r_ratio;
+          values[i] = apply<K::last>(values[i]) * y_unit;
           if (G::padded && col * G::V + i >= channels) values[i] = 0.0f;
         }
         Vector::of(values).store(y + tile.at(row, col));
@@ -220,7 +266,7 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
   }
 }
 
-// Hands out dynamic shared memory, each piece 16-byte aligned; geometry.py counts the same bytes.
+// Hands out dynamic shared memory, each piece 16-byte aligned; launches.py counts the same bytes.
 class Arena {
  public:
   template <typename T>

@@ -1,19 +1,22 @@
-// The staged gate: three launches, for GPUs without clusters and for maps too large for the fused
+// The staged gate: a few launches, for GPUs without clusters and for maps too large for the fused
 // kernel. Between launches the statistics stand in device memory, a few floats per channel and per
 // position; a launch sees all that the one before it wrote, so no block waits for another.
 //
-//   1  channel_statistics  x                   -> partials [N, splits, stored] of (sum, max)
-//   2  spatial_statistics  x, partials         -> Mc [N, stored], pooled [N, H W] of (mean, max)
-//      channel_excitation  partials            -> Mc, where there is no spatial gate
-//   3  apply_...           x, (r,) Mc, pooled  -> y
+//   channel_statistics  x                 -> partials [N, splits, stored] of sum, maximum
+//                       (x, pooled where the channel part sees x Ms)
+//   channel_excitation  partials          -> Mc [N, stored]
+//   spatial_statistics  x, (partials)     -> (Mc,) pooled [N, H W] of the descriptor
+//   apply               x, (r, Mc, pooled)  -> y
+//
+// Which of these, and in which order, is for `launches.stages` to say. Where the spatial part sees
+// x Mc, or both see x, one launch computes Mc and the descriptor.
 //
 // Bytes moved per image of S = C H W sizeof(Element) bytes: 3 S in and S out where the fused kernel
-// moves S and S; 2 S in without a spatial gate. A batch that fits in L2 comes from device memory
-// once.
+// moves S and S; 2 S in with one part alone. A batch that fits in L2 comes from device memory once.
 //
 // Every block works on one slice of one image: `positions_per_block` positions by
-// `channels_per_block` channels (launch 2: all channels). blockIdx.x counts channel splits fastest,
-// then position splits, then images.
+// `channels_per_block` channels (spatial_statistics: all channels). blockIdx.x counts channel splits
+// fastest, then position splits, then images.
 #pragma once
 
 #include "gate.cuh"
@@ -40,183 +43,149 @@ struct Work {
   }
 };
 
-template <class G>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    channel_statistics(const typename G::Element* x, int channels, int stored, int height,
-                       int width, int positions_per_block, int channels_per_block,
-                       Stat* partials) {
-  const Work work({channels, stored, height, width}, positions_per_block, channels_per_block);
-  const Tile<G> tile({channels, stored, height, width}, work.image, work.slice);
+// Ms of the slice's positions, times `K::spatial_unit`, in shared memory. The convolution's window
+// stands there too; of very wide maps, whose window does not fit, it is read where it is.
+template <class G, class K>
+__device__ __forceinline__ const float* spatial_gates_of_slice(
+    Arena& arena, const Arguments<typename G::Element>& a, const Work& work) {
+  using PositionStat = typename K::PositionStat;
+  const Shape shape = a.shape();
+  const Slice slice = work.slice;
+  float* const gates = arena.take<float>(a.positions_per_block);
+  float* const weight = arena.take<float>(K::spatial_weights);
+  PositionStat* const shared_window = arena.take<PositionStat>(a.window_size);
+  const int reach = halo<K>(shape), start = max(0, slice.p0 - reach);
+  const int size = min(shape.positions(), slice.p1 + reach) - start;
+  const PositionStat* const image_window = reinterpret_cast<const PositionStat*>(a.pooled) +
+                                           size_t(work.image) * shape.positions() + start;
+  for (int i = threadIdx.x; i < K::spatial_weights; i += G::T) weight[i] = __ldg(a.ws + i);
+  const bool fits = size <= a.window_size;
+  if (fits)
+    for (int i = threadIdx.x; i < size; i += G::T) shared_window[i] = image_window[i];
+  __syncthreads();
+  const PositionStat* const window = fits ? shared_window : image_window;
+  const float bias = __ldg(a.bs), unit_gate = K::spatial_unit(a.scales());
+  for (int p = slice.p0 + threadIdx.x; p < slice.p1; p += G::T)
+    gates[p - slice.p0] = spatial_gate<K>(shape, p, window, start, weight, bias) * unit_gate;
+  __syncthreads();
+  return gates;
+}
+
+template <class G, class K>
+__device__ __forceinline__ void channel_statistics(const Arguments<typename G::Element>& a) {
+  using Stat = typename K::ChannelStat;
+  const Shape shape = a.shape();
+  const Work work(shape, a.positions_per_block, a.channels_per_block);
+  const Tile<G> tile(shape, work.image, work.slice);
   Arena arena;
   Stat* const scratch = arena.take<Stat>(G::channel_scratch);
+  const float* spatial_gates = nullptr;
+  if constexpr (K::channel_sees_gated) spatial_gates = spatial_gates_of_slice<G, K>(arena, a, work);
   Stat* const out =
-      partials + (size_t(work.image) * work.position_splits + work.position_split) * stored +
+      reinterpret_cast<Stat*>(a.partials) +
+      (size_t(work.image) * work.position_splits + work.position_split) * shape.stored +
       work.slice.c0;
-  reduce_channels(
-      tile, scratch, [&](int row, int col, auto& vectors) { tile.read(x, row, col, vectors); },
+  reduce_channels<K::channel_sees_gated>(
+      tile, spatial_gates, scratch,
+      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); },
       [&](int channel, const Stat& stat) { out[channel] = stat; });
 }
 
-// The channel gate of one image, by one block, from the partial statistics of `splits` blocks;
-// `gate` receives Mc times `unit_gate`. `in_place` needs splits 1: the statistics are used where
-// they stand, so that shared memory need not grow with the number of channels.
-template <int threads, bool with_max, bool in_place>
-__device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Mlp& mlp, int stored,
-                                                      int positions, int splits, float x_scale,
-                                                      float unit_gate, const Stat* partials,
-                                                      float* gate) {
-  float* const hidden = arena.take<float>(mlp.hidden);
-  Stat* const totals = arena.take<Stat>(in_place ? 0 : mlp.channels);
-  if constexpr (!in_place) {
-    for (int c = threadIdx.x; c < mlp.channels; c += threads) {
+// Mc of one image, by one block, from the partial statistics of `splits` blocks; `gate` receives it
+// times `K::channel_unit`. `in_place` needs splits 1: the statistics are used where they stand, so
+// that shared memory need not grow with the number of channels. Other mixers than the MLP keep what
+// they see of every channel there in any case.
+template <class K, int threads, bool in_place, class Element>
+__device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Arguments<Element>& a,
+                                                      int image, float* gate) {
+  using Stat = typename K::ChannelStat;
+  constexpr bool mlp = K::mixer == Mixer::mlp, sums_first = mlp && !in_place;
+  const int channels = a.channels, positions = a.height * a.width;
+  const Stat* const partials =
+      reinterpret_cast<const Stat*>(a.partials) + size_t(image) * a.splits * a.stored;
+  const Scales scales = a.scales();
+  const auto factors = K::factors(K::channel_sees_gated ? 1.0f : scales.x, positions);
+  auto* const hidden = arena.take<typename K::Hidden>(K::width(a.hidden, channels));
+  Stat* const totals = arena.take<Stat>(sums_first ? channels : 0);
+  if constexpr (sums_first || !mlp) {
+    for (int c = threadIdx.x; c < channels; c += threads) {
       Stat total = partials[c];
-      for (int split = 1; split < splits; ++split) total.add(partials[size_t(split) * stored + c]);
-      totals[c] = total;
+      for (int split = 1; split < a.splits; ++split)
+        total.add(partials[size_t(split) * a.stored + c]);
+      if constexpr (mlp) totals[c] = total;
+      else hidden[c] = channel_itself<K>(total, factors, positions);
     }
     __syncthreads();
   }
-  hidden_layer<threads>(mlp, 0, mlp.channels, in_place ? partials : totals,
-                        [&](int unit, const Branches& in) {
-                          hidden[unit] = hidden_unit<with_max>(mlp, unit, in, x_scale, positions);
-                        });
-  __syncthreads();
-  channel_gate<threads, with_max>(mlp, 0, mlp.channels, hidden, [&](int channel, float value) {
+  if constexpr (mlp) {
+    first_layer<K, threads>(a.w0, a.hidden, channels, 0, channels, in_place ? partials : totals,
+                            positions, [&](int unit, const typename K::Pooled& in) {
+                              hidden[unit] = hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+                            });
+    __syncthreads();
+  }
+  const float unit_gate = K::channel_unit(scales);
+  second_layer<K, threads>(a, 0, channels, hidden, [&](int channel, float value) {
     gate[channel] = value * unit_gate;
   });
   __syncthreads();
 }
 
-// Every block of an image computes the whole channel gate, which is cheaper than one more launch;
-// the first one also writes it out. With `in_place` an image has one block, see above.
-template <class G, bool in_place>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    spatial_statistics(const typename G::Element* x, const Stat* partials, const float* w0,
-                       const float* b0, const float* w1, const float* b1, int channels, int stored,
-                       int height, int width, int hidden, int positions_per_block, int splits,
-                       int x_scale, float* channel_gates, Stat* pooled) {
-  const Shape shape{channels, stored, height, width};
-  const Work work(shape, positions_per_block, stored);
+// Every block of an image computes all of Mc, which is cheaper than one more launch; the first one
+// also writes it out. With `in_place` an image has one block, see above.
+template <class G, class K, bool in_place>
+__device__ __forceinline__ void spatial_statistics(const Arguments<typename G::Element>& a) {
+  using Stat = typename K::PositionStat;
+  constexpr bool computes_mc = K::has_channel && !K::channel_sees_gated;
+  const Shape shape = a.shape();
+  const Work work(shape, a.positions_per_block, shape.stored);
   const Tile<G> tile(shape, work.image, work.slice);
-  const float scale = Scales::of<typename G::Element>(x_scale, x_scale, x_scale).x;
-  float* const gate_out = channel_gates + size_t(work.image) * stored;
   Arena arena;
   Stat* const scratch = arena.take<Stat>(G::position_scratch);
-  float* const gate = in_place ? gate_out : arena.take<float>(stored);
-  channel_gate_of_image<G::T, true, in_place>(
-      arena, {w0, b0, w1, b1, channels, hidden}, stored, shape.positions(), splits, scale, scale,
-      partials + size_t(work.image) * splits * stored, gate);
-  if (!in_place && work.position_split == 0)
-    for (int c = threadIdx.x; c < channels; c += G::T) gate_out[c] = gate[c];
-  Stat* const out = pooled + size_t(work.image) * shape.positions() + work.slice.p0;
-  reduce_positions(
-      tile, channels, gate, scratch,
-      [&](int row, int col, auto& vectors) { tile.read(x, row, col, vectors); },
+  float* const described = arena.take<float>(K::convolves_channels ? shape.stored : 0);
+  const float* gate = nullptr;
+  if constexpr (computes_mc) {
+    float* const gate_out = a.channel_gates + size_t(work.image) * shape.stored;
+    float* const own_gate = in_place ? gate_out : arena.take<float>(shape.stored);
+    channel_gate_of_image<K, G::T, in_place>(arena, a, work.image, own_gate);
+    if (!in_place && work.position_split == 0)
+      for (int c = threadIdx.x; c < shape.channels; c += G::T) gate_out[c] = own_gate[c];
+    gate = own_gate;
+  }
+  Stat* const out = reinterpret_cast<Stat*>(a.pooled) +
+                    size_t(work.image) * shape.positions() + work.slice.p0;
+  const float scale = a.scales().x;
+  reduce_positions<K::spatial_sees_gated || K::convolves_channels>(
+      tile, shape.channels, channel_weights<K, G::T>(a, gate, described), scratch,
+      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); },
       [&](int position, const Stat& stat) {
-        out[position] = {__fdividef(stat.sum, channels), stat.max};
+        out[position] = descriptor<K>(stat, shape.channels, scale);
       });
 }
 
-// Grid: one block of `threads` per image.
-template <int threads, bool in_place>
-__global__ void __launch_bounds__(threads, 512 / threads)
-    channel_excitation(const Stat* partials, const float* w0, const float* b0, const float* w1,
-                       const float* b1, int channels, int stored, int positions, int hidden,
-                       int splits, int x_scale, int y_scale, float* channel_gates) {
-  const float scale = __int_as_float(x_scale);
+// Grid: one block of `threads` per image. Scales are read as of int8, which here are those of all
+// types: no map is touched.
+template <class K, int threads, bool in_place>
+__device__ __forceinline__ void channel_excitation(const Arguments<signed char>& a) {
   Arena arena;
-  channel_gate_of_image<threads, false, in_place>(
-      arena, {w0, b0, w1, b1, channels, hidden}, stored, positions, splits, scale,
-      __fdividef(scale, __int_as_float(y_scale)), partials + size_t(blockIdx.x) * splits * stored,
-      channel_gates + size_t(blockIdx.x) * stored);
+  channel_gate_of_image<K, threads, in_place>(arena, a, blockIdx.x,
+                                              a.channel_gates + size_t(blockIdx.x) * a.stored);
 }
 
-template <class G, int kernel_size, bool residual>
-__device__ __forceinline__ void apply_gate(const typename G::Element* x,
-                                           const typename G::Element* r,
-                                           const float* channel_gates, const Stat* pooled,
-                                           const Convolution& convolution, const Shape& shape,
-                                           int positions_per_block, int channels_per_block,
-                                           int window_size, const Scales& scales,
-                                           typename G::Element* y) {
-  constexpr bool spatial = kernel_size > 0;
-  const Work work(shape, positions_per_block, channels_per_block);
-  const Slice slice = work.slice;
-  const Tile<G> tile(shape, work.image, slice);
+template <class G, class K>
+__device__ __forceinline__ void apply_gate(const Arguments<typename G::Element>& a) {
+  const Shape shape = a.shape();
+  const Work work(shape, a.positions_per_block, a.channels_per_block);
+  const Tile<G> tile(shape, work.image, work.slice);
   Arena arena;
-  float* const own_spatial_gate = arena.take<float>(spatial ? positions_per_block : 0);
-  if constexpr (spatial) {
-    float* const weight = arena.take<float>(2 * kernel_size * kernel_size);
-    Stat* const shared_window = arena.take<Stat>(window_size);
-    const int reach = halo<kernel_size>(shape), start = max(0, slice.p0 - reach);
-    const int size = min(shape.positions(), slice.p1 + reach) - start;
-    const Stat* const image_window = pooled + size_t(work.image) * shape.positions() + start;
-    for (int i = threadIdx.x; i < 2 * kernel_size * kernel_size; i += G::T)
-      weight[i] = __ldg(convolution.weight + i);
-    // Of very wide maps the window does not fit: those read it where it stands.
-    const bool fits = size <= window_size;
-    if (fits)
-      for (int i = threadIdx.x; i < size; i += G::T) shared_window[i] = image_window[i];
-    __syncthreads();
-    const Stat* const window = fits ? shared_window : image_window;
-    const float bias = __ldg(convolution.bias);
-    for (int p = slice.p0 + threadIdx.x; p < slice.p1; p += G::T) {
-      const float value = spatial_gate<kernel_size>(shape, p, window, start, weight, bias);
-      own_spatial_gate[p - slice.p0] = __fdividef(value, scales.y);
-    }
-    __syncthreads();
-  }
-  write_gated<G, spatial, residual>(
-      tile, shape.channels - slice.c0, channel_gates + size_t(work.image) * shape.stored + slice.c0,
-      own_spatial_gate, __fdividef(scales.r, scales.y),
-      [&](int row, int col, auto& vectors) { tile.read(x, row, col, vectors); }, r, y);
-}
-
-// The last launch, one entry point per ONNX operator. Parameters in TensorRT's order.
-
-template <class G, int kernel_size>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    apply_cbam(const typename G::Element* x, const float* channel_gates, const Stat* pooled,
-               const float* ws, const float* bs, int channels, int stored, int height, int width,
-               int positions_per_block, int channels_per_block, int window_size, int x_scale,
-               int r_scale, int y_scale, typename G::Element* y) {
-  apply_gate<G, kernel_size, false>(x, nullptr, channel_gates, pooled, {ws, bs},
-                                    {channels, stored, height, width}, positions_per_block,
-                                    channels_per_block, window_size,
-                                    Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G, int kernel_size>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    apply_cbam_add_relu(const typename G::Element* x, const typename G::Element* r,
-                        const float* channel_gates, const Stat* pooled, const float* ws,
-                        const float* bs, int channels, int stored, int height, int width,
-                        int positions_per_block, int channels_per_block, int window_size,
-                        int x_scale, int r_scale, int y_scale, typename G::Element* y) {
-  apply_gate<G, kernel_size, true>(x, r, channel_gates, pooled, {ws, bs},
-                                   {channels, stored, height, width}, positions_per_block,
-                                   channels_per_block, window_size,
-                                   Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    apply_se(const typename G::Element* x, const float* channel_gates, int channels, int stored,
-             int height, int width, int positions_per_block, int channels_per_block, int x_scale,
-             int r_scale, int y_scale, typename G::Element* y) {
-  apply_gate<G, 0, false>(x, nullptr, channel_gates, nullptr, {}, {channels, stored, height, width},
-                          positions_per_block, channels_per_block, 0,
-                          Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
-}
-
-template <class G>
-__global__ void __launch_bounds__(G::T, 512 / G::T)
-    apply_se_add_relu(const typename G::Element* x, const typename G::Element* r,
-                      const float* channel_gates, int channels, int stored, int height, int width,
-                      int positions_per_block, int channels_per_block, int x_scale, int r_scale,
-                      int y_scale, typename G::Element* y) {
-  apply_gate<G, 0, true>(x, r, channel_gates, nullptr, {}, {channels, stored, height, width},
-                         positions_per_block, channels_per_block, 0,
-                         Scales::of<typename G::Element>(x_scale, r_scale, y_scale), y);
+  const float* spatial_gates = nullptr;
+  if constexpr (K::has_spatial) spatial_gates = spatial_gates_of_slice<G, K>(arena, a, work);
+  const float* channel_gates = nullptr;
+  if constexpr (K::has_channel)
+    channel_gates = a.channel_gates + size_t(work.image) * shape.stored + work.slice.c0;
+  write_gated<G, K>(
+      tile, shape.channels - work.slice.c0, channel_gates, spatial_gates, a.scales(),
+      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); }, a.x, a.r, a.y);
 }
 
 }  // namespace cbam

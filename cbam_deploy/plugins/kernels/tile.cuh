@@ -23,18 +23,28 @@ namespace cbam {
 
 enum class Layout { nchw, nhwc, chw32 };
 
-// Sum and maximum of some elements. Of none: 0 and minus infinity.
-struct alignas(8) Stat {
-  float sum = 0.0f;
-  float max = __int_as_float(0xff800000);  // minus infinity
+// Sum and maximum of some elements, or one of the two. Of none: 0 and minus infinity.
+template <bool present> struct Sum { float sum = 0.0f; };
+template <> struct Sum<false> {};
+template <bool present> struct Max { float max = __int_as_float(0xff800000); };
+template <> struct Max<false> {};
 
+template <bool has_sum, bool has_max>
+struct alignas(has_sum && has_max ? 8 : 4) Stat : Sum<has_sum>, Max<has_max> {
   __device__ __forceinline__ void add(float v) {
-    sum += v;
-    max = max_or_nan(max, v);
+    if constexpr (has_sum) this->sum += v;
+    if constexpr (has_max) this->max = max_or_nan(this->max, v);
   }
   __device__ __forceinline__ void add(const Stat& other) {
-    sum += other.sum;
-    max = max_or_nan(max, other.max);
+    if constexpr (has_sum) this->sum += other.sum;
+    if constexpr (has_max) this->max = max_or_nan(this->max, other.max);
+  }
+  // That of the lane whose number differs in the bits of `mask`.
+  __device__ __forceinline__ Stat shuffled(int mask) const {
+    Stat other;
+    if constexpr (has_sum) other.sum = shuffle_xor(this->sum, mask);
+    if constexpr (has_max) other.max = shuffle_xor(this->max, mask);
+    return other;
   }
 };
 
@@ -91,8 +101,8 @@ struct Tiling {
 
   // Vectors' values exchanged between warps at a time, to keep the exchange small.
   static constexpr int exchange = V < 4 ? V : 4;
-  // Stats of shared memory that the reductions need: over rows or columns, that is, per channel or
-  // per position.
+  // Statistics that the reductions keep in shared memory: over rows or columns, that is, per channel
+  // or per position.
   static constexpr int row_scratch = warps_per_row > 1 ? R * batch * warps_per_row : 0;
   static constexpr int column_scratch = warp_rows * Q * exchange;
   static constexpr int channel_scratch = rows_are_channels ? row_scratch : column_scratch;
@@ -204,7 +214,7 @@ struct Tile {
 // Reduce every row: `read(row, col, vectors)` reads a batch, `weigh(row, col, values)` scales a
 // vector in place and returns how many of its elements count, `emit(row, stat)` is called once per
 // row, by one thread. `scratch`: Tiling::row_scratch stats of shared memory. All threads must call.
-template <class G, class Read, class Weigh, class Emit>
+template <class G, class Stat, class Read, class Weigh, class Emit>
 __device__ __forceinline__ void reduce_rows(int rows, int cols, Stat* scratch, Read read,
                                             Weigh weigh, Emit emit) {
   const int row_lane = G::row_lane(), column_lane = G::column_lane();
@@ -235,7 +245,7 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Stat* scratch, R
 #pragma unroll
       for (int bit = 1; bit < kWarp; bit *= 2) {
         if (!G::is_column_bit(bit)) continue;
-        stats[u].add({shuffle_xor(stats[u].sum, bit), shuffle_xor(stats[u].max, bit)});
+        stats[u].add(stats[u].shuffled(bit));
       }
     }
     bool first_lane = true;
@@ -268,7 +278,7 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Stat* scratch, R
 // Reduce every column, element by element of its vectors: `emit(col * V + i, stat)` is called once
 // for each, by one thread. Otherwise as `reduce_rows`; all elements count, and `scratch` has
 // Tiling::column_scratch stats.
-template <class G, class Read, class Weigh, class Emit>
+template <class G, class Stat, class Read, class Weigh, class Emit>
 __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch, Read read,
                                                Weigh weigh, Emit emit) {
   const int row_lane = G::row_lane(), column_lane = G::column_lane();
@@ -299,8 +309,7 @@ __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch
     for (int bit = 1; bit < kWarp; bit *= 2) {
       if (G::is_column_bit(bit)) continue;
 #pragma unroll
-      for (int i = 0; i < G::V; ++i)
-        stats[i].add({shuffle_xor(stats[i].sum, bit), shuffle_xor(stats[i].max, bit)});
+      for (int i = 0; i < G::V; ++i) stats[i].add(stats[i].shuffled(bit));
     }
 #pragma unroll
     for (int group = 0; group < G::V; group += G::exchange) {

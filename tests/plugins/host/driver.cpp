@@ -3,11 +3,13 @@
 // It has the functions that launching the gate's kernels needs, under the names by which
 // cuda.bindings looks them up, and is stricter than it has to be: no context, too much shared
 // memory and a grid that its clusters do not divide are errors, and so is a byte written beside an
-// allocation. KERNELS lists what it can launch: KERNEL(name in the image, cluster, threads, kernel).
+// allocation. KERNELS lists what it can launch, of DEFINITIONS: KERNEL(kernel, cluster, threads).
 #include "cuda_on_threads.hpp"
 
 #include "fused.cuh"
 #include "staged.cuh"
+
+#include DEFINITIONS
 
 #include <algorithm>
 #include <functional>
@@ -42,7 +44,7 @@ auto runner(void (*kernel)(Parameters...)) {
 }
 
 std::map<std::string, Function> functions = {
-#define KERNEL(name, cluster, threads, ...) {name, {cluster, threads, runner(__VA_ARGS__)}},
+#define KERNEL(name, cluster, threads) {#name, {cluster, threads, runner(name)}},
 #include KERNELS
 #undef KERNEL
 };

@@ -5,11 +5,13 @@
 //   "integer VALUE"
 //   save NAME FILE
 //
-// KERNEL is an index into KERNELS, the list of name expressions compiled in.
+// KERNEL is an index into KERNELS, the list of the kernels that DEFINITIONS defines.
 #include "cuda_on_threads.hpp"
 
 #include "fused.cuh"
 #include "staged.cuh"
+
+#include DEFINITIONS
 
 #include <cstdio>
 #include <fstream>
