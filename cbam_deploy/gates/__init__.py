@@ -6,8 +6,9 @@ A gate made of parts that there are needs nothing more. To add a part, such as a
 - `reference`: its equation and error in float64; `models.gate`: its equation in PyTorch;
 - `graphs.gate_bodies`: its standard operators;
 - `exporters.gates`: a reader, for files whose gates are standard operators;
-- ``plugins/kernels`` and `plugins.launches`: its phase, and `plugins.torch_formula` where that has
-  no line for it yet.
+- its choice in ``plugins/kernels/language.cuh``, which `plugins.entries.gate_type` names; what is
+  launched where it needs other launches (`plugins.launches.stages`); and `plugins.torch_formula`
+  where that has no line for it yet.
 
 Fusion, FP16, INT8, lowering, plugin nodes, PyTorch's operators, inspection and costs follow from
 `operators`.

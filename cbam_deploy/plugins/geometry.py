@@ -207,7 +207,11 @@ def _staged(gate: Gate, limits: DeviceLimits, batch: int, splits: int | None) ->
             return channel_statistics(gate, tiling, statistics_cut, shared)
         if stage == "channel_excitation":
             tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
-            return channel_excitation(gate, tiling, parts, in_place=in_place)
+            # Only C^2 weights are worth several blocks: each pools all channels anew.
+            linear = gate.operator.gate.mixer == "linear"
+            blocks = min(_MOST_SPLITS, wanted) if linear else 1
+            channels = _part(gate.channels, limits.small_block // limits.warp, blocks)
+            return channel_excitation(gate, tiling, channels, parts, in_place=in_place)
         if stage == "spatial_statistics":
             most = 1 if in_place else _MOST_SPLITS
             positions = _part(gate.positions, _positions_unit(gate), min(most, wanted))
@@ -253,7 +257,7 @@ def _gating_fits(gate: Gate, limits: DeviceLimits) -> bool:
         return True
     tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
     if "channel_excitation" in stages(gate.operator):
-        launch = channel_excitation(gate, tiling, 1, in_place=False)
+        launch = channel_excitation(gate, tiling, gate.channels, 1, in_place=False)
     else:
         launch = spatial_statistics(gate, tiling, gate.positions, 1, in_place=False)
     return launch.shared_bytes <= limits.block_shared_bytes

@@ -139,13 +139,15 @@ class LaunchPlan:
 
 def stages(operator: GateOperator) -> tuple[Stage, ...]:
     """The staged launches that compute `operator`, in order."""
-    arrangement = operator.gate.arrangement
-    if arrangement == "channel":
+    spec = operator.gate
+    if spec.arrangement == "channel":
         return ("channel_statistics", "channel_excitation", "apply")
-    if arrangement == "spatial":
+    if spec.arrangement == "spatial":
         return ("spatial_statistics", "apply")
-    if arrangement == "spatial-channel":
+    if spec.arrangement == "spatial-channel":
         return ("spatial_statistics", "channel_statistics", "channel_excitation", "apply")
+    if spec.mixer == "linear":  # ``Gate::excites_apart``
+        return ("channel_statistics", "channel_excitation", "spatial_statistics", "apply")
     return ("channel_statistics", "spatial_statistics", "apply")
 
 
@@ -163,7 +165,8 @@ def buffers(operator: GateOperator, stage: Stage) -> tuple[tuple[str, ...], tupl
     if stage == "spatial_statistics":
         described = ("wd",) if spec.spatial == "conv1x1" else ()
         if "channel_excitation" in stages(operator) or not spec.has_channel:
-            return ("x", *described), ("pooled",)
+            gated = ("channel_gates",) if spec.arrangement == "channel-spatial" else ()
+            return ("x", *gated, *described), ("pooled",)
         return ("x", *excitation, *described), ("channel_gates", "pooled")
     gates = ("channel_gates",) if spec.has_channel else ()
     return (*in_lower_case(operator.maps), *gates, *convolution), ("y",)
@@ -273,12 +276,15 @@ def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) 
     )
 
 
-def channel_excitation(gate: Gate, tiling: Tiling, splits: int, *, in_place: bool) -> Launch:
+def channel_excitation(
+    gate: Gate, tiling: Tiling, channels: int, splits: int, *, in_place: bool
+) -> Launch:
     """Staged launch: the channel gate alone; of `tiling` only the threads matter.
 
     Args:
         gate: the gate.
         tiling: of any slice.
+        channels: whose gates one block computes.
         splits: position splits of the statistics.
         in_place: as in `spatial_statistics`.
     """
@@ -288,9 +294,15 @@ def channel_excitation(gate: Gate, tiling: Tiling, splits: int, *, in_place: boo
         "channel_excitation",
         f"cbam::channel_excitation<{arguments}>",
         tiling,
-        blocks=1,
+        blocks=-(-gate.channels // channels),
         shared_bytes=_sum(_excitation(gate, in_place)),
-        integers=(*_shape(gate), *_hidden(gate), ("splits", splits), *_scales(gate)),
+        integers=(
+            *_shape(gate),
+            *_hidden(gate),
+            ("channels_per_block", channels),
+            ("splits", splits),
+            *_scales(gate),
+        ),
     )
 
 
@@ -309,11 +321,12 @@ def spatial_statistics(
     """
     pieces = [tiling.position_scratch * _position_statistics(gate) * 4, *_described(gate)]
     channel: tuple[tuple[str, int], ...] = ()
-    if "channel_gates" in buffers(gate.operator, "spatial_statistics")[1]:
+    inputs, outputs = buffers(gate.operator, "spatial_statistics")
+    if "channel_gates" in outputs:
         pieces += _excitation(gate, in_place)
-        if not in_place:
-            pieces.append(gate.stored * 4)
         channel = (*_hidden(gate), ("splits", splits))
+    if "channel_gates" in inputs or ("channel_gates" in outputs and not in_place):
+        pieces.append(gate.stored * 4)
     arguments = f"{tiling.expression}, {_before_the_last(gate)}, {boolean(in_place)}"
     return _launch(
         gate,

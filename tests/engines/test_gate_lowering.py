@@ -366,7 +366,9 @@ def staged_operator(name: str) -> type[OpRun]:
             if given["x"].dtype == np.int8:
                 y = np.clip(np.rint(y), -128, 127)
             return (y.astype(given["x"].dtype),)
-        gates = staged.channel_gates() if "partials" in given else None
+        gates = given.get("channel_gates")
+        if "partials" in given:
+            gates = staged.channel_gates()
         made = {"channel_gates": gates}
         if "pooled" in node.outputs:
             made["pooled"] = staged.pooled(gates)

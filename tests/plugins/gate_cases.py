@@ -157,11 +157,14 @@ def generated(seed: int = 0) -> tuple[Variant, ...]:
     The operators are drawn: of a few, the one that has most of what is still missing.
     """
     made: list[Variant] = []
-    for key, tilings in TILINGS.items():
+    orders = get_args(Arrangement)
+    for number, (key, tilings) in enumerate(TILINGS.items()):
         rng = random.Random(f"{seed} {key}")
         missing = {(name, value) for name, values in CHOICES.items() for value in values}
         missing |= {("last", value) for value in LAST} | {("residual", True)}
-        missing |= {("cluster", value) for value in (1, 2, None)}
+        missing |= {("cluster", 1), ("cluster", 2)}
+        # Staged kernels, of which one gate needs several: each order once in each type.
+        missing |= {("staged", order) for order in orders[number % 2 :: 2]}
         while missing:
             drawn = [_drawn(*key, tilings[len(made) % 2], rng) for _ in range(1000)]
             best = max(drawn, key=lambda variant: len(_choices(variant) & missing))
@@ -199,6 +202,8 @@ def _choices(variant: Variant) -> set[tuple[str, object]]:
     found = {(name, getattr(spec, name)) for name in shown}
     found |= {("kernel_size", variant.kernel_size), ("last", operator.activation)}
     found |= {("channel_kernel_size", variant.channel_kernel_size), ("cluster", variant.cluster)}
+    if variant.cluster is None:
+        found.add(("staged", spec.arrangement))
     return found | {("residual", operator.residual)}
 
 
@@ -263,7 +268,9 @@ def _staged(
     splits, _ = first.splits(gate)
     make: dict[str, Callable[[], Launch]] = {
         "channel_statistics": lambda: channel_statistics(gate, tiling, first, shared_limit),
-        "channel_excitation": lambda: channel_excitation(gate, tiling, splits, in_place=in_place),
+        "channel_excitation": lambda: channel_excitation(
+            gate, tiling, min(last.channels, gate.channels), splits, in_place=in_place
+        ),
         "spatial_statistics": lambda: spatial_statistics(
             gate, tiling, positions, splits, in_place=in_place
         ),

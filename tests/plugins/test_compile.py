@@ -5,8 +5,8 @@ import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 

@@ -35,6 +35,7 @@ def of_order(arrangement: str, cluster: int | None, **fields: str) -> Variant:
 SPATIAL_FIRST, SPATIAL_FIRST_STAGED = (
     of_order("spatial-channel", cluster, join="gates") for cluster in (2, None)
 )
+LINEAR_STAGED = of_order("channel-spatial", None, mixer="linear")
 LINEAR_THEN_CONV = of_order("channel-spatial", 2, mixer="linear", spatial="conv1x1")
 SUM = of_order("sum", 2, mixer="conv", spatial="conv1x1")
 PARALLEL = of_order("parallel", 2)
@@ -42,7 +43,7 @@ SPATIAL = of_order("spatial", 2, spatial="conv1x1")
 CLEAN = (
     *(FUSED_NHWC, FUSED_NCHW, FUSED_CHW32, STAGED, STAGED_SE, IN_PLACE),
     *(SPATIAL_FIRST, SPATIAL_FIRST_STAGED, LINEAR_THEN_CONV, SUM, PARALLEL, SPATIAL),
-    of_order("sum", None, mixer="conv", spatial="conv1x1"),
+    *(LINEAR_STAGED, of_order("sum", None, mixer="conv", spatial="conv1x1")),
 )
 
 BARRIER = re.compile(
@@ -97,7 +98,8 @@ def test_no_data_race(variant, host, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", barriers(), ids=lambda b: f"{b[0]}-{b[1]}")
 def test_a_removed_barrier_is_caught(barrier, built, tmp_path):
-    variants = (STAGED, SPATIAL_FIRST_STAGED) if barrier[0] == "staged.cuh" else (FUSED_NHWC, SUM)
+    staged = (STAGED, SPATIAL_FIRST_STAGED, LINEAR_STAGED)
+    variants = staged if barrier[0] == "staged.cuh" else (FUSED_NHWC, SUM)
     sources = without(barrier, tmp_path)
     kernels = set().union(*map(kernels_of, variants))
     host = build(built, kernels, *THREAD_SANITIZER, sources=sources)

@@ -6,10 +6,11 @@
 //                       (x, pooled where the channel part sees x Ms)
 //   channel_excitation  partials          -> Mc [N, stored]
 //   spatial_statistics  x, (partials)     -> (Mc,) pooled [N, H W] of the descriptor
+//                       (x, Mc where that is there already)
 //   apply               x, (r, Mc, pooled)  -> y
 //
 // Which of these, and in which order, is for `launches.stages` to say. Where the spatial part sees
-// x Mc, or both see x, one launch computes Mc and the descriptor.
+// x Mc, or both see x, one launch computes Mc and the descriptor, but for `Gate::excites_apart`.
 //
 // Bytes moved per image of S = C H W sizeof(Element) bytes: 3 S in and S out where the fused kernel
 // moves S and S; 2 S in with one part alone. A batch that fits in L2 comes from device memory once.
@@ -91,13 +92,13 @@ __device__ __forceinline__ void channel_statistics(const Arguments<typename G::E
       [&](int channel, const Stat& stat) { out[channel] = stat; });
 }
 
-// Mc of one image, by one block, from the partial statistics of `splits` blocks; `gate` receives it
-// times `K::channel_unit`. `in_place` needs splits 1: the statistics are used where they stand, so
+// Mc of channels [c0, c0 + count) of one image, by one block, from the partial statistics of
+// `splits` blocks; `gate` receives it times `K::channel_unit`. `in_place` needs splits 1: the statistics are used where they stand, so
 // that shared memory need not grow with the number of channels. Other mixers than the MLP keep what
 // they see of every channel there in any case.
 template <class K, int threads, bool in_place, class Element>
 __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Arguments<Element>& a,
-                                                      int image, float* gate) {
+                                                      int image, int c0, int count, float* gate) {
   using Stat = typename K::ChannelStat;
   constexpr bool mlp = K::mixer == Mixer::mlp, sums_first = mlp && !in_place;
   const int channels = a.channels, positions = a.height * a.width;
@@ -125,7 +126,7 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
     __syncthreads();
   }
   const float unit_gate = K::channel_unit(scales);
-  second_layer<K, threads>(a, 0, channels, hidden, [&](int channel, float value) {
+  second_layer<K, threads>(a, c0, count, hidden, [&](int channel, float value) {
     gate[channel] = value * unit_gate;
   });
   __syncthreads();
@@ -136,7 +137,7 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
 template <class G, class K, bool in_place>
 __device__ __forceinline__ void spatial_statistics(const Arguments<typename G::Element>& a) {
   using Stat = typename K::PositionStat;
-  constexpr bool computes_mc = K::has_channel && !K::channel_sees_gated;
+  constexpr bool computes_mc = K::has_channel && !K::channel_sees_gated && !K::excites_apart;
   const Shape shape = a.shape();
   const Work work(shape, a.positions_per_block, shape.stored);
   const Tile<G> tile(shape, work.image, work.slice);
@@ -147,9 +148,15 @@ __device__ __forceinline__ void spatial_statistics(const Arguments<typename G::E
   if constexpr (computes_mc) {
     float* const gate_out = a.channel_gates + size_t(work.image) * shape.stored;
     float* const own_gate = in_place ? gate_out : arena.take<float>(shape.stored);
-    channel_gate_of_image<K, G::T, in_place>(arena, a, work.image, own_gate);
+    channel_gate_of_image<K, G::T, in_place>(arena, a, work.image, 0, shape.channels, own_gate);
     if (!in_place && work.position_split == 0)
       for (int c = threadIdx.x; c < shape.channels; c += G::T) gate_out[c] = own_gate[c];
+    gate = own_gate;
+  } else if constexpr (K::spatial_sees_gated) {
+    const float* const gate_in = a.channel_gates + size_t(work.image) * shape.stored;
+    float* const own_gate = arena.take<float>(shape.stored);
+    for (int c = threadIdx.x; c < shape.channels; c += G::T) own_gate[c] = gate_in[c];
+    __syncthreads();
     gate = own_gate;
   }
   Stat* const out = reinterpret_cast<Stat*>(a.pooled) +
@@ -163,13 +170,16 @@ __device__ __forceinline__ void spatial_statistics(const Arguments<typename G::E
       });
 }
 
-// Grid: one block of `threads` per image. Scales are read as of int8, which here are those of all
-// types: no map is touched.
+// Grid: a block of `threads` for every `channels_per_block` channels of an image. Scales are read as
+// of int8, which here are those of all types: no map is touched.
 template <class K, int threads, bool in_place>
 __device__ __forceinline__ void channel_excitation(const Arguments<signed char>& a) {
+  const int parts = (a.channels + a.channels_per_block - 1) / a.channels_per_block;
+  const int image = blockIdx.x / parts, c0 = blockIdx.x % parts * a.channels_per_block;
+  const int count = min(a.channels_per_block, a.channels - c0);
   Arena arena;
-  channel_gate_of_image<K, threads, in_place>(arena, a, blockIdx.x,
-                                              a.channel_gates + size_t(blockIdx.x) * a.stored);
+  channel_gate_of_image<K, threads, in_place>(arena, a, image, c0, count,
+                                              a.channel_gates + size_t(image) * a.stored);
 }
 
 template <class G, class K>
