@@ -40,7 +40,6 @@ from cbam_deploy.gates.operators import (
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_nodes, operator_of_function
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, plan
-from cbam_deploy.plugins.launches import workspace_shapes
 from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
     CAPABILITY,
@@ -51,6 +50,7 @@ from cbam_deploy.plugins.plugin_nodes import (
     fused_node,
     staged_nodes,
 )
+from cbam_deploy.plugins.stages import workspace_shapes
 
 NATIVE, PLUGIN, STAGED = "native", "plugin", "staged plugin"
 

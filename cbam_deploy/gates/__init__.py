@@ -7,7 +7,7 @@ A gate made of parts that there are needs nothing more. To add a part, such as a
 - `graphs.gate_bodies`: its standard operators;
 - `exporters.gates`: a reader, for files whose gates are standard operators;
 - its choice in ``plugins/kernels/language.cuh``, which `plugins.entries.gate_type` names; what is
-  launched where it needs other launches (`plugins.launches.stages`); and `plugins.torch_formula`
+  launched where it needs other launches (`plugins.stages.stages`); and `plugins.torch_formula`
   where that has no line for it yet.
 
 Fusion, FP16, INT8, lowering, plugin nodes, PyTorch's operators, inspection and costs follow from

@@ -195,14 +195,17 @@ def apply_gate(
             for part in spec.arrangement.split("-"):
                 attention = channel_gate if part == "channel" else spatial_gate
                 y = y * attention(spec, weights, y)
+        magnitude = np.abs(y.value)
         if r is not None:
-            y = y + exact(r) * exact(np.array([gate.r_scale], np.float32))
+            residual = exact(r) * exact(np.array([gate.r_scale], np.float32))
+            y, magnitude = y + residual, magnitude + np.abs(residual.value)
         if last != "none":
-            y = y.activated(last)
+            y, magnitude = y.activated(last), magnitude * _SLOPES[last]
         if gate.dtype == "int8":
             y = y * exact(1 / np.array([gate.y_scale], np.float32).astype(np.float64))
-            # Two more roundings: the kernels fold the scales into both gates.
-            rounding = 0.5 + 4 * UNIT_ROUNDOFF * np.abs(y.value)
+            # The kernels fold the scales into the gates and r: a quotient, off by two units in the
+            # last place (4 u), and a product each with what they have in Mc and in Ms.
+            rounding = 0.5 + 6 * UNIT_ROUNDOFF * magnitude / gate.y_scale
         else:
             rounding = OUTPUT_ROUNDING[gate.dtype] * (np.abs(y.value) + y.error)
         error = y.error + rounding + _SMALLEST[gate.dtype]

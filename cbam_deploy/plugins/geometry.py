@@ -15,8 +15,6 @@ from cbam_deploy.plugins.launches import (
     Cut,
     Launch,
     LaunchPlan,
-    Stage,
-    Tiling,
     apply,
     channel_excitation,
     channel_statistics,
@@ -25,8 +23,9 @@ from cbam_deploy.plugins.launches import (
     positions_per_block,
     spatial_statistics,
     staged_plan,
-    stages,
 )
+from cbam_deploy.plugins.stages import Stage, stages
+from cbam_deploy.plugins.tiling import Tiling
 
 Strategy = Literal["auto", "fused", "staged"]
 

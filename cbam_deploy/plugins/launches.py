@@ -11,9 +11,8 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from cbam_deploy.gates.operators import GateOperator, in_lower_case
+from cbam_deploy.gates.operators import GateOperator
 from cbam_deploy.plugins.entries import (
     Kernel,
     before_the_last,
@@ -23,66 +22,17 @@ from cbam_deploy.plugins.entries import (
     gate_type,
 )
 from cbam_deploy.plugins.gate import Gate, round_up
-
-Stage = Literal["fused", "channel_statistics", "channel_excitation", "spatial_statistics", "apply"]
-
-_BATCH = 4  # Tiling::batch
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a block walks its slice: the template ``Tiling`` of ``kernels/tile.cuh``.
-
-    Attributes:
-        gate: gives element, layout and vector.
-        threads: T, of the block.
-        column_lanes: Q, a power of two.
-        warp: lanes of a warp: 32, but for the tests on the host.
-    """
-
-    gate: Gate
-    threads: int
-    column_lanes: int
-    warp: int = 32
-
-    @property
-    def row_lanes(self) -> int:
-        """R."""
-        return self.threads // self.column_lanes
-
-    @property
-    def channel_scratch(self) -> int:
-        """Statistics in shared memory for the reduction over positions."""
-        return self._row_scratch if self.gate.storage.rows_are_channels else self._column_scratch
-
-    @property
-    def position_scratch(self) -> int:
-        """Statistics in shared memory for the reduction over channels."""
-        return self._column_scratch if self.gate.storage.rows_are_channels else self._row_scratch
-
-    @property
-    def _warps_per_row(self) -> int:
-        return max(1, self.column_lanes * self.gate.storage.run_rows // self.warp)
-
-    @property
-    def _row_scratch(self) -> int:
-        alone = self._warps_per_row == 1
-        return 0 if alone else self.row_lanes * _BATCH * self._warps_per_row
-
-    @property
-    def _column_scratch(self) -> int:
-        warp_rows = self.threads // self.warp // self._warps_per_row
-        return warp_rows * self.column_lanes * min(4, self.gate.vector)
-
-    @property
-    def expression(self) -> str:
-        """The C++ type."""
-        gate = self.gate
-        return (
-            f"cbam::Tiling<{element_type(gate)}, cbam::Layout::{gate.layout}, "
-            f"{boolean(gate.stored > gate.channels)}, {gate.vector}, {self.threads}, "
-            f"{self.column_lanes}>"
-        )
+from cbam_deploy.plugins.stages import (
+    Stage,
+    branches,
+    buffers,
+    described,
+    logits,
+    pools,
+    stages,
+    workspace_shapes,
+)
+from cbam_deploy.plugins.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -119,7 +69,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The launches that compute one gate, in order: one fused, or those of `stages`.
+    """The launches that compute one gate, in order: one fused, or those of `stages.stages`.
 
     Attributes:
         gate: what is computed.
@@ -135,52 +85,6 @@ class LaunchPlan:
     def splits(self) -> int:
         """Parts in which the staged launches pass a channel's statistics on; 0 without these."""
         return max(dict(launch.integers).get("splits", 0) for launch in self.launches)
-
-
-def stages(operator: GateOperator) -> tuple[Stage, ...]:
-    """The staged launches that compute `operator`, in order."""
-    spec = operator.gate
-    if spec.arrangement == "channel":
-        return ("channel_statistics", "channel_excitation", "apply")
-    if spec.arrangement == "spatial":
-        return ("spatial_statistics", "apply")
-    if spec.arrangement == "spatial-channel":
-        return ("spatial_statistics", "channel_statistics", "channel_excitation", "apply")
-    if spec.mixer == "linear":  # ``Gate::excites_apart``
-        return ("channel_statistics", "channel_excitation", "spatial_statistics", "apply")
-    return ("channel_statistics", "spatial_statistics", "apply")
-
-
-def buffers(operator: GateOperator, stage: Stage) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of what the launch of a stage reads and of what it writes, in order."""
-    spec = operator.gate
-    convolution = ("pooled", "ws", "bs") if spec.has_spatial else ()
-    excitation = ("partials", *in_lower_case(operator.channel_weights))
-    if stage == "fused":
-        return in_lower_case(operator.inputs), ("y",)
-    if stage == "channel_statistics":
-        return ("x", *(convolution if spec.arrangement == "spatial-channel" else ())), ("partials",)
-    if stage == "channel_excitation":
-        return excitation, ("channel_gates",)
-    if stage == "spatial_statistics":
-        described = ("wd",) if spec.spatial == "conv1x1" else ()
-        if "channel_excitation" in stages(operator) or not spec.has_channel:
-            gated = ("channel_gates",) if spec.arrangement == "channel-spatial" else ()
-            return ("x", *gated, *described), ("pooled",)
-        return ("x", *excitation, *described), ("channel_gates", "pooled")
-    gates = ("channel_gates",) if spec.has_channel else ()
-    return (*in_lower_case(operator.maps), *gates, *convolution), ("y",)
-
-
-def workspace_shapes(gate: Gate, splits: int) -> dict[str, tuple[int, ...]]:
-    """Shapes, but for the batch, of the buffers between the staged launches; float32."""
-    written = {name for one in stages(gate.operator) for name in buffers(gate.operator, one)[1]}
-    shapes = {
-        "partials": (splits, gate.stored, _channel_statistics(gate)),
-        "channel_gates": (gate.stored,),
-        "pooled": (gate.height, gate.width, _position_statistics(gate)),
-    }
-    return {name: shape for name, shape in shapes.items() if name in written}
 
 
 def fused_plan(
@@ -226,16 +130,16 @@ def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
     per_block = positions_per_block(gate, cluster)
     pieces, first_phase, later = [], 0, []
     if spec.has_channel:
-        pieces.append(cluster * share * _channel_statistics(gate) * 4)
-        pieces.append(cluster * gate.hidden * _branches(gate) * 4)
+        pieces.append(cluster * share * pools(gate) * 4)
+        pieces.append(cluster * gate.hidden * branches(gate) * 4)
         pieces.append(_second_layer_bytes(gate))
-        first_phase = _aligned(tiling.channel_scratch * _channel_statistics(gate) * 4)
+        first_phase = _aligned(tiling.channel_scratch * pools(gate) * 4)
         later.append(gate.stored * 4)
     if spec.has_spatial:
         pieces += [_convolution_bytes(gate), *_described(gate)]
-        pieces.append(tiling.position_scratch * _position_statistics(gate) * 4)
+        pieces.append(tiling.position_scratch * described(gate) * 4)
         window = min(gate.positions, per_block + 2 * gate.halo)
-        later += [window * _position_statistics(gate) * 4, per_block * 4]
+        later += [window * described(gate) * 4, per_block * 4]
     if spec.arrangement == "spatial-channel":
         return _sum(pieces) + first_phase + _sum(later)
     return _sum(pieces) + max(first_phase, _sum(later))
@@ -258,7 +162,7 @@ def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) 
 
     `shared_limit` is as in `apply`.
     """
-    pieces = [tiling.channel_scratch * _channel_statistics(gate) * 4]
+    pieces = [tiling.channel_scratch * pools(gate) * 4]
     window: tuple[tuple[str, int], ...] = ()
     if gate.operator.gate.arrangement == "spatial-channel":
         size, more = _window(gate, cut, shared_limit - _sum(pieces))
@@ -319,7 +223,7 @@ def spatial_statistics(
         in_place: use these where they stand, so that shared memory need not grow with the number of
             channels; needs one split before and one block per image here.
     """
-    pieces = [tiling.position_scratch * _position_statistics(gate) * 4, *_described(gate)]
+    pieces = [tiling.position_scratch * described(gate) * 4, *_described(gate)]
     channel: tuple[tuple[str, int], ...] = ()
     inputs, outputs = buffers(gate.operator, "spatial_statistics")
     if "channel_gates" in outputs:
@@ -364,7 +268,7 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
 
 
 def staged_plan(gate: Gate, launches: Iterable[Launch]) -> LaunchPlan:
-    """The launches of `stages` with the buffers between them."""
+    """The launches of `stages.stages` with the buffers between them."""
     launches = tuple(launches)
     assert tuple(launch.stage for launch in launches) == stages(gate.operator)
     shapes = workspace_shapes(gate, LaunchPlan(gate, launches).splits)
@@ -419,25 +323,9 @@ def _before_the_last(gate: Gate) -> str:
     return _type(before_the_last(gate.operator), gate)
 
 
-# What ``Gate`` of ``kernels/language.cuh`` derives under the same names, in float32 numbers.
-
-
-def _channel_statistics(gate: Gate) -> int:
-    return 2 if gate.operator.gate.channel_pool == "avg+max" else 1
-
-
-def _branches(gate: Gate) -> int:
-    return 1 if gate.operator.gate.join == "pools" else _channel_statistics(gate)
-
-
-def _position_statistics(gate: Gate) -> int:
-    return 2 if gate.operator.gate.spatial == "pool" else 1
-
-
 def _second_layer_bytes(gate: Gate) -> int:
     """Of what the second layer sees: hidden units, or channels."""
-    logits = _channel_statistics(gate) if gate.operator.gate.join == "gates" else 1
-    return (gate.hidden or gate.channels) * logits * 4
+    return (gate.hidden or gate.channels) * logits(gate) * 4
 
 
 def _excitation(gate: Gate, in_place: bool) -> list[int]:
@@ -445,12 +333,12 @@ def _excitation(gate: Gate, in_place: bool) -> list[int]:
     totals = gate.hidden and not in_place
     return [
         _second_layer_bytes(gate),
-        *([gate.channels * _channel_statistics(gate) * 4] if totals else []),
+        *([gate.channels * pools(gate) * 4] if totals else []),
     ]
 
 
 def _convolution_bytes(gate: Gate) -> int:
-    return _position_statistics(gate) * gate.kernel_size**2 * 4
+    return described(gate) * gate.kernel_size**2 * 4
 
 
 def _described(gate: Gate) -> list[int]:
@@ -464,7 +352,7 @@ def _window(gate: Gate, cut: Cut, shared_limit: int) -> tuple[int, list[int]]:
         return 0, []
     pieces = [cut.positions * 4, _convolution_bytes(gate)]
     window = min(gate.positions, cut.positions + 2 * gate.halo)
-    statistic = _position_statistics(gate) * 4
+    statistic = described(gate) * 4
     if _sum([*pieces, window * statistic]) > shared_limit:
         window = 0
     return window, [*pieces, window * statistic]

@@ -1,8 +1,8 @@
 """The gates' nodes in a TensorRT network, and the kernel launch that carries out each.
 
 An embedded plugin is one kernel, so a gate is one node where the fused kernel runs, and two to four
-where it does not: as many as `launches.stages` has. Names are ONNX operators of domain
-``cbam_deploy``, names of tensors those of `launches.buffers`:
+where it does not: as many as `stages.stages` has. Names are ONNX operators of domain
+``cbam_deploy``, names of tensors those of `stages.buffers`:
 
     node                          inputs -> outputs
     those of `gates.operators`    x, (r,) and the weights -> y
@@ -39,8 +39,9 @@ from cbam_deploy.plugins.geometry import (
     kept_part,
     plan,
 )
-from cbam_deploy.plugins.launches import Launch, Stage, buffers, stages
+from cbam_deploy.plugins.launches import Launch
 from cbam_deploy.plugins.layouts import FLOATS, Dtype, LayoutName
+from cbam_deploy.plugins.stages import Stage, buffers, stages
 
 Names = tuple[str, ...]
 CAPABILITY = "capability"

@@ -27,7 +27,6 @@ from cbam_deploy.gates.operators import DOMAIN, GateOperator
 from cbam_deploy.plugins.compile import compile_kernels
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits
-from cbam_deploy.plugins.launches import workspace_shapes
 from cbam_deploy.plugins.layouts import Dtype
 from cbam_deploy.plugins.plugin_nodes import (
     CAPABILITY,
@@ -38,6 +37,7 @@ from cbam_deploy.plugins.plugin_nodes import (
     embedding_limits,
     nodes_of,
 )
+from cbam_deploy.plugins.stages import workspace_shapes
 
 _TYPES: dict[Dtype, tuple[str, str]] = {
     "float32": ("FLOAT", "FP32"),

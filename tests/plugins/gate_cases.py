@@ -36,7 +36,6 @@ from cbam_deploy.plugins.launches import (
     Cut,
     Launch,
     LaunchPlan,
-    Tiling,
     apply,
     channel_excitation,
     channel_statistics,
@@ -44,8 +43,9 @@ from cbam_deploy.plugins.launches import (
     positions_per_block,
     spatial_statistics,
     staged_plan,
-    stages,
 )
+from cbam_deploy.plugins.stages import stages
+from cbam_deploy.plugins.tiling import Tiling
 
 
 @dataclass(frozen=True)

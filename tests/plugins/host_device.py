@@ -41,10 +41,13 @@ class HostDevice:
     def run(
         self, plan: LaunchPlan, weights: Weights, x: NDArray, r: NDArray | None, folder: Path
     ) -> NDArray:
-        """Y [N, C, H, W] of x and r [N, C, H, W], by carrying out `plan`."""
+        """Y [N, C, H, W] of x and r [N, C, H, W], by carrying out `plan`.
+
+        Where r is x itself, the kernels get one address for both.
+        """
         gate, batch = plan.gate, x.shape[0]
         inputs = {"x": to_storage(gate, x), **vars(weights)}
-        if r is not None:
+        if r is not None and r is not x:
             inputs["r"] = to_storage(gate, r)
         outputs = {name: 4 * size * batch for name, size in plan.workspace}
         outputs["y"] = inputs["x"].nbytes
@@ -55,7 +58,8 @@ class HostDevice:
             lines.append(f"buffer {name} {inputs[name].nbytes} {folder / name}")
         lines += [f"buffer {name} {size} -" for name, size in outputs.items()]
         for launch in plan.launches:
-            arguments = [f"buffer {name}" for name in launch.inputs]
+            names = ["x" if name == "r" and r is x else name for name in launch.inputs]
+            arguments = [f"buffer {name}" for name in names]
             arguments += [f"integer {value}" for _, value in launch.integers]
             arguments += [f"buffer {name}" for name in launch.outputs]
             lines.append(

@@ -9,7 +9,8 @@ from benchmarks import kernel_report
 from cbam_deploy.plugins.compile import CompiledKernels
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.geometry import CLUSTER_SIZES, KNOWN_DEVICES
-from cbam_deploy.plugins.launches import Launch, Stage
+from cbam_deploy.plugins.launches import Launch
+from cbam_deploy.plugins.stages import Stage
 
 LOG = """\
 ptxas info    : Compiling entry function 'other' for 'sm_90'

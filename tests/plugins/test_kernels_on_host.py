@@ -106,6 +106,23 @@ def test_nan_reaches_every_element_it_should(variant, host, tmp_path):
     assert not np.isnan(y[1]).any(), "and no other image"
 
 
+@pytest.mark.parametrize(
+    "variant", [one for one in GENERATED if one.operator.residual][::4], ids=str
+)
+def test_a_gate_may_be_added_to_its_own_input(variant, host_of_generated, tmp_path):
+    """One address for both; where that is common, x is not read again as r."""
+    channels = {"nchw": 9, "nhwc": 3 * variant.vector, "chw32": 64}[variant.layout]
+    sizes = (
+        {"channels": channels - 1, "stored": channels} if variant.padded else {"channels": channels}
+    )
+    launch_plan = example_plan(variant, **sizes, height=5, width=16)
+    gate = launch_plan.gate
+    rng = np.random.default_rng(4)
+    weights, x = random_weights(gate, rng), random_maps(gate, 2, "normal", rng)
+    y = host_of_generated.run(launch_plan, weights, x, x, tmp_path)
+    assert disagreement(gate, y, apply_gate(gate, weights, x, x)) is None
+
+
 def test_int8_rounds_to_nearest_even_and_saturates(host, tmp_path):
     variant = V("int8", "chw32", 16, 32, 8, 0, False, 4)
     launch_plan = example_plan(variant, channels=32, height=4, width=4)

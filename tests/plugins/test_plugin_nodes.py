@@ -10,7 +10,6 @@ from cbam_deploy.gates.description import CBAM
 from cbam_deploy.gates.operators import in_lower_case, operator_for, operator_named
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import plan
-from cbam_deploy.plugins.launches import stages
 from cbam_deploy.plugins.plugin_nodes import (
     FORMATS,
     NODES,
@@ -18,6 +17,7 @@ from cbam_deploy.plugins.plugin_nodes import (
     embedding_limits,
     nodes_of,
 )
+from cbam_deploy.plugins.stages import stages
 
 CBAM_GATE = operator_for(CBAM)
 HOPPER, AMPERE = embedding_limits((9, 0)), embedding_limits((8, 0))

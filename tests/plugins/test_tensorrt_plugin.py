@@ -26,8 +26,8 @@ import pytest
 
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.plugins import tensorrt_plugin
-from cbam_deploy.plugins.launches import workspace_shapes
 from cbam_deploy.plugins.plugin_nodes import LINEAR, NODES, embedding_limits, nodes_of
+from cbam_deploy.plugins.stages import workspace_shapes
 
 HERE = Path(__file__).parent
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")

@@ -9,7 +9,7 @@
 //                       (x, Mc where that is there already)
 //   apply               x, (r, Mc, pooled)  -> y
 //
-// Which of these, and in which order, is for `launches.stages` to say. Where the spatial part sees
+// Which of these, and in which order, is for `stages.stages` to say. Where the spatial part sees
 // x Mc, or both see x, one launch computes Mc and the descriptor, but for `Gate::excites_apart`.
 //
 // Bytes moved per image of S = C H W sizeof(Element) bytes: 3 S in and S out where the fused kernel
