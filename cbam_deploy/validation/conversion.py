@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cbam_deploy.exporters import convert as conversion
-from cbam_deploy.exporters.conversion_result import ConvertResult
+from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
+from cbam_deploy.exporters.half.conversion import IoDtype
+from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.validation.accuracy import evaluate
 
 
 def convert(
-    source: str | Path, output: str | Path, *, data: str | None = None, **options: Any
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp16",
+    calibration: str | None = None,
+    method: Method = "percentile",
+    images: int = conversion.CALIBRATION_IMAGES,
+    io_dtype: IoDtype = "fp32",
+    max_accuracy_drop: float | None = None,
+    data: str | None = None,
+    seed: int = 0,
 ) -> ConvertResult:
     """`exporters.convert.convert`, with accuracy measured as `evaluate` does it.
 
     Args:
-        source: an FP32 file.
+        source: as there; so are `output`, `precision` and the four that follow it.
         output: file to write.
+        precision: ``fp16``, ``int8`` or ``int8+fp32``.
+        calibration: SOURCE of typical pictures.
+        method: how INT8 ranges are found.
+        images: how many pictures to calibrate on.
+        io_dtype: type of network inputs and outputs.
+        max_accuracy_drop: how far top-1 on `data` may fall with INT8, such as 0.005 for half a
+            point; the noisiest layers are given back to float until it holds.
         data: SOURCE with labels, for `max_accuracy_drop`.
-        options: what else that function takes, by the names and with the defaults it has there:
-            `precision`, `calibration`, `method`, `images`, `io_dtype`, `max_accuracy_drop`, `seed`.
+        seed: of everything random.
 
     Raises:
         BadInput, CheckFailed, MissingCapability: as there, and as `evaluate`.
@@ -30,5 +47,15 @@ def convert(
         assert data is not None
         return evaluate(path, data=data).networks[0].top1
 
-    measure = None if data is None else top1
-    return conversion.convert(source, output, measure=measure, **options)
+    return conversion.convert(
+        source,
+        output,
+        precision=precision,
+        calibration=calibration,
+        method=method,
+        images=images,
+        io_dtype=io_dtype,
+        max_accuracy_drop=max_accuracy_drop,
+        measure=None if data is None else top1,
+        seed=seed,
+    )

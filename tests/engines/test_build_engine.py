@@ -153,7 +153,9 @@ def test_second_dynamic_dimension_is_refused_by_name(convolution, output):
     ],
 )
 def test_batches_left_out_follow_those_given(convolution, given, expected):
-    shapes = batch_profile(read_source(convolution()), *given)["input"]
+    names = ("min_batch", "opt_batch", "max_batch")
+    options = BuildOptions(**dict(zip(names, given, strict=True)))
+    shapes = batch_profile(read_source(convolution()), options)["input"]
     assert (shapes.min[0], shapes.opt[0], shapes.max[0]) == expected
 
 
