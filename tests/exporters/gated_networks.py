@@ -21,7 +21,18 @@ VARIANTS = {
     "channel_alone": GateSpec(spatial="none", arrangement="channel"),
     "spatial_alone": GateSpec(arrangement="spatial"),
 }
-FUSED = {"cbam": "CbamGate", "cbam3": "CbamGate", "se": "SeGate"}
+FUSED = {
+    "cbam": "CbamGate",
+    "cbam3": "CbamGate",
+    "se": "SeGate",
+    "maximum_only": "CbamGateMax",
+    "mean_only": "CbamGateMean",
+    "conv1x1": "CbamGateConvMap",
+    "spatial_first": "CbamGateSpatialFirst",
+    "parallel": "CbamGateParallel",
+    "channel_alone": "SeGateMeanMax",
+    "spatial_alone": "SpatialGate",
+}
 
 
 class Variants(nn.Module):

@@ -5,16 +5,31 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from spelled_functions import ACTIVATIONS, HARD_SIGMOIDS, activation, clip, hard_sigmoid
+
+from cbam_deploy.gates.description import GateSpec
+from cbam_deploy.gates.operators import operator_for
 
 CHANNELS, HIDDEN = 8, 4
 BATCH, HEIGHT, WIDTH = 2, 6, 5
 AXES_AS_INPUT = {"ReduceMean": 18, "ReduceMax": 18, "Unsqueeze": 13, "Squeeze": 13}
 
+BEHIND = ("silu:product", "gelu:half_last", "hard_swish:mul_clip_div", "leaky_relu:node")
+NORM = {"scale": 0.7, "shift": -0.2, "mean": 0.3, "variance": 0.5}
 CHOICES = {
     "opset": tuple(range(11, 25)),
     "half": (False, True),
     "fixed": ("channels", "map", "all"),  # What is known of the input's sizes.
     "gate": ("cbam", "se"),
+    "order": ("spatial-channel", "parallel", "product", "sum", "sum_inside", "channel", "spatial"),
+    "sees": ("both", "mean", "maximum"),
+    "mixer": ("mlp", "linear", "conv", "conv2d", "conv2d_square"),
+    "inner": ACTIVATIONS,
+    "join": ("logits", "gates", "pools", "pools_halved", "pools_added"),
+    "channel_gate": ("sigmoid", *HARD_SIGMOIDS),
+    "spatial_gate": ("sigmoid", *HARD_SIGMOIDS[:2]),
+    "layer_norm": (False, True),
+    "warmer": (False, True),
     "pool": ("reduce", "steps", "global", "window", "reshape", "flatten_all", "topk"),
     "layer": ("gemm", "gemm_untransposed", "matmul", "conv"),
     "bias": ("inside", "added", "none"),
@@ -22,47 +37,55 @@ CHOICES = {
     "sum_first": (False, True),
     "channel_peak": ("reduce", "topk", "argmax", "squeezed", "reshape"),
     "mean_first": (False, True),
-    "kernel_size": (3, 7),
+    "kernel_size": (1, 3, 5, 7, 11, 15),
+    "dilation": (1, 2),
+    "descriptor": ("both", "maximum", "mean", "halves", "conv", "conv_alone"),
     "padding": ("pads", "auto"),
     "spatial_bias": ("inside", "added", "none"),
     "norm": (False, True),
     "sigmoid": ("node", "div", "reciprocal", "pow", "tanh", "tanh_affine"),
     "spread": ("unsqueeze", "reshape", "expand", "expand_shape", "expand_known"),
     "swapped": (False, True),
-    "behind": ("nothing", "add", "add_relu"),
+    "behind": ("nothing", "add", "add_relu", *(f"add_{one}" for one in BEHIND), *BEHIND),
     "residual": ("input", "map", "copy"),  # `map` is what is gated.
     "copied": ("nothing", "pooled", "scaled", "both"),  # What is read through an Identity.
     "view": ("none", "identity", "dropout"),
 }
-# Changes that make it another function, of which no gate node may be made, and the reason.
+# Changes that make it another function: what is fused all the same, and the reason that is given.
+CHANNEL, SPATIAL = ["SeGateMeanMax"], ["SpatialGateAddRelu"]
 MISTAKES = {
-    "other_mlp": "have different MLPs",
-    "leaky": "is made by LeakyRelu, not by Relu",
-    "hard_sigmoid": "is made by HardSigmoid, not by Sigmoid",
-    "clipped_sigmoid": "is made by Div, not by Sigmoid",
-    "warmer_sigmoid": "is made by Mul, not by Gemm or MatMul or Conv",
-    "no_activation": "is made by Gemm, not by Relu",
-    "minimum": "is made by ReduceMin, not by a mean or a maximum",
-    "same_pool_twice": "pool the mean",
-    "third_branch": "is a sum of 3 branches; a gate has two at most",
-    "layers_of_their_own": "and neither is a constant bias",
-    "half_the_map": "but v0_0 is scaled",
-    "pooled_elsewhere": "but v0_0 is scaled",
-    "squared": "but v0_0 is scaled",
-    "wrongly_reshaped": "its replacement differs",
-    "smallest": "is not the one largest value",
-    "used_elsewhere": "is also used by",
-    "shown": "is an output of the graph",
-    "gated_twice": "is not fused alone",
-    "dilated": "is a dilated convolution",
-    "strided": "is a convolution with a stride",
-    "one_sided": "is not padded by 3 all around",
-    "kernel_of_five": "is a convolution of shape [1, 2, 5, 5]",
-    "spatial_maximum_twice": "is not the maximum and the mean",
-    "relu_before_spatial_sigmoid": "is made by Relu, not by Conv",
-    "overridable_weight": "is not constant: it is an input of the graph",
-    "normalized_logits": "is made by Softmax, not by Gemm",
-    "sum_of_sigmoids": "is made by Add, not by Sigmoid",
+    "other_mlp": (SPATIAL, "the branches of mean and maximum have different weights"),
+    "leaky": (SPATIAL, "LeakyReLU of slope 0.1 lies between its layers; fused are ReLU"),
+    "tanh_gelu": (SPATIAL, "GELU by tanh lies between its layers"),
+    "slope": (SPATIAL, "its gate function is clip(0.2·z + 0.5, 0, 1); fused are"),
+    "clipped_slope": (SPATIAL, "its gate function is clip(0.2·z + 0.6, 0, 1); fused are"),
+    "no_activation": (SPATIAL, "its two layers have no activation between them"),
+    "minimum": (SPATIAL, "it sees a minimum; fused are the mean and the maximum"),
+    "same_pool_twice": (SPATIAL, "both of its branches pool the mean"),
+    "third_branch": (SPATIAL, "it sees GlobalLpPool; fused are the mean and the maximum"),
+    "layers_of_their_own": (SPATIAL, "its first layer is a sum, not W0·v + b0"),
+    "half_the_map": (SPATIAL, "computed from another map (a part) than the one it multiplies"),
+    "pooled_elsewhere": (SPATIAL, "computed from another map (|·|) than the one it multiplies"),
+    "squared": (SPATIAL, "computed from another map (a product) than the one it multiplies"),
+    "unequal_shares": (SPATIAL, "fused is the mean of both with equal shares"),
+    "wrongly_reshaped": (SPATIAL, "its replacement differs"),
+    "overridable_weight": (SPATIAL, "a weight is an input of the network"),
+    "normalized_logits": (SPATIAL, "softmax lies between its last layer and σ"),
+    "tanh_logits": (SPATIAL, "tanh lies between its last layer and σ: σ(tanh(W·v + b))"),
+    "smallest": (CHANNEL, "it sees other elements by topk than the one largest"),
+    "used_elsewhere": (
+        CHANNEL,
+        "the spatial part: a value inside (a concatenation) is also used outside, by -1 times",
+    ),
+    "strided": (CHANNEL, "a 7x7 convolution has a stride"),
+    "one_sided": (CHANNEL, "a 7x7 convolution is not padded by 3 all around"),
+    "even_kernel": (CHANNEL, "a 4x4 convolution covers 4 elements; fused are odd sizes up to 15"),
+    "oblong": (CHANNEL, "a 3x5 convolution is not square"),
+    "too_wide": (CHANNEL, "of dilation 3 covers 19 elements; fused are odd sizes up to 15"),
+    "spatial_maximum_twice": (CHANNEL, "its convolution does not see [max; mean]"),
+    "relu_before_spatial_sigmoid": (CHANNEL, "σ is taken of ReLU, not of a convolution"),
+    "descriptor_bias": (CHANNEL, "its 1x1 convolution has a bias, which the next one's zero"),
+    "large_descriptor": (CHANNEL, "a 3x3 convolution sees all channels of x"),
 }
 
 
@@ -74,6 +97,15 @@ class Spelling:
     half: bool = False
     fixed: str = "channels"
     gate: str = "cbam"
+    order: str = "channel-spatial"
+    sees: str = "both"
+    mixer: str = "mlp"
+    inner: str = "relu:node"
+    join: str = "logits"
+    channel_gate: str = "sigmoid"
+    spatial_gate: str = "sigmoid"
+    layer_norm: bool = False
+    warmer: bool = False
     pool: str = "reduce"
     layer: str = "gemm"
     bias: str = "inside"
@@ -82,6 +114,8 @@ class Spelling:
     channel_peak: str = "reduce"
     mean_first: bool = False
     kernel_size: int = 7
+    dilation: int = 1
+    descriptor: str = "both"
     padding: str = "pads"
     spatial_bias: str = "inside"
     norm: bool = False
@@ -94,10 +128,39 @@ class Spelling:
     view: str = "none"
     mistake: str | None = None
 
+    @property
+    def arrangement(self):
+        """Of its parts."""
+        if self.gate == "se":
+            return "channel"
+        return {"product": "parallel", "sum_inside": "sum"}.get(self.order, self.order)
+
+    @property
+    def pools(self):
+        """What the channel part sees."""
+        if self.gate == "se" or self.sees == "mean":
+            return ["mean"]
+        return ["maximum"] if self.sees == "maximum" else ["maximum", "mean"]
+
     def op(self):
         """The operator that computes it."""
-        op = {"cbam": "CbamGate", "se": "SeGate"}[self.gate]
-        return f"{op}AddRelu" if self.behind == "add_relu" else op
+        spatial = {"both": "pool", "halves": "pool", "maximum": "max", "mean": "avg"}
+        pools = {("mean",): "avg", ("maximum",): "max"}.get(tuple(self.pools), "avg+max")
+        alone = self.arrangement == "channel"
+        gate = GateSpec(
+            channel_pool=pools,
+            spatial="none" if alone else spatial.get(self.descriptor, "conv1x1"),
+            arrangement=self.arrangement,
+            mixer="conv" if self.mixer.startswith("conv") else self.mixer,
+            activation=self.inner.split(":")[0],
+            join=self.join.split("_")[0],
+            channel_gate="sigmoid" if self.channel_gate == "sigmoid" else "hard_sigmoid",
+            spatial_gate="sigmoid" if self.spatial_gate == "sigmoid" else "hard_sigmoid",
+        )
+        last = self.behind.removeprefix("add").removeprefix("_").split(":")[0]
+        residual = self.behind.startswith("add")
+        activation = "none" if last in ("", "nothing") else last
+        return operator_for(gate, residual=residual, activation=activation).name
 
 
 @dataclass
@@ -170,20 +233,40 @@ def write(spelling, seed=0):
     x = w.add("Neg", "input")
     scaled, pooled = _reads(w, x)
     other = w.add("Abs", "input") if spelling.mistake == "pooled_elsewhere" else pooled
-    attention = _channel_attention(w, x, other, random)
-    y = _scale(w, scaled, attention)
-    if spelling.mistake == "gated_twice":
-        y = w.add("Mul", y, x)
-    if spelling.gate == "cbam":
-        scaled, pooled = _reads(w, y)
-        y = _scale(w, scaled, _spatial_attention(w, pooled, random))
-    if spelling.behind != "nothing":
+    y = _gated(w, x, scaled, other, random)
+    if spelling.behind.startswith("add"):
         residual = "input" if spelling.residual == "input" else x
         residual = w.add("Identity", x) if spelling.residual == "copy" else residual
         y = w.add("Add", *((residual, y) if spelling.swapped else (y, residual)))
-        y = w.add("Relu", y) if spelling.behind == "add_relu" else y
+    last = spelling.behind.removeprefix("add").removeprefix("_")
+    if last == "relu":
+        y = w.add("Relu", y)
+    elif last not in ("", "nothing"):
+        y = activation(w, y, last)
     w.nodes.append(helper.make_node("Identity", [y], ["output"], name="last"))
     return _model(w)
+
+
+def _gated(w, x, scaled, pooled, random):
+    """The map `scaled`, a copy of x, times attentions of `pooled`, another."""
+    arrangement, order = w.spelling.arrangement, w.spelling.order
+    parts = {
+        "channel": lambda pooled: _channel_attention(w, x, pooled, random),
+        "spatial": lambda pooled: _spatial_attention(w, pooled, random),
+    }
+    if arrangement in ("parallel", "sum"):
+        attentions = [part(pooled) for part in parts.values()]
+        join = "Add" if arrangement == "sum" else "Mul"
+        if order in ("product", "sum_inside"):
+            return _scale(w, scaled, w.add(join, *attentions))
+        if order == "sum":
+            return w.add("Add", *(_scale(w, scaled, attention) for attention in attentions))
+        return _scale(w, _scale(w, scaled, attentions[0]), attentions[1])
+    for number, part in enumerate(arrangement.split("-")):
+        if number:
+            scaled, pooled = _reads(w, scaled)
+        scaled = _scale(w, scaled, parts[part](pooled))
+    return scaled
 
 
 def _reads(w, x):
@@ -235,38 +318,92 @@ def _channel_attention(w, x, other, random):
     s = w.spelling
     w0, w1 = (random.normal(0, 0.5, shape) for shape in ((HIDDEN, CHANNELS), (CHANNELS, HIDDEN)))
     b0, b1 = random.normal(0, 0.5, HIDDEN), random.normal(0, 0.5, CHANNELS)
-    pools = ["mean"] if s.gate == "se" else ["maximum", "mean"]
-    if s.mistake == "same_pool_twice":
-        pools = ["mean", "mean"]
+    square, taps = random.normal(0, 0.5, (CHANNELS, CHANNELS)), random.normal(0, 0.5, 3)
+    pools = ["mean", "mean"] if s.mistake == "same_pool_twice" else list(s.pools)
     if s.mean_first:
         pools.reverse()
+    if s.mistake == "third_branch":  # Such as the authors' `lp` and `lse`.
+        pools.append("lp")
 
-    def hidden(pool):
-        squeezed = _linear(w, _vector(w, other, pool), "w0", w0, b0)
+    def inside(vector):
+        squeezed = _linear(w, vector, "w0", w0, b0)
         if s.mistake == "leaky":
             return w.add("LeakyRelu", squeezed, alpha=0.1)
-        return squeezed if s.mistake == "no_activation" else w.add("Relu", squeezed)
+        if s.mistake == "tanh_gelu":
+            tanh = w.add("Tanh", w.add("Mul", squeezed, w.scalar(0.8)))
+            return w.add("Mul", squeezed, w.add("Add", tanh, w.scalar(1)))
+        if s.mistake == "no_activation":
+            return squeezed
+        return activation(w, squeezed, s.inner)
 
-    if s.mistake == "third_branch":  # Such as the authors' `lp` and `lse`.
-        *terms, last = (_linear(w, hidden(pool), "w1", w1, b1) for pool in (*pools, "lp"))
-        logits = w.add("Add", terms[0] if len(terms) == 1 else w.add("Add", *terms), last)
-    elif s.mistake == "layers_of_their_own":
-        layers = [_linear(w, _vector(w, other, p), p, w0, b0) for p in ("maximum", "mean")]
-        logits = _linear(w, w.add("Relu", w.add("Add", *layers)), "w1", w1, b1)
-    elif s.sum_first and len(pools) == 2 and s.mistake != "sum_of_sigmoids":
-        both = w.add("Add", *map(hidden, pools))
-        logits = _linear(w, both, "w1", w1, 2 * b1)
+    def mixed(vector):
+        if s.mixer == "mlp":
+            return _linear(w, inside(vector), "w1", w1, b1)
+        if s.mixer == "linear":
+            return _linear(w, vector, "w1", square, b1)
+        return _along_channels(w, vector, taps)
+
+    def gate(logits):
+        if s.mistake in ("normalized_logits", "tanh_logits"):
+            softmax = s.mistake == "normalized_logits"
+            logits = w.add("Softmax", logits, axis=1) if softmax else w.add("Tanh", logits)
+        if s.mistake == "slope":
+            return w.add("HardSigmoid", logits)
+        if s.mistake == "clipped_slope":
+            inside = w.add("Add", w.add("Mul", logits, w.scalar(0.2)), w.scalar(0.6))
+            return clip(w, inside, 0, 1)
+        return _sigmoid(w, logits, s.channel_gate)
+
+    vectors = [_vector(w, other, pool) for pool in pools]
+    if len(pools) == 2 and (s.join.startswith("pools") or s.mistake == "unequal_shares"):
+        vectors = [_mean_of_pools(w, vectors)]
+    if s.mistake == "layers_of_their_own":
+        layers = [_linear(w, v, f"w{number}", w0, b0) for number, v in enumerate(vectors)]
+        logits = [_linear(w, w.add("Relu", w.add("Add", *layers)), "w", w1, b1)]
+    elif s.sum_first and len(vectors) == 2 and s.mixer == "mlp" and s.join != "gates":
+        logits = [_linear(w, w.add("Add", *map(inside, vectors)), "w1", w1, 2 * b1)]
     else:
-        branches = [_linear(w, hidden(pool), "w1", w1, b1) for pool in pools]
-        if s.mistake == "sum_of_sigmoids":
-            branches = [w.add("Sigmoid", branch) for branch in branches]
-        logits = w.add("Add", *branches) if len(branches) == 2 else branches[0]
-    if s.mistake == "normalized_logits":
-        logits = w.add("Softmax", logits, axis=1)
-    attention = logits if s.mistake == "sum_of_sigmoids" else _sigmoid(w, logits)
+        logits = [mixed(vector) for vector in vectors]
+    if s.join == "gates":
+        attention = _added(w, [gate(one) for one in logits])
+    else:
+        attention = gate(_added(w, logits))
     if s.layer != "conv":
         attention = _unflat(w, attention)
     return _spread(w, attention, x)
+
+
+def _added(w, terms):
+    total, *rest = terms
+    for term in rest:
+        total = w.add("Add", total, term)
+    return total
+
+
+def _mean_of_pools(w, vectors):
+    if w.spelling.mistake == "unequal_shares":
+        return w.add("Add", vectors[0], w.add("Mul", vectors[1], w.scalar(0.3)))
+    if w.spelling.join == "pools":
+        return w.add("Add", *(w.add("Mul", vector, w.scalar(0.5)) for vector in vectors))
+    both = w.add("Add", *vectors)
+    return both if w.spelling.join == "pools_added" else w.add("Div", both, w.scalar(2))
+
+
+def _along_channels(w, vector, taps):
+    """A convolution along the channels of [N, C, 1, 1] or [N, C]."""
+    s = w.spelling
+    bias = [w.floats([0.3])] if s.bias == "inside" else []
+    if s.mixer == "conv":
+        row = w.add("Reshape", vector, w.integers([0, 1, CHANNELS]))
+        mixed = w.add("Conv", row, w.floats(taps.reshape(1, 1, 3)), *bias, pads=[1, 1])
+    else:
+        row = w.add("Reshape", vector, w.integers([0, 1, CHANNELS, 1]))
+        kernel, pads = taps.reshape(1, 1, 3, 1), [1, 0, 1, 0]
+        if s.mixer == "conv2d_square":
+            kernel, pads = np.repeat(kernel, 3, 3) * np.array([2.0, 1.0, -1.0]), [1] * 4
+        mixed = w.add("Conv", row, w.floats(kernel), *bias, pads=pads)
+    shape = [0, CHANNELS, 1, 1] if s.layer == "conv" else [0, CHANNELS]
+    return w.add("Reshape", mixed, w.integers(shape))
 
 
 def _vector(w, x, pool):
@@ -329,7 +466,7 @@ def _unflat(w, attention):
 def _linear(w, x, key, weight, bias):
     s = w.spelling
     if s.layer == "conv":
-        x = w.add("Reshape", x, w.integers([0, 0, 1, 1])) if key == "w0" else x
+        x = w.add("Reshape", x, w.integers([0, 0, 1, 1])) if key == "w0" or s.mixer != "mlp" else x
         inputs = [x, w.weight(key, weight[:, :, None, None])]
         inputs += [w.weight(f"{key}b", bias)] if s.bias == "inside" else []
         y, shape = w.add("Conv", *inputs), (1, -1, 1, 1)
@@ -345,18 +482,20 @@ def _linear(w, x, key, weight, bias):
     if s.bias == "added":
         terms = y, w.weight(f"{key}b", bias.reshape(shape))
         y = w.add("Add", *(terms[::-1] if s.swapped else terms))
+    if s.layer_norm and s.bias != "none":
+        steps = np.arange(len(weight)) / 9
+        statistics = [w.weight(f"{key}{name}", value + steps) for name, value in NORM.items()]
+        y = w.add("BatchNormalization", y, *statistics)
+    if s.warmer and key == "w1":
+        y = w.add("Mul", y, w.scalar(1.25))
     return y
 
 
-def _sigmoid(w, x, *, spatial=False):
+def _sigmoid(w, x, function):
+    """The gate function, in a spelling of its own or in that of all sigmoids."""
     s = w.spelling
-    if not spatial and s.mistake == "hard_sigmoid":
-        return w.add("HardSigmoid", x, alpha=1 / 6)
-    if not spatial and s.mistake == "clipped_sigmoid":
-        inside = w.add("Clip", w.add("Add", x, w.scalar(3)), w.scalar(0), w.scalar(6))
-        return w.add("Div", inside, w.scalar(6))
-    if not spatial and s.mistake == "warmer_sigmoid":
-        x = w.add("Mul", x, w.scalar(1.01))
+    if function != "sigmoid":
+        return hard_sigmoid(w, x, function)
     if s.sigmoid == "node":
         return w.add("Sigmoid", x)
     if s.sigmoid.startswith("tanh"):
@@ -398,35 +537,63 @@ def _scale(w, x, attention):
 
 def _spatial_attention(w, x, random):
     s = w.spelling
-    k = {"kernel_of_five": 5, "dilated": 3}.get(s.mistake, s.kernel_size)
-    kernel, bias = random.normal(0, 0.3, (1, 2, k, k)), random.normal(0, 0.5, 1)
-    maximum = _channel_peak(w, x)
-    second = "ReduceMax" if s.mistake == "spatial_maximum_twice" else "ReduceMean"
-    mean = w.add(second, x, axes=[-3], keepdims=1)
-    pools = (mean, maximum) if s.mean_first else (maximum, mean)
-    descriptor = w.add("Concat", *pools, axis=-3 if s.swapped else 1)
-    if s.mistake == "used_elsewhere":
-        w.extra_outputs.append(w.add("Neg", descriptor))
-    if s.mistake == "shown":
-        w.extra_outputs.append(x)
-    attributes = {"auto_pad": "SAME_UPPER"} if s.padding == "auto" else {"pads": [k // 2] * 4}
-    if s.mistake == "dilated":
-        attributes = {"pads": [2] * 4, "dilations": [2, 2]}
+    k, d = {"even_kernel": (4, 1), "too_wide": (7, 3)}.get(s.mistake, (s.kernel_size, s.dilation))
+    k, d = (1, 1) if s.descriptor == "conv_alone" else (k, d)
+    size = (3, 5) if s.mistake == "oblong" else (k, k)
+    kernel, bias = random.normal(0, 0.3, (1, 2, *size)), random.normal(0, 0.5, 1)
+    if s.descriptor != "both" or s.mistake in ("descriptor_bias", "large_descriptor"):
+        kernel = kernel[:, :1]
+    learned = random.normal(0, 0.4, (1, CHANNELS, 1, 1))
+    if s.mistake == "large_descriptor":
+        descriptor, kernel = x, random.normal(0, 0.3, (1, CHANNELS, 3, 3))
+        size = (3, 3)
+    elif s.descriptor == "conv_alone":
+        descriptor, kernel, size = x, learned, (1, 1)
+    elif s.descriptor == "conv" or s.mistake == "descriptor_bias":
+        also = [w.floats([0.7])] if s.mistake == "descriptor_bias" or k == 1 else []
+        descriptor = w.add("Conv", x, w.floats(learned), *also)
+    else:
+        descriptor = _descriptor(w, x)
+    reach = [d * (one - 1) // 2 for one in size]
+    attributes = {"pads": reach * 2, "dilations": [d, d]}
+    if (s.padding == "auto" and d == 1) or s.mistake == "even_kernel":
+        attributes = {"auto_pad": "SAME_UPPER"}
     if s.mistake == "strided":  # Such a model runs on maps of one position.
         attributes["strides"] = [2, 2]
     if s.mistake == "one_sided":
-        attributes = {"pads": [0, 0, k - 1, k - 1]}
-    inputs = [descriptor, w.floats(kernel)]
-    inputs += [w.floats(bias)] if s.spatial_bias == "inside" else []
+        attributes = {"pads": [0, 0, size[0] - 1, size[1] - 1]}
+    inputs = [
+        descriptor,
+        w.floats(kernel),
+        *([w.floats(bias)] if s.spatial_bias == "inside" else []),
+    ]
     y = w.add("Conv", *inputs, **attributes)
     if s.spatial_bias == "added":
         y = w.add("Add", y, w.floats(bias.reshape(1, 1, 1, 1)))
     if s.norm:
-        statistics = [w.floats([value]) for value in (0.7, -0.2, 0.3, 0.5)]
+        statistics = [w.floats([value]) for value in NORM.values()]
         y = w.add("BatchNormalization", y, *statistics, epsilon=1e-3)
     if s.mistake == "relu_before_spatial_sigmoid":
         y = w.add("Relu", y)
-    return _spread(w, _sigmoid(w, y, spatial=True), x)
+    return _spread(w, _sigmoid(w, y, s.spatial_gate), x)
+
+
+def _descriptor(w, x):
+    s = w.spelling
+    second = "ReduceMax" if s.mistake == "spatial_maximum_twice" else "ReduceMean"
+    maximum = _channel_peak(w, x) if s.descriptor != "mean" else None
+    mean = w.add(second, x, axes=[-3], keepdims=1) if s.descriptor != "maximum" else None
+    pools = [one for one in (maximum, mean) if one is not None]
+    if s.mean_first:
+        pools.reverse()
+    if len(pools) == 1:
+        return pools[0]
+    if s.descriptor == "halves":
+        return w.add("Add", *(w.add("Mul", w.scalar(0.5), pool) for pool in pools))
+    descriptor = w.add("Concat", *pools, axis=-3 if s.swapped else 1)
+    if s.mistake == "used_elsewhere":
+        w.extra_outputs.append(w.add("Neg", descriptor))
+    return descriptor
 
 
 def _channel_peak(w, x):

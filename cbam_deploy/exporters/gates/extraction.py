@@ -1,14 +1,14 @@
 """A gate of a graph as a model of its own, beside the node that shall replace it.
 
-         ┌─ the gate's nodes ─ (Add R ─ Relu) ─ original
+         ┌─ the gate's nodes ─ (Add R) ─ (Relu) ─ original
     X ───┤
-         └─ CbamGate ────────────────────────── fused
+         └─ CbamGate ──────────────────────────── fused
 
-The gate is a function of X alone. R enters where it is added, so that it does not matter what R is
-in the graph: X itself, as in relu(gate(x) + x), or made from it. All is in FP32 whatever the gate's
-type: that the two are the same function is asked, not how FP16 rounds it. A Reshape or Expand may
-take its target from elsewhere in the graph, often the batch of the network's input; here it gets
-the shape that its result is known to have.
+The gate is a function of X alone; a map [N, H, W, C] is X transposed. R enters where it is added, so
+that it does not matter what R is in the graph: X itself, as in relu(gate(x) + x), or made from it.
+All is in FP32 whatever the gate's type: that the two are the same function is asked, not how FP16
+rounds it. A Reshape or Expand may take its target from elsewhere in the graph, often the batch of
+the network's input; here it gets the shape that its result is known to have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from cbam_deploy.gates.operators import DOMAIN, VERSION
 from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
 from cbam_deploy.graphs.shapes import Shapes
 
-X, R, GATED, ORIGINAL, FUSED = "X", "R", "gated", "original", "fused"
+X, R, ORIGINAL, FUSED = "X", "R", "original", "fused"
+TO_CHANNELS_LAST, TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 _IR_VERSION = 10
 # Sizes are computed by fewer nodes than this, unless from some other part of the network.
@@ -53,7 +54,7 @@ def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto
     fused = helper.make_node(gate.operator.name, gate.operator.inputs, [FUSED], domain=DOMAIN)
 
     def value_info(name: str) -> onnx.ValueInfoProto:
-        shape: list[int | str | None] = ["N", channels, "H", "W"]
+        shape: list[int | str | None] = ["N", channels or "C", "H", "W"]
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(
@@ -66,7 +67,8 @@ def extract_gate(gate: FoundGate, opset: int, shapes: Shapes) -> onnx.ModelProto
             for name, array in (excerpt.constants | gate.weights).items()
         ],
     )
-    function = gate_function(gate.operator.name, opset, grouped=channels % GROUPS == 0)
+    grouped = channels is not None and channels % GROUPS == 0
+    function = gate_function(gate.operator.name, opset, grouped=grouped)
     return helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)],
@@ -90,29 +92,40 @@ class _Excerpt:
 
 def _excerpt(gate: FoundGate, shapes: Shapes) -> _Excerpt:
     """All that computes the output of `gate` from its maps."""
-    adds = gate.residual is not None
-    excerpt = _Excerpt({gate.x: X, gate.gated: GATED if adds else ORIGINAL})
-    foreign = {node for node in gate.nodes if _has_foreign_target(node, gate.x)}
-    for node in _makers(gate.gated, gate.x, foreign):
+    x = gate.x.value
+    excerpt = _Excerpt({x: X})
+    if gate.x.channels_last:
+        excerpt.names[x] = "x_last"
+        excerpt.nodes.append(_transpose(X, "x_last", TO_CHANNELS_LAST))
+    residual = R
+    if gate.residual is not None and gate.gated_last:
+        residual = "r_last"
+        excerpt.nodes.append(_transpose(R, residual, TO_CHANNELS_LAST))
+    output = "output_last" if gate.gated_last else ORIGINAL
+    excerpt.names[gate.output] = output
+    foreign = {node for node in gate.nodes if _has_foreign_target(node, x)}
+    for node in (*_makers(gate.gated, x, foreign), *gate.behind.nodes):
         proto = ir.to_proto(node)
         _single_precision(proto)
         del proto.input[:], proto.output[:]
         for value in node.inputs:
-            array = None if value is None or value is gate.x else _constant(value)
+            array = None if value is None or value is x else _constant(value)
             if array is not None:
                 excerpt.constants[excerpt.name(value)] = array
-            proto.input.append(excerpt.name(value))
+            added = node in gate.behind.nodes[:1] and value is gate.residual is not None
+            proto.input.append(residual if added else excerpt.name(value))
         proto.output.extend(map(excerpt.name, node.outputs))
         if node in foreign:
             proto.input[1] = f"target_{len(excerpt.nodes)}"
-            excerpt.nodes += _known_target(node, gate.x, shapes, proto.input[1], excerpt.constants)
+            excerpt.nodes += _known_target(node, x, shapes, proto.input[1], excerpt.constants)
         excerpt.nodes.append(proto)
-    if adds:
-        excerpt.nodes += [
-            helper.make_node("Add", [GATED, R], ["sum"]),
-            helper.make_node("Relu", ["sum"], [ORIGINAL]),
-        ]
+    if gate.gated_last:
+        excerpt.nodes.append(_transpose(output, ORIGINAL, TO_CHANNELS_FIRST))
     return excerpt
+
+
+def _transpose(source: str, result: str, order: list[int]) -> onnx.NodeProto:
+    return helper.make_node("Transpose", [source], [result], perm=order)
 
 
 def _makers(value: ir.Value, x: ir.Value, foreign: Collection[ir.Node] = ()) -> list[ir.Node]:
@@ -138,7 +151,7 @@ def _makers(value: ir.Value, x: ir.Value, foreign: Collection[ir.Node] = ()) -> 
         if top is x or _constant(top) is not None or node in seen:
             continue
         if node is None or len(seen) > _MOST_NODES:
-            raise Refused(f"{value.name} also depends on {top.name}, which is not what it gates")
+            raise Refused("it also depends on something else than the map it multiplies")
         seen.add(node)
         inputs = node.inputs[:1] if node in foreign else node.inputs
         ahead += [node, *(source for source in inputs if source is not None)]
@@ -162,7 +175,7 @@ def _known_target(
     """Nodes that compute, from X and new `constants`, the shape that the output of `node` has."""
     dims, of_x = shapes.dims(node.outputs[0]), shapes.dims(x)
     if dims is None or of_x is None:
-        raise Refused(f"{node.outputs[0].name} has a shape that is computed from elsewhere")
+        raise Refused("a shape inside is computed from elsewhere in the network")
     all_sizes = f"{name}_of_x"
     nodes = [helper.make_node("Shape", [X], [all_sizes])]
     parts = []
@@ -179,7 +192,7 @@ def _known_target(
             inferred = True
             constants[part] = np.array([-1], np.int64)
         else:
-            raise Refused(f"{node.outputs[0].name} has a shape that is computed from elsewhere")
+            raise Refused("a shape inside is computed from elsewhere in the network")
     return [*nodes, helper.make_node("Concat", parts, [name], axis=0)]
 
 

@@ -4,9 +4,9 @@
 
     ... ─ CbamGateAddRelu(X, R, W0, B0, W1, B1, WS, BS) ─ ...           one node, and its function
 
-What is a gate is found by `gate_search`; every gate is run against its replacement (`gate_check`)
-before it is replaced. The value that the last node made keeps its name, and the rest of the graph
-stays as it is.
+What is a gate is found by `search`; every gate is run against its replacement (`proof`) before it is
+replaced. The value that the last node made keeps its name, and the rest of the graph stays as it
+is. Maps [N, H, W, C] get a Transpose in front of the node and behind it, where there is none yet.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.gates.extraction import TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from cbam_deploy.exporters.gates.proof import find_difference
-from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates
+from cbam_deploy.exporters.gates.scalings import map_of
+from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates, find_halves
 from cbam_deploy.gates.operators import DOMAIN, PLUGIN_ATTRIBUTES, operator_of
 from cbam_deploy.graphs.gate_bodies import FIRST_OPSET
 from cbam_deploy.graphs.gate_body_opsets import needs_dtype
@@ -136,20 +138,29 @@ def fuse_model(
         if node.op_type in foreign
     ]
     dtype = _map_type(present, gates, shapes)
-    sound = []
-    for done, gate in enumerate(gates, start=1):
+    sound: list[FoundGate] = []
+    ahead, done = list(gates), 0
+    while ahead:
+        gate = ahead.pop(0)
         reason = (
             foreign_version(model)
             or foreign.get(gate.operator.name)
             or _cannot_take(gate, opset, dtype)
-            or find_difference(gate, opset, shapes)
         )
+        halves: list[FoundGate] = []
+        left = [RefusedGate(gate.where, reason or "")]
+        if reason is None and (reason := find_difference(gate, opset, shapes)):
+            halves, left = find_halves(gate, [*sound, *ahead], shapes, reason)
         if reason is None:
             sound.append(gate)
         else:
-            refused.append(RefusedGate(_where(gate), reason))
+            refused += left
+            ahead = halves + ahead
+        done += not halves
         if on_progress:
-            on_progress(done, len(gates))
+            on_progress(done, done + len(ahead))
+    order = {node: index for index, node in enumerate(model.graph)}
+    sound.sort(key=lambda gate: order[gate.group.last])
     fused = _replace_all(model.graph, sound)
     if fused:
         set_functions(model, dtype)
@@ -176,7 +187,7 @@ def _cannot_take(gate: FoundGate, opset: int, dtype: ir.DataType) -> str | None:
     if opset < FIRST_OPSET:
         return f"the model is of opset {opset}; gates are fused from {FIRST_OPSET} on"
     if needs_dtype(opset) and gate.dtype != dtype:
-        return f"{gate.x.name} is {gate.dtype.name}, and in opset {opset} all gates are of one type"
+        return f"its map is {gate.dtype.name}, and in opset {opset} all gates are of one type"
     return None
 
 
@@ -188,10 +199,6 @@ def _check_inputs(node: ir.Node) -> None:
             f"not {len(operator.inputs)}",
             "make the file again with this version of cbam-deploy",
         )
-
-
-def _where(gate: FoundGate) -> str:
-    return gate.scopes[-1] if gate.scopes else gate.output.name or ""
 
 
 def _replace_all(graph: ir.Graph, gates: Sequence[FoundGate]) -> list[ir.Node]:
@@ -218,7 +225,7 @@ def _replace(graph: ir.Graph, gate: FoundGate, names: Names) -> ir.Node:
         gate: a gate that was checked.
         names: those that are taken; gets the new ones.
     """
-    name = names.node(_where(gate))
+    name = names.node(gate.where)
     weights = []
     for key, array in gate.weights.items():
         weight_name = names.value(f"{name}.{key}")
@@ -231,7 +238,12 @@ def _replace(graph: ir.Graph, gate: FoundGate, names: Names) -> ir.Node:
         )
         graph.register_initializer(value)
         weights.append(value)
-    maps = [gate.x] if gate.residual is None else [gate.x, gate.residual]
+    last = gate.output.producer()
+    assert last is not None
+    made: list[ir.Node] = []
+    maps = [_channels_first(gate.x.value, gate.x.channels_last, names, made)]
+    if gate.residual is not None:
+        maps.append(_channels_first(gate.residual, gate.gated_last, names, made))
     node = ir.node(
         gate.operator.name,
         [*maps, *weights],
@@ -240,9 +252,30 @@ def _replace(graph: ir.Graph, gate: FoundGate, names: Names) -> ir.Node:
         name=name,
         metadata_props={NAME_SCOPES: repr(["", *gate.scopes, name])} if gate.scopes else None,
     )
-    last = gate.output.producer()
-    assert last is not None
+    made.append(node)
+    if gate.gated_last:
+        node.outputs[0].name = names.value(f"{name}.channels_first")
+        made.append(_transpose(node.outputs[0], TO_CHANNELS_LAST, names))
     ir.convenience.replace_nodes_and_values(
-        graph, last, gate.nodes, [node], [gate.output], node.outputs
+        graph, last, gate.nodes, made, [gate.output], made[-1].outputs
     )
     return node
+
+
+def _channels_first(
+    value: ir.Value, channels_last: bool, names: Names, made: list[ir.Node]
+) -> ir.Value:
+    """The map `value` as [N, C, H, W]; a node that transposes it is appended to `made`."""
+    if not channels_last:
+        return value
+    before = map_of(value, channels_last)
+    if not before.channels_last:
+        return before.value
+    made.append(_transpose(value, TO_CHANNELS_FIRST, names))
+    made[-1].outputs[0].name = names.value(f"{value.name}.channels_first")
+    return made[-1].outputs[0]
+
+
+def _transpose(value: ir.Value, order: list[int], names: Names) -> ir.Node:
+    name = names.node(f"{value.name}.transposed")
+    return ir.node("Transpose", [value], {"perm": order}, name=name)

@@ -1,7 +1,8 @@
 """What the readers of a gate's parts share: the way back through the graph, and its constants.
 
-A gate is read from its output to the map it gates. The nodes that are met are noted on a trail,
-and what does not belong to a gate ends the reading with a sentence that names the value at fault.
+A gate is read from its output to the map it gates. The nodes that are matched are kept, and what
+does not belong to a gate ends the reading with a sentence, in formulas and PyTorch's words: the
+names of a graph's values say nothing to whoever wrote the network.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from cbam_deploy.graphs.shapes import Shapes
 
 Weights = NDArray[np.float32]
 
-# What changes the shape of a value at most; that it does so rightly is for `gate_check` to see.
+# What changes the shape of a value at most; that it does so rightly is for `proof` to see.
 _VIEWS = (
-    *("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand"),
+    *("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Transpose"),
     *("Identity", "Dropout", "Cast"),
 )
 # Longer ways from a map to its attention, or from a weight to its use, are other things. Without
@@ -39,29 +40,27 @@ class Refused(Exception):
 
 
 @dataclass
-class Trail:
-    """The nodes met while reading one gate of a graph with `shapes`."""
+class Matched:
+    """The nodes matched while reading one part of a gate, in a graph with `shapes`.
+
+    Attributes:
+        shapes: of the graph.
+        part: what is read, as sentences call it.
+        nodes: those matched.
+    """
 
     shapes: Shapes
+    part: str
     nodes: list[ir.Node] = field(default_factory=list)
 
     def note(self, *nodes: ir.Node) -> None:
-        """Add nodes that were met."""
+        """Add nodes."""
         self.nodes += nodes
         if len(self.nodes) > _MOST_NODES:
             raise Refused(
-                f"more than {_MOST_NODES} nodes lie behind {self.nodes[0].outputs[0].name}, "
-                "which is longer than any gate"
+                f"{self.part}: more than {_MOST_NODES} operators lie behind it, more than any "
+                "gate has"
             )
-
-    def maker(self, value: ir.Value, *ops: str) -> ir.Node:
-        """The node that makes `value`, which must be one of `ops`."""
-        node = value.producer()
-        if node is None or node.domain or node.op_type not in ops:
-            made = "is an input or a constant" if node is None else f"is made by {named(node)}"
-            raise Refused(f"{value.name} {made}, not by {' or '.join(ops)}")
-        self.note(node)
-        return node
 
     def behind_views(self, value: ir.Value, stop: ir.Value | None = None) -> ir.Value:
         """What `value` is a view of, not going further back than `stop`."""
@@ -70,12 +69,60 @@ class Trail:
             value = input_of(node, 0)
         return value
 
+    def refused(self, reason: str) -> Refused:
+        """That the part cannot be taken for `reason`."""
+        return Refused(f"{self.part}: {reason}")
 
-def named(node: ir.Node) -> str:
-    """The operator of a node; of a Cast, also to what."""
-    if node.op_type != "Cast" or node.domain:
-        return node.op_type
-    return f"Cast to {ir.DataType(node.attributes.get_int('to')).name}"
+
+_SAID = {
+    "Tanh": "tanh",
+    "Softmax": "softmax",
+    "Relu": "ReLU",
+    "Elu": "ELU",
+    "PRelu": "PReLU",
+    "Selu": "SELU",
+    "Sigmoid": "σ",
+    "Add": "a sum",
+    "Mul": "a product",
+    "Conv": "a convolution",
+    "Gemm": "a linear layer",
+    "MatMul": "a linear layer",
+    "Concat": "a concatenation",
+    "BatchNormalization": "a BatchNorm",
+    "Clip": "a clamp",
+    "Slice": "a part",
+    "Neg": "-1 times",
+    "ReduceMean": "a mean",
+    "GlobalAveragePool": "a mean",
+    "ReduceMax": "a maximum",
+    "GlobalMaxPool": "a maximum",
+    "ReduceMin": "a minimum",
+    "Softplus": "softplus",
+    "Div": "a quotient",
+    "Sub": "a difference",
+    "HardSwish": "HardSwish",
+    "Abs": "|·|",
+}
+
+
+def said(value: ir.Value) -> str:
+    """What makes `value`, as formulas and PyTorch call it."""
+    node = value.producer()
+    if node is None:
+        return "an input of the network" if value.is_graph_input() else "a constant"
+    if node.domain:
+        return f"{node.domain}.{node.op_type}"
+    attributes = node.attributes
+    if node.op_type == "Cast":
+        return f"a cast to {ir.DataType(attributes.get_int('to')).name}"
+    if node.op_type == "LeakyRelu":
+        return f"LeakyReLU of slope {attributes.get_float('alpha', 0.01):.3g}"
+    if node.op_type == "Gelu":
+        return f"GELU ({attributes.get_string('approximate', 'none')})"
+    if node.op_type == "HardSigmoid":
+        slope, shift = attributes.get_float("alpha", 0.2), attributes.get_float("beta", 0.5)
+        return f"clip({slope:.3g}·z + {shift:.3g}, 0, 1)"
+    return _SAID.get(node.op_type, node.op_type)
 
 
 def view_of(value: ir.Value) -> ir.Node | None:
@@ -147,8 +194,8 @@ def constant(value: ir.Value) -> NDArray[Any]:
     """The array that `value` always is."""
     array = find_constant(value)
     if array is None:
-        why = ": it is an input of the graph" if value.is_graph_input() else ""
-        raise Refused(f"{value.name} is not constant{why}")
+        why = "an input of the network" if value.is_graph_input() else f"computed ({said(value)})"
+        raise Refused(f"a weight is {why}; fused are gates whose weights are constant")
     return array
 
 
@@ -178,7 +225,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
     """Input number `index`, which must be there."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise Refused(f"{node.name or node.op_type} has no input {index}")
+        raise Refused(f"an operator {node.op_type} lacks its input {index}")
     return value
 
 

@@ -41,6 +41,8 @@ _SIZES: dict[str, Size] = {
     "zeros": (1, 3, 3),
     "a spike": (1, 6, 5),
 }
+# C where neither weights nor shapes tell.
+_CHANNELS = (8, 5, 12)
 
 
 def find_difference(gate: FoundGate, opset: int, shapes: Shapes) -> str | None:
@@ -61,7 +63,9 @@ def find_difference(gate: FoundGate, opset: int, shapes: Shapes) -> str | None:
         return str(refusal)
     except Exception as error:  # What graphs there are may not be made alone in many ways.
         return _cannot_run(error.__cause__ or error)
-    dims = shapes.dims(gate.x) or (None,) * 4
+    dims = shapes.dims(gate.x.value) or (None,) * 4
+    if gate.x.channels_last:
+        dims = (dims[0], dims[3], *dims[1:3])
     fixed = any(isinstance(dims[axis], int) for axis in (0, 2, 3))
     difference = _difference(session, gate, _SIZES)
     if not fixed:
@@ -75,9 +79,9 @@ def _difference(
     session: InferenceSession, gate: FoundGate, sizes: dict[str, Size], dims: Dims = (None,) * 4
 ) -> str | None:
     """Where the two differ on maps of `sizes`, but for what `dims` fixes."""
-    channels = gate.channels
-    random = np.random.default_rng(channels)
-    for name, (batch, height, width) in sizes.items():
+    random = np.random.default_rng(gate.channels or 0)
+    for number, (name, (batch, height, width)) in enumerate(sizes.items()):
+        channels = gate.channels or _CHANNELS[number % len(_CHANNELS)]
         wanted = (batch, channels, height, width)
         shape = tuple(
             fixed if isinstance(fixed, int) else size

@@ -1,7 +1,6 @@
 """Find attention gates in a graph of standard ops, and say of every other one why it is none.
 
-A *scaling* is a Mul of a map [N,C,H,W] by an attention that is computed from that map and is the
-same all over a channel [N,C,1,1] or all over a position [N,1,H,W]. A gate is one or two of them:
+A gate is one scaling of a map by an attention, or two that meet (`scalings`):
 
     x ─┬─ ReduceMean(2,3) ─ Gemm(W0,B0) ─ Relu ─ Gemm(W1,B1) ─┐
        ├─ ReduceMax(2,3) ── Gemm(W0,B0) ─ Relu ─ Gemm(W1,B1) ─┴ Add ─ Sigmoid ─ Unsqueeze ─┐
@@ -12,45 +11,74 @@ same all over a channel [N,C,1,1] or all over a position [N,1,H,W]. A gate is on
        └────────────────────────────────────────────────────────────────────── Mul ─ y
 
 The first alone, with only the mean, is Squeeze-and-Excitation (`SeGate`); both are CBAM
-(`CbamGate`). A residual addition and ReLU that alone use y belong to the gate (`...AddRelu`):
+(`CbamGate`). They also meet in the other order, with both attentions of x (x·Mc·Ms, in any order of
+products), and in the sum x·Mc + x·Ms. What follows and alone uses y belongs to the gate (`behind`).
 
-    y ─ Add(R) ─ Relu
+The graph is read backwards from each Mul by small readers, one for each part, which know the part's
+spellings; what is drawn here is one of them. To understand another spelling of a part, widen its
+reader:
 
-The graph is read backwards from each Mul by small readers, one for each of these parts, which know
-the part's spellings; what is drawn here is one of them. onnxscript's patterns are not used for
-it: a pattern is one combination of spellings, and it tells whether a graph matches, but not, in
-words that help its owner, why one that looks like a gate does not.
+    gate_functions ─ channel ─┬─ layers ─ activations ─┬─ pools ─ the map
+                   └ spatial ─┘                        ┘
+
+Where two scalings do not make one gate, because one half cannot be read, or because something of
+it is used elsewhere, each is looked at alone. onnxscript's patterns are not used for it: a pattern
+is one combination of spellings, and it tells whether a graph matches, but not, in words that help
+its owner, why one that looks like a gate does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cbam_deploy.exporters.gates.matching import Refused, Trail, is_constant
-from cbam_deploy.exporters.gates.pools import Pool
-from cbam_deploy.exporters.gates.readers import (
-    Scaling,
-    channel_attention,
-    find_scaling,
-    spatial_attention,
+from cbam_deploy.exporters.gates.behind import Behind, read_behind
+from cbam_deploy.exporters.gates.channel import Part, read_channel
+from cbam_deploy.exporters.gates.matching import (
+    Matched,
+    Refused,
+    behind_copies,
+    is_constant,
+    is_op,
 )
+from cbam_deploy.exporters.gates.pools import Map
 from cbam_deploy.exporters.gates.region import add_dead_users, check_closed, whole_region
-from cbam_deploy.gates.description import CBAM, SE, ChannelPool
+from cbam_deploy.exporters.gates.scalings import Attention, Scaling, find_scaling, map_of
+from cbam_deploy.exporters.gates.spatial import read_spatial
+from cbam_deploy.gates.description import Arrangement, GateSpec
 from cbam_deploy.gates.operators import GateOperator, operator_for
 from cbam_deploy.graphs.name_scopes import scopes_of
 from cbam_deploy.graphs.shapes import Shapes
 
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_CHANNEL_POOLS: dict[frozenset[Pool], ChannelPool] = {
-    frozenset({"mean"}): "avg",
-    frozenset({"maximum"}): "max",
-    frozenset({"mean", "maximum"}): "avg+max",
-}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scalings that may make one gate, and the node that makes its gated map."""
+
+    scalings: tuple[Scaling, ...]
+    last: ir.Node
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Modules that all of it is in, outermost first."""
+        return _common_scopes([*(scaling.node for scaling in self.scalings), self.last])
+
+    @property
+    def where(self) -> str:
+        """Path of its PyTorch module, or the name of its output."""
+        return self.scopes[-1] if self.scopes else self.last.outputs[0].name or ""
+
+    @property
+    def halves(self) -> list[Group]:
+        """Each of two scalings alone."""
+        both = self.scalings if len(self.scalings) > 1 else ()
+        return [Group((scaling,), scaling.node) for scaling in both]
 
 
 @dataclass(frozen=True)
@@ -61,28 +89,42 @@ class FoundGate:
         operator: that computes it.
         x: the map it gates.
         gated: the map times its attentions.
-        output: what it makes: `gated`, or the rectified sum of it and the residual.
-        residual: the map added to the gated one, for the operators that add.
-        weights: arrays in the order of the operator's inputs.
+        behind: what follows that, and is replaced too.
+        weights: arrays by the names of the operator's inputs.
+        channels: C; None where neither weights nor shapes tell.
         dtype: type of the maps, FP32 or FP16.
-        nodes: what the node replaces, in the graph's order.
+        nodes: what the node replaces.
         scopes: path of PyTorch modules down to the gate's own; empty where the file has none.
+        group: the scalings that it is read from.
+        gated_last: whether the gated map is [N, H, W, C].
     """
 
     operator: GateOperator
-    x: ir.Value
+    x: Map
     gated: ir.Value
-    output: ir.Value
-    residual: ir.Value | None
+    behind: Behind
     weights: dict[str, NDArray[np.float32]]
+    channels: int | None
     dtype: ir.DataType
     nodes: tuple[ir.Node, ...]
     scopes: tuple[str, ...]
+    group: Group
+    gated_last: bool = False
 
     @property
-    def channels(self) -> int:
-        """C, the length of B1."""
-        return len(self.weights["B1"])
+    def output(self) -> ir.Value:
+        """What it makes, with what follows it."""
+        return self.behind.output
+
+    @property
+    def residual(self) -> ir.Value | None:
+        """The map added to the gated one, for the operators that add."""
+        return self.behind.residual
+
+    @property
+    def where(self) -> str:
+        """Path of its PyTorch module, or the name of its output."""
+        return self.scopes[-1] if self.scopes else self.output.name or ""
 
 
 @dataclass(frozen=True)
@@ -91,87 +133,240 @@ class RefusedGate:
 
     Attributes:
         where: path of its PyTorch module, or the name of its output.
-        reason: a sentence that names the value at fault.
+        reason: a sentence in PyTorch's words.
     """
 
     where: str
     reason: str
 
 
+@dataclass(frozen=True)
+class _ReadPart:
+    """A part that was read, with the map it is computed from and its nodes."""
+
+    part: Part
+    x: Map
+    nodes: tuple[ir.Node, ...]
+
+
 def find_gates(graph: ir.Graph, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
     """All gates of `graph`, in its order."""
     scalings = [scaling for node in graph if (scaling := find_scaling(node, shapes)) is not None]
-    order = {node: index for index, node in enumerate(graph)}
     found: list[FoundGate] = []
     refused: list[RefusedGate] = []
-    for chain in _chains(scalings):
-        scopes = _common_scopes([scaling.node for scaling in chain])
-        try:
-            gate = _read(chain, shapes)
-            nodes = tuple(sorted(gate.nodes, key=order.__getitem__))
-            found.append(replace(gate, nodes=nodes, scopes=scopes))
-            shapes.note_kept(gate.output, gate.x)
-        except Refused as refusal:
-            where = scopes[-1] if scopes else chain[-1].node.outputs[0].name
-            refused.append(RefusedGate(where or "", str(refusal)))
+    for group in _groups(scalings):
+        gates, left = _read_group(group, shapes)
+        found += gates
+        refused += left
+        for gate in gates:
+            if not gate.gated_last and not gate.x.channels_last:
+                shapes.note_kept(gate.gated, gate.x.value)
+    order = {node: index for index, node in enumerate(graph)}
+    found.sort(key=lambda gate: order[gate.group.last])
     taken: set[ir.Node] = set()
-    return [_with_add_relu(gate, shapes, taken) for gate in found], refused
+    return [_with_behind(gate, shapes, taken) for gate in found], refused
 
 
-def _chains(scalings: Sequence[Scaling]) -> list[list[Scaling]]:
-    """Group the scalings by gate: two of different kinds, where one feeds the other, are one."""
-    chains: list[list[Scaling]] = []
-    open_ends: dict[ir.Value, list[Scaling]] = {}
+def find_halves(
+    gate: FoundGate, gates: Sequence[FoundGate], shapes: Shapes, reason: str
+) -> tuple[list[FoundGate], list[RefusedGate]]:
+    """What each part of a refused gate makes alone.
+
+    Args:
+        gate: one of two parts, or of one.
+        gates: all gates of the graph.
+        shapes: of the graph.
+        reason: why the gate is refused.
+    """
+    halves, left = _read_halves(gate.group, shapes)
+    taken = {node for other in gates if other is not gate for node in other.behind.nodes}
+    halves = [_with_behind(half, shapes, taken) for half in halves]
+    return (halves, left) if halves else ([], [RefusedGate(gate.where, reason)])
+
+
+def _groups(scalings: Sequence[Scaling]) -> list[Group]:
+    """Group the scalings by gate.
+
+    Two of different kinds are one gate where one scales the result of the other, or where an
+    addition of their results is all that uses both.
+    """
+    by_output = {scaling.output: scaling for scaling in scalings}
+    groups: dict[Scaling, Group] = {}
+    alone: set[Scaling] = set()
     for scaling in scalings:
-        before = open_ends.pop(scaling.x, None)
-        if before is not None and before[0].kind != scaling.kind:
-            before.append(scaling)
-            continue
-        chains.append([scaling])
-        open_ends[scaling.node.outputs[0]] = chains[-1]
-    return chains
+        before = by_output.get(scaling.x)
+        if before not in alone or not _differ(before, scaling):
+            before = _summand(scaling, by_output)
+            if before not in alone or not _differ(before, scaling):
+                alone.add(scaling)
+                groups[scaling] = Group((scaling,), scaling.node)
+                continue
+            last = next(iter(scaling.output.consumers()))
+        else:
+            last = scaling.node
+        assert before is not None
+        alone.remove(before)
+        groups[before] = Group((before, scaling), last)
+    return list(groups.values())
 
 
-def _read(chain: Sequence[Scaling], shapes: Shapes) -> FoundGate:
-    """The gate that a chain of scalings makes; raises `Refused`."""
-    trail = Trail(shapes)
-    first, last = chain[0], chain[-1]
+def _differ(one: Scaling | None, other: Scaling) -> bool:
+    return one is not None and None not in (one.kind, other.kind) and one.kind != other.kind
+
+
+def _summand(scaling: Scaling, by_output: dict[ir.Value, Scaling]) -> Scaling | None:
+    """The scaling of the same map to whose result that of `scaling` is added."""
+    users = list(scaling.output.consumers())
+    if len(users) != 1 or not is_op(users[0].outputs[0], "Add"):
+        return None
+    for value in users[0].inputs:
+        other = by_output.get(behind_copies(value)) if value is not None else None
+        if other is not None and other is not scaling and other.x is scaling.x:
+            return other
+    return None
+
+
+def _read_group(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
+    """The gate that scalings make, or of two the gates that each makes, and what is refused."""
+    try:
+        return [_read(group, shapes)], []
+    except Refused as refusal:
+        gates, left = _read_halves(group, shapes)
+        return (gates, left) if gates else ([], [RefusedGate(group.where, str(refusal))])
+
+
+def _read_halves(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
+    gates, left = [], []
+    for half in group.halves:
+        try:
+            gates.append(_read(half, shapes))
+        except Refused as refusal:
+            left.append(RefusedGate(group.where, str(refusal)))
+    return gates, left
+
+
+def _read(group: Group, shapes: Shapes) -> FoundGate:
+    """The gate that a group of scalings makes; raises `Refused`."""
+    first = group.scalings[0]
     dims = shapes.dims(first.x)
     if dims is not None and len(dims) != 4:
-        raise Refused(f"{first.x.name} has {len(dims)} axes; gates of maps [N, C, H, W] are fused")
-    if [scaling.kind for scaling in chain] == ["spatial", "channel"]:
-        raise Refused("the spatial attention comes first; only channel before spatial is fused")
-    if first.kind == "spatial":
-        raise Refused("a spatial attention without a channel attention before it is not fused")
-    mlp, pools = channel_attention(first, trail)
-    alone = len(chain) == 1
-    gate = replace(SE if alone else CBAM, channel_pool=_CHANNEL_POOLS[frozenset(pools)])
-    operator = operator_for(gate)
-    weights = mlp if alone else (*mlp, *spatial_attention(last, trail))
-    return _gate(operator, weights, chain, trail)
+        raise Refused(f"its map has {len(dims)} axes; gates of maps [N, C, H, W] are fused")
+    read: dict[str, _ReadPart] = {}
+    maps = [scaling.x for scaling in group.scalings]
+    for scaling in group.scalings:
+        for attention in scaling.attentions:
+            read[attention.kind] = _read_part(attention, scaling.x, maps, shapes)
+    arrangement = _arrangement(group, read)
+    return _gate(group, arrangement, read, shapes)
+
+
+def _read_part(
+    attention: Attention, scaled: ir.Value, maps: Sequence[ir.Value], shapes: Shapes
+) -> _ReadPart:
+    """Read an attention, of the map that it scales or, in a product of both, of the first."""
+    sources = dict.fromkeys([scaled, *maps])
+    sources = dict.fromkeys(sorted(sources, key=lambda value: value not in attention.pooled))
+    refusal = Refused("")
+    reader: Callable[..., Part] = read_channel if attention.kind == "channel" else read_spatial
+    for source in sources:
+        x = map_of(source, attention.channels_last)
+        matched = Matched(shapes, f"the {attention.kind} part")
+        try:
+            part = reader(attention.value, x, matched)
+            return _ReadPart(part, Map(source, attention.channels_last), tuple(matched.nodes))
+        except Refused as refused:
+            refusal = refusal if str(refusal) else refused
+    raise refusal
+
+
+def _arrangement(group: Group, read: dict[str, _ReadPart]) -> Arrangement:
+    """How the parts meet."""
+    first, last = group.scalings[0], group.scalings[-1]
+    kinds = list(read)
+    sources = [read[kind].x.value for kind in kinds]
+    if sources[0] is not first.x:
+        raise Refused(
+            f"the {kinds[0]} part alone is computed from another map than the one it multiplies"
+        )
+    if len(kinds) == 1:
+        return "channel" if kinds == ["channel"] else "spatial"
+    if len(group.scalings) == 1:
+        join = first.joined[0].op_type
+        if sources[1] is first.x:
+            return "parallel" if join == "Mul" else "sum"
+    elif group.last is not last.node:
+        if sources[1] is first.x:
+            return "sum"
+    elif sources[1] is last.x:
+        return "channel-spatial" if kinds[0] == "channel" else "spatial-channel"
+    elif sources[1] is first.x:
+        return "parallel"
+    raise Refused("its two parts are computed from maps that are not those they multiply")
+
+
+def _spec(arrangement: Arrangement, read: dict[str, _ReadPart]) -> GateSpec:
+    channel, spatial = read.get("channel"), read.get("spatial")
+    if spatial is None:
+        assert channel is not None
+        return channel.part.gate
+    of_spatial = spatial.part.gate
+    if channel is None:
+        return of_spatial
+    return replace(
+        channel.part.gate,
+        arrangement=arrangement,
+        spatial=of_spatial.spatial,
+        kernel_size=of_spatial.kernel_size,
+        spatial_gate=of_spatial.spatial_gate,
+    )
 
 
 def _gate(
-    operator: GateOperator,
-    weights: Sequence[NDArray[np.float32]],
-    chain: Sequence[Scaling],
-    trail: Trail,
+    group: Group, arrangement: Arrangement, read: dict[str, _ReadPart], shapes: Shapes
 ) -> FoundGate:
-    x, last = chain[0].x, chain[-1].node
-    dtype = _map_type(chain, trail)
+    operator = operator_for(_spec(arrangement, read))
+    first = group.scalings[0]
+    x = map_of(first.x, any(one.x.channels_last for one in read.values()))
+    region = {node for one in read.values() for node in one.nodes}
+    region |= {scaling.node for scaling in group.scalings} | {group.last}
+    region |= {node for scaling in group.scalings for node in scaling.joined}
+    gated = group.last.outputs[0]
+    dtype = _map_type([x.value, *(scaling.output for scaling in group.scalings)], region, shapes)
     if dtype not in _MAP_TYPES:
-        raise Refused(f"{x.name} is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
-    region = set(trail.nodes)
-    add_dead_users(region, last)
-    region = whole_region(region, {x})
-    check_closed(region, last)
-    _check_precision(region, dtype, x)
-    gate_weights = dict(zip(operator.weights, weights, strict=True))
-    gated = last.outputs[0]
-    return FoundGate(operator, x, gated, gated, None, gate_weights, dtype, tuple(region), ())
+        raise Refused(f"its map is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
+    add_dead_users(region, group.last)
+    region = whole_region(region, {x.value})
+    attentions = {one.value for scaling in group.scalings for one in scaling.attentions}
+    check_closed(region, group.last, attentions, "".join(read) if len(read) == 1 else "")
+    _check_precision(region, dtype)
+    arrays = {name: array for one in read.values() for name, array in one.part.weights.items()}
+    return FoundGate(
+        operator=operator,
+        x=x,
+        gated=gated,
+        behind=Behind(gated),
+        weights={name: arrays[name] for name in operator.weights},
+        channels=_channels(arrays, x, shapes),
+        dtype=dtype,
+        nodes=tuple(region),
+        scopes=group.scopes,
+        group=group,
+        gated_last=any(one.x.channels_last for one in read.values()) or x.value is not first.x,
+    )
 
 
-def _check_precision(region: Collection[ir.Node], dtype: ir.DataType, x: ir.Value) -> None:
+def _channels(weights: dict[str, NDArray[np.float32]], x: Map, shapes: Shapes) -> int | None:
+    """C, as the weights or else the map's shape say."""
+    if "B1" in weights:
+        return len(weights["B1"])
+    if "WD" in weights:
+        return int(weights["WD"].shape[1])
+    dims = shapes.dims(x.value)
+    size = dims[x.channel_axes[0]] if dims is not None else None
+    return size if isinstance(size, int) else None
+
+
+def _check_precision(region: Collection[ir.Node], dtype: ir.DataType) -> None:
     """Refuse a gate of FP32 maps that rounds to FP16 inside, as autocast does.
 
     The node computes in FP32 and rounds once, to the type of its maps. Where that is FP16, what
@@ -183,49 +378,31 @@ def _check_precision(region: Collection[ir.Node], dtype: ir.DataType, x: ir.Valu
         to = ir.DataType(node.attributes.get_int("to"))
         if to == ir.DataType.FLOAT16 and dtype != to:
             raise Refused(
-                f"{node.outputs[0].name} is rounded to {to.name}, and the map {x.name} is "
+                f"a value inside is rounded to {to.name}, as autocast does, and the map is "
                 f"{dtype.name}; a fused gate of {dtype.name} maps does not round inside"
             )
 
 
-def _map_type(chain: Sequence[Scaling], trail: Trail) -> ir.DataType:
+def _map_type(maps: Sequence[ir.Value], region: Collection[ir.Node], shapes: Shapes) -> ir.DataType:
     """The type of the maps, or of the weights where that is all that is known."""
-    maps = [value for one in chain for value in (one.x, one.attention, *one.node.outputs)]
-    known = (trail.shapes.dtype(value) for value in maps)
+    known = (shapes.dtype(value) for value in maps)
     dtype = next((one for one in known if one != ir.DataType.UNDEFINED), ir.DataType.UNDEFINED)
-    values = [value for node in trail.nodes for value in node.inputs if value is not None]
+    values = [value for node in region for value in node.inputs if value is not None]
     tensors = [ir.convenience.get_const_tensor(value) for value in values]
     types = [tensor.dtype for tensor in tensors if tensor is not None]
     floats = [dtype for dtype in types if dtype in _MAP_TYPES]
     return floats[0] if dtype == ir.DataType.UNDEFINED and floats else dtype
 
 
-def _with_add_relu(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> FoundGate:
-    """The gate with the residual addition and ReLU that follow it, where nothing else uses it."""
-    add = _only_user(gate.output, "Add")
-    relu = _only_user(add.outputs[0], "Relu") if add else None
-    if add is None or relu is None or add in taken:
-        return gate
-    taken.add(add)
-    residual = next((value for value in add.inputs if value is not gate.output), None)
-    if residual is None or not shapes.alike(residual, gate.x):
-        return gate
-    return replace(
-        gate,
-        operator=replace(gate.operator, residual=True, activation="relu"),
-        residual=residual,
-        output=relu.outputs[0],
-        nodes=(*gate.nodes, add, relu),
+def _with_behind(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> FoundGate:
+    """The gate with what follows it, where nothing else uses it and no other gate has it."""
+    like = gate.gated if gate.gated_last else gate.x.value
+    behind = read_behind(gate.gated, like, shapes, taken)
+    taken.update(behind.nodes)
+    operator = replace(
+        gate.operator, residual=behind.residual is not None, activation=behind.activation
     )
-
-
-def _only_user(value: ir.Value, op: str) -> ir.Node | None:
-    """The node of operator `op` that is the only use of `value`, if it is so."""
-    uses = list(value.uses())
-    if value.is_graph_output() or len(uses) != 1:
-        return None
-    node = uses[0].node
-    return node if not node.domain and node.op_type == op else None
+    return replace(gate, operator=operator, behind=behind, nodes=(*gate.nodes, *behind.nodes))
 
 
 def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def test_unused_position_of_a_maximum_goes_with_the_gate():
     assert [node.op_type for node in fused.graph.node] == ["Neg", "CbamGate", "Identity"]
 
 
-def test_value_that_a_subgraph_uses_is_used_elsewhere():
+def test_refined_map_that_a_subgraph_uses_is_still_made():
     model = write(Spelling())
     refined = next(node for node in model.graph.node if node.op_type == "Mul").output[0]
     size = ["N", CHANNELS, "H", "W"]
@@ -152,8 +152,8 @@ def test_value_that_a_subgraph_uses_is_used_elsewhere():
     model.graph.node.append(node)
     model.graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, size))
     report, _ = fuse_proto(model)
-    assert report.fused == ()
-    assert "is also used by" in report.refused[0][1]
+    assert [op for _, op in report.fused] == ["SeGateMeanMax", "SpatialGate"]
+    assert report.refused == ()
 
 
 def test_weights_of_a_gate_get_names_that_are_free():
@@ -273,7 +273,7 @@ def test_grouped_convolution_in_the_mlp_is_named():
     halved = numpy_helper.to_array(tensor)[:, : CHANNELS // 2].copy()
     tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
     report, _ = fuse_proto(model)
-    assert report.refused[0][1].endswith("is a convolution in 2 groups")
+    assert report.refused[0][1] == "the channel part: a convolution has 2 groups"
 
 
 def test_network_converted_before_it_was_fused_is_fused_too():
@@ -301,9 +301,9 @@ def test_fp32_gate_that_rounds_to_fp16_anywhere_inside_is_left(gate):
             cast = helper.make_node("Cast", [source], [result], name=result, to=to)
             model.graph.node.insert(index + 1, cast)
         report, fused = fuse_proto(model)
-        assert report.fused == ()
-        assert "half is rounded to FLOAT16, and the map v0_0 is FLOAT" in report.refused[0][1]
-        assert fused == ir.to_proto(ir.from_proto(model))
+        assert len(report.fused) == (gate == "cbam")  # The other half, which does not round.
+        assert "a value inside is rounded to FLOAT16, as autocast does" in report.refused[0][1]
+        assert report.fused or fused == ir.to_proto(ir.from_proto(model))
 
 
 def test_fused_gates_of_an_old_opset_are_not_converted():
@@ -351,4 +351,4 @@ def test_mlp_whose_layers_do_not_fit_is_refused():
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(array[:, :2].copy(), tensor.name))
     report, _ = fuse_proto(model)
-    assert "has layers of [4, 8] and [8, 2], not [h, C] and [C, h]" in report.refused[0][1]
+    assert "its layers are [4, 8] and [8, 2], not [h, C] and [C, h]" in report.refused[0][1]
