@@ -78,8 +78,9 @@ def find_activation(value: ir.Value) -> Activated | None:
 
 def said_of(value: ir.Value) -> str:
     """What `value` is, for a sentence that says it is none of these."""
-    node = value.producer()
-    if node is not None and is_op(value, "Mul"):
+    bare = _scaled(value)[1]
+    node = bare.producer()
+    if node is not None and is_op(bare, "Mul"):
         inside = [_through(factor) for factor in node.inputs if factor is not None]
         if any(is_op(one, "Tanh") for one in inside):
             return "GELU by tanh"

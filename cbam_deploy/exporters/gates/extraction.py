@@ -4,8 +4,8 @@
     X ───┤
          └─ CbamGate ──────────────────────────── fused
 
-The gate is a function of X alone; a map [N, H, W, C] is X transposed. R enters where it is added, so
-that it does not matter what R is in the graph: X itself, as in relu(gate(x) + x), or made from it.
+The gate is a function of X alone; a map [N, H, W, C] is X transposed. R enters where it is added,
+so it does not matter what R is in the graph: X itself, as in relu(gate(x) + x), or made from it.
 All is in FP32 whatever the gate's type: that the two are the same function is asked, not how FP16
 rounds it. A Reshape or Expand may take its target from elsewhere in the graph, often the batch of
 the network's input; here it gets the shape that its result is known to have.

@@ -4,8 +4,8 @@
 
     ... ─ CbamGateAddRelu(X, R, W0, B0, W1, B1, WS, BS) ─ ...           one node, and its function
 
-What is a gate is found by `search`; every gate is run against its replacement (`proof`) before it is
-replaced. The value that the last node made keeps its name, and the rest of the graph stays as it
+What is a gate is found by `search`; every gate is run against its replacement (`proof`) before it
+is replaced. The value that the last node made keeps its name, and the rest of the graph stays as it
 is. Maps [N, H, W, C] get a Transpose in front of the node and behind it, where there is none yet.
 """
 

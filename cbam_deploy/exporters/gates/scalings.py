@@ -112,9 +112,13 @@ def find_scaling(node: ir.Node, shapes: Shapes) -> Scaling | None:
 
 
 def _may_be_alike(one: Dims | None, other: Dims | None) -> bool:
-    """Whether no sizes are known to differ, as they do where `one` is spread over `other`."""
+    """Whether no sizes are known to differ; one of 1 does from one that is free."""
     pairs = zip(one or (), other or (), strict=False)
-    return all(a == b for a, b in pairs if isinstance(a, int) and b is not None)
+    return all(
+        a == b
+        for a, b in pairs
+        if isinstance(a, int) and (isinstance(b, int) or (a == 1 and b is not None))
+    )
 
 
 def map_of(value: ir.Value, channels_last: bool) -> Map:
@@ -179,7 +183,9 @@ def _kind(search: _Search, of_one_channel: bool) -> Kind:
     """An attention to positions is made by a convolution of a map, with one output channel."""
     if not of_one_channel:
         return "channel"
-    over_positions = any(len(_axes(node)) == 2 for node in search.pools)
+    axes = [_axes(node) for node in search.pools]
+    together = {axis for one in axes for axis in one}
+    over_positions = any(len(one) == 2 for one in axes) or together in ({2, 3}, {1, 2})
     return "channel" if over_positions else "spatial"
 
 
@@ -187,7 +193,7 @@ def _has_one_channel(node: ir.Node) -> bool:
     if node.op_type != "Conv" or len(node.inputs) < 2:
         return False
     w = find_constant(node.inputs[1])
-    return w is not None and w.ndim == 4 and len(w) == 1
+    return w is not None and w.ndim == 4 and len(w) == 1 and w.shape[2] == w.shape[3]
 
 
 def _is_channels_last(search: _Search, x: ir.Value, kind: Kind) -> bool:

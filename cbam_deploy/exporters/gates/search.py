@@ -336,6 +336,9 @@ def _gate(
         raise Refused(f"its map is {dtype.name}; gates of FLOAT and FLOAT16 maps are fused")
     add_dead_users(region, group.last)
     region = whole_region(region, {x.value})
+    transpose = first.x.producer()
+    if x.value is not first.x and transpose and not set(first.x.consumers()) <= region:
+        region.discard(transpose)
     attentions = {one.value for scaling in group.scalings for one in scaling.attentions}
     check_closed(region, group.last, attentions, "".join(read) if len(read) == 1 else "")
     _check_precision(region, dtype)
