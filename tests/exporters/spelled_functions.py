@@ -11,6 +11,8 @@ INNER = {
     "hard_swish": ("product", "clip_div", "clip_mul", "mul_clip_div", "sixth_first"),
 }
 ACTIVATIONS = tuple(f"{name}:{how}" for name, ways in INNER.items() for how in ways)
+# What onnxsim makes of two: a factor is left to the weights of the next layer.
+FACTORS = {"gelu:folded": 2.0, "hard_swish:folded": 6.0}
 
 
 def clip(w, x, low, high):
@@ -74,6 +76,8 @@ def _gelu(w, x, how):
         half = w.add("Add", w.add("Mul", erf, w.scalar(0.5)), w.scalar(0.5))
         return w.add("Mul", half, x)
     above = w.add("Add", erf, w.scalar(1))
+    if how == "folded":
+        return w.add("Mul", x, above)
     if how == "half_first":
         return w.add("Mul", w.add("Mul", w.scalar(0.5), x), above)
     if how == "factors":
@@ -87,6 +91,8 @@ def _hard_swish(w, x, how):
     if how == "product":
         return w.add("Mul", hard_sigmoid(w, x), x)
     six = clip(w, w.add("Add", w.scalar(3), x), 0, 6)
+    if how == "folded":
+        return w.add("Mul", x, six)
     if how == "sixth_first" and not w.spelling.half:
         return w.add("Mul", w.add("Mul", x, w.scalar(1 / 6)), six)
     return w.add("Div", w.add("Mul", x, six), w.scalar(6))

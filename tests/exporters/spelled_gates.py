@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from spelled_functions import ACTIVATIONS, HARD_SIGMOIDS, activation, clip, hard_sigmoid
+from spelled_functions import ACTIVATIONS, FACTORS, HARD_SIGMOIDS, activation, clip, hard_sigmoid
 
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.gates.operators import operator_for
@@ -24,7 +24,7 @@ CHOICES = {
     "order": ("spatial-channel", "parallel", "product", "sum", "sum_inside", "channel", "spatial"),
     "sees": ("both", "mean", "maximum"),
     "mixer": ("mlp", "linear", "conv", "conv2d", "conv2d_square"),
-    "inner": ACTIVATIONS,
+    "inner": (*ACTIVATIONS, *FACTORS),
     "join": ("logits", "gates", "pools", "pools_halved", "pools_added"),
     "channel_gate": ("sigmoid", *HARD_SIGMOIDS),
     "spatial_gate": ("sigmoid", *HARD_SIGMOIDS[:2]),
@@ -318,6 +318,7 @@ def _channel_attention(w, x, other, random):
     s = w.spelling
     w0, w1 = (random.normal(0, 0.5, shape) for shape in ((HIDDEN, CHANNELS), (CHANNELS, HIDDEN)))
     b0, b1 = random.normal(0, 0.5, HIDDEN), random.normal(0, 0.5, CHANNELS)
+    w1 = w1 / FACTORS.get(s.inner, 1)
     square, taps = random.normal(0, 0.5, (CHANNELS, CHANNELS)), random.normal(0, 0.5, 3)
     pools = ["mean", "mean"] if s.mistake == "same_pool_twice" else list(s.pools)
     if s.mean_first:
@@ -540,6 +541,7 @@ def _scale(w, x, attention):
 def _spatial_attention(w, x, random):
     s = w.spelling
     k, d = {"even_kernel": (4, 1), "too_wide": (7, 3)}.get(s.mistake, (s.kernel_size, s.dilation))
+    d = 1 if s.mistake is None and d * (k - 1) >= 15 else d
     k, d = (1, 1) if s.descriptor == "conv_alone" else (k, d)
     size = (3, 5) if s.mistake == "oblong" else (k, k)
     kernel, bias = random.normal(0, 0.3, (1, 2, *size)), random.normal(0, 0.5, 1)

@@ -6,7 +6,8 @@
     HardSwish    HardSwish     z * hard_sigmoid(z)     z * Clip(z + 3, 0, 6) / 6
     GELU         Gelu     0.5 * z * (1 + erf(z / sqrt(2)))
 
-Factors stand in any order, and scalars by any of them.
+Factors stand in any order, and scalars by any of them. onnxsim takes the 0.5 of GELU, and the sixth
+of HardSwish, into the weights of the next layer.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ _SLOPE_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class Activated:
-    """What a value is: `activation` of `argument`, made by `nodes`."""
+    """What a value is: `factor` times `activation` of `argument`, made by `nodes`."""
 
     activation: Activation
     argument: ir.Value
     nodes: tuple[ir.Node, ...]
+    factor: float = 1.0
 
 
-def find_activation(value: ir.Value) -> Activated | None:
-    """What `value` is the activation of, where it is one."""
+def find_activation(value: ir.Value, *, scaled: bool = False) -> Activated | None:
+    """What `value` is the activation of, where it is one; `scaled` if a factor may be left out."""
     node = value.producer()
     if node is None or node.domain or not node.inputs or node.inputs[0] is None:
         return None
@@ -73,7 +75,8 @@ def find_activation(value: ir.Value) -> Activated | None:
     if node.op_type in ("Max", "Clip"):
         relu = next((one for one in clamps(value) if one.equals(1, 0, 0, math.inf)), None)
         return None if relu is None else Activated("relu", relu.argument, relu.nodes)
-    return next(_self_gated(value), None)
+    factors = (1.0, 2.0, 6.0) if scaled else (1.0,)
+    return next((one for factor in factors for one in _self_gated(value, factor)), None)
 
 
 def said_of(value: ir.Value) -> str:
@@ -98,15 +101,16 @@ def _through(value: ir.Value) -> ir.Value:
     return value
 
 
-def _self_gated(value: ir.Value) -> Iterator[Activated]:
-    """Read z times a function of z."""
+def _self_gated(value: ir.Value, factor: float) -> Iterator[Activated]:
+    """Read z times a function of z, times `factor`."""
     node = value.producer()
     assert node is not None
     if is_op(value, "Div") and not is_constant(node.inputs[1]):
         read = one_plus_exp(input_of(node, 1), [node])
         if read is not None and _same(read[0], input_of(node, 0)):
             yield Activated("silu", input_of(node, 0), tuple(read[1]))
-    for scale, z, other, nodes in _products(value):
+    for all_scale, z, other, nodes in _products(value):
+        scale = all_scale / factor
         read = find_sigmoid(other) if close(scale, 1.0) else None
         name: Activation = "silu"
         if read is None or not _same(read[0], z):
@@ -114,7 +118,7 @@ def _self_gated(value: ir.Value) -> Iterator[Activated]:
         if read is None or not _same(read[0], z):
             read, name = affine_of(other, (0.5 / scale,) * 2, "Erf", math.sqrt(0.5)), "gelu"
         if read is not None and _same(read[0], z):
-            yield Activated(name, z, (*nodes, *read[1]))
+            yield Activated(name, z, (*nodes, *read[1]), factor)
 
 
 def _products(value: ir.Value) -> Iterator[tuple[float, ir.Value, ir.Value, list[ir.Node]]]:

@@ -121,12 +121,15 @@ def _branches(logits: ir.Value, x: Map, matched: Matched) -> list[_Branch]:
     if last.w.ndim > 2:
         return [_along_channels(last, x, matched)]
     sources = _terms(last.source, matched)
-    activated = [find_activation(source) for source in sources]
+    activated = [find_activation(source, scaled=True) for source in sources]
     hidden = [one for one in activated if one is not None]
     if not hidden:
         return [_one_layer(last, x, matched)]
     if len(hidden) < len(activated):
         raise matched.refused("of two branches, only one has an activation between its layers")
+    if len({one.factor for one in hidden}) > 1:
+        raise matched.refused("its two branches are scaled by different factors")
+    w1 = last.w * np.float32(hidden[0].factor)
     branches = []
     b1 = last.b / np.float32(len(hidden))
     for one in hidden:
@@ -140,7 +143,7 @@ def _branches(logits: ir.Value, x: Map, matched: Matched) -> list[_Branch]:
         if last.w.shape != w0.shape[::-1]:
             shapes = f"{list(w0.shape)} and {list(last.w.shape)}"
             raise matched.refused(f"its layers are {shapes}, not [h, C] and [C, h]")
-        weights = {"W0": w0, "B0": layer.b, "W1": last.w, "B1": b1}
+        weights = {"W0": w0, "B0": layer.b, "W1": w1, "B1": b1}
         branches.append(_Branch("mlp", one.activation, weights, pools))
     return branches
 

@@ -6,7 +6,7 @@ channel or all over a position, or by the product or the sum of one of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -147,13 +147,13 @@ def _of_two(node: ir.Node, x: ir.Value, value: ir.Value, shapes: Shapes) -> Iter
 
 def _attention(value: ir.Value, x: ir.Value, shapes: Shapes) -> Attention | None:
     """`value` as an attention of the map `x` or of one it was made from."""
-    search = _search(value, x)
+    maps = {x, *_factors(x)}
+    search = _search(value, maps)
     if not search.learned or not search.activated:
         return None
     of_one_channel = _has_one_channel(search.learned[0])
     dims = shapes.dims(_before_expansion(value))
     if dims is None or None in dims:
-        maps = {x, *_factors(x)}
         plausible = bool(maps & set(search.pooled)) or (of_one_channel and search.meets_map)
         narrow = None
     else:
@@ -164,7 +164,7 @@ def _attention(value: ir.Value, x: ir.Value, shapes: Shapes) -> Attention | None
     if not plausible:
         return None
     kind = _kind(search, of_one_channel)
-    return Attention(value, kind, tuple(search.pooled), _is_channels_last(search, x, kind))
+    return Attention(value, kind, tuple(search.pooled), _is_channels_last(search, maps, kind))
 
 
 def _kind_by_size(dims: Dims) -> Kind | None:
@@ -196,10 +196,9 @@ def _has_one_channel(node: ir.Node) -> bool:
     return w is not None and w.ndim == 4 and len(w) == 1 and w.shape[2] == w.shape[3]
 
 
-def _is_channels_last(search: _Search, x: ir.Value, kind: Kind) -> bool:
-    """Whether `x`, or another map behind it, is pooled over the axes that [N, H, W, C] has."""
+def _is_channels_last(search: _Search, maps: Collection[ir.Value], kind: Kind) -> bool:
+    """Whether one of `maps` is pooled over the axes that [N, H, W, C] has."""
     wanted = (1, 2) if kind == "channel" else (3,)
-    maps = {x, *_factors(x)}
     of_map = [node for node in search.pools if node.inputs[0] in maps]
     return bool(of_map) and all(_axes(node) == wanted for node in of_map)
 
@@ -225,14 +224,14 @@ def _factors(value: ir.Value) -> Iterator[ir.Value]:
             ahead += new
 
 
-def _search(attention: ir.Value, x: ir.Value) -> _Search:
-    """Follow `attention` back to what is pooled, or to `x`."""
+def _search(attention: ir.Value, maps: Collection[ir.Value]) -> _Search:
+    """Follow `attention` back to what is pooled, or to one of `maps`."""
     search = _Search()
     ahead, seen = [attention], {attention}
     while ahead and len(seen) < MOST_STEPS:
         value = ahead.pop(0)
         node = value.producer()
-        if value is x:
+        if value in maps:
             search.meets_map = True
         elif is_pool(value) and node is not None:
             search.pools.append(node)
