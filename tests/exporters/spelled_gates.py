@@ -75,7 +75,7 @@ MISTAKES = {
     "smallest": (CHANNEL, "it sees other elements by topk than the one largest"),
     "used_elsewhere": (
         CHANNEL,
-        "the spatial part: a value inside (a concatenation) is also used outside, by -1 times",
+        "the spatial part: a value inside (a concatenation) is also used outside, by a negation",
     ),
     "strided": (CHANNEL, "a 7x7 convolution has a stride"),
     "one_sided": (CHANNEL, "a 7x7 convolution is not padded by 3 all around"),

@@ -91,7 +91,7 @@ _SAID = {
     "BatchNormalization": "a BatchNorm",
     "Clip": "a clamp",
     "Slice": "a part",
-    "Neg": "-1 times",
+    "Neg": "a negation",
     "ReduceMean": "a mean",
     "GlobalAveragePool": "a mean",
     "ReduceMax": "a maximum",
@@ -102,6 +102,18 @@ _SAID = {
     "Sub": "a difference",
     "HardSwish": "HardSwish",
     "Abs": "|·|",
+    "Transpose": "a transpose",
+    "Reshape": "a view",
+    "Squeeze": "a view",
+    "Unsqueeze": "a view",
+    "Expand": "an expansion",
+    "Erf": "erf",
+    "Exp": "exp",
+    "Pow": "a power",
+    "Sqrt": "a root",
+    "Resize": "an interpolation",
+    "AveragePool": "a mean over windows",
+    "MaxPool": "a maximum over windows",
 }
 
 

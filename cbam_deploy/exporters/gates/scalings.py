@@ -193,7 +193,9 @@ def _has_one_channel(node: ir.Node) -> bool:
     if node.op_type != "Conv" or len(node.inputs) < 2:
         return False
     w = find_constant(node.inputs[1])
-    return w is not None and w.ndim == 4 and len(w) == 1 and w.shape[2] == w.shape[3]
+    if w is None or w.ndim != 4 or len(w) != 1:
+        return False
+    return w.shape[1] > 1 or w.shape[2] == w.shape[3]  # Else it is along the channels.
 
 
 def _is_channels_last(search: _Search, maps: Collection[ir.Value], kind: Kind) -> bool:

@@ -175,7 +175,7 @@ LEAVING = {
     refined_map_is_used_elsewhere: ([CHANNEL, SPATIAL], None),
     attention_is_used_elsewhere: (
         [CHANNEL],
-        "the spatial part: its attention map is also used outside, by -1 times",
+        "the spatial part: its attention map is also used outside, by a negation",
     ),
     attention_is_an_output: (
         [CHANNEL],
