@@ -43,13 +43,13 @@ class Attention:
         value: [N, C, 1, 1] or [N, 1, H, W], or a view of it.
         kind: what it tells apart.
         pooled: the maps behind it that are pooled.
-        channels_last: whether the map is pooled as [N, H, W, C].
+        channels_last: whether the map is pooled as [N, H, W, C]; None where that cannot be told.
     """
 
     value: ir.Value
     kind: Kind
     pooled: tuple[ir.Value, ...]
-    channels_last: bool
+    channels_last: bool | None
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,16 @@ def _may_be_alike(one: Dims | None, other: Dims | None) -> bool:
     )
 
 
-def map_of(value: ir.Value, channels_last: bool) -> Map:
-    """The map that `value` is; of a map that was transposed to channels-last, the one before."""
+def map_of(value: ir.Value, channels_last: bool | None) -> Map:
+    """The map that `value` is; of a map that was transposed to channels-last, the one before.
+
+    A map that is pooled as [N, C, H, W] is one, whatever it was transposed from.
+    """
     node = value.producer()
     order = node.attributes.get_ints("perm", []) if node and is_op(value, "Transpose") else []
-    if node is not None and list(order) == _TO_CHANNELS_LAST:
+    if node is not None and list(order) == _TO_CHANNELS_LAST and channels_last is not False:
         return Map(input_of(node, 0))
-    return Map(value, channels_last)
+    return Map(value, bool(channels_last))
 
 
 def _of_two(node: ir.Node, x: ir.Value, value: ir.Value, shapes: Shapes) -> Iterator[Scaling]:
@@ -163,7 +166,7 @@ def _attention(value: ir.Value, x: ir.Value, shapes: Shapes) -> Attention | None
         plausible = narrow is not None and (search.meets_map or bool(search.pooled))
     if not plausible:
         return None
-    kind = _kind(search, of_one_channel)
+    kind = _clear_kind(dims) or _kind(search, of_one_channel)
     return Attention(value, kind, tuple(search.pooled), _is_channels_last(search, maps, kind))
 
 
@@ -179,13 +182,21 @@ def _kind_by_size(dims: Dims) -> Kind | None:
     return "spatial" if dims[1] == 1 else None
 
 
+def _clear_kind(dims: Dims | None) -> Kind | None:
+    """What [N, C, 1, 1] or [N, 1, H, W] tells apart, where neither C nor H is 1."""
+    if dims is None or None in dims or len(dims) != 4 or dims[1] == dims[2] == 1:
+        return None
+    if dims[2] == dims[3] == 1:
+        return "channel"
+    return "spatial" if dims[1] == 1 else None
+
+
 def _kind(search: _Search, of_one_channel: bool) -> Kind:
     """An attention to positions is made by a convolution of a map, with one output channel."""
     if not of_one_channel:
         return "channel"
     axes = [_axes(node) for node in search.pools]
-    together = {axis for one in axes for axis in one}
-    over_positions = any(len(one) == 2 for one in axes) or together in ({2, 3}, {1, 2})
+    over_positions = any(len(one) == 2 or one == (2,) for one in axes)
     return "channel" if over_positions else "spatial"
 
 
@@ -195,14 +206,14 @@ def _has_one_channel(node: ir.Node) -> bool:
     w = find_constant(node.inputs[1])
     if w is None or w.ndim != 4 or len(w) != 1:
         return False
-    return w.shape[1] > 1 or w.shape[2] == w.shape[3]  # Else it is along the channels.
+    return bool(w.shape[1] > 1 or w.shape[2] == w.shape[3])  # Else it is along the channels.
 
 
-def _is_channels_last(search: _Search, maps: Collection[ir.Value], kind: Kind) -> bool:
-    """Whether one of `maps` is pooled over the axes that [N, H, W, C] has."""
+def _is_channels_last(search: _Search, maps: Collection[ir.Value], kind: Kind) -> bool | None:
+    """Whether one of `maps` is pooled over the axes that [N, H, W, C] has; None of no pool."""
     wanted = (1, 2) if kind == "channel" else (3,)
     of_map = [node for node in search.pools if node.inputs[0] in maps]
-    return bool(of_map) and all(_axes(node) == wanted for node in of_map)
+    return all(_axes(node) == wanted for node in of_map) if of_map else None
 
 
 def _axes(node: ir.Node) -> tuple[int, ...]:

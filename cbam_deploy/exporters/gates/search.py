@@ -38,47 +38,21 @@ from numpy.typing import NDArray
 
 from cbam_deploy.exporters.gates.behind import Behind, read_behind
 from cbam_deploy.exporters.gates.channel import Part, read_channel
+from cbam_deploy.exporters.gates.groups import Group, group_scalings
 from cbam_deploy.exporters.gates.matching import (
     Matched,
     Refused,
-    behind_copies,
     is_constant,
-    is_op,
 )
 from cbam_deploy.exporters.gates.pools import Map
 from cbam_deploy.exporters.gates.region import add_dead_users, check_closed, whole_region
-from cbam_deploy.exporters.gates.scalings import Attention, Scaling, find_scaling, map_of
+from cbam_deploy.exporters.gates.scalings import Attention, find_scaling, map_of
 from cbam_deploy.exporters.gates.spatial import read_spatial
 from cbam_deploy.gates.description import Arrangement, GateSpec
 from cbam_deploy.gates.operators import GateOperator, operator_for
-from cbam_deploy.graphs.name_scopes import scopes_of
 from cbam_deploy.graphs.shapes import Shapes
 
 _MAP_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Scalings that may make one gate, and the node that makes its gated map."""
-
-    scalings: tuple[Scaling, ...]
-    last: ir.Node
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """Modules that all of it is in, outermost first."""
-        return _common_scopes([*(scaling.node for scaling in self.scalings), self.last])
-
-    @property
-    def where(self) -> str:
-        """Path of its PyTorch module, or the name of its output."""
-        return self.scopes[-1] if self.scopes else self.last.outputs[0].name or ""
-
-    @property
-    def halves(self) -> list[Group]:
-        """Each of two scalings alone."""
-        both = self.scalings if len(self.scalings) > 1 else ()
-        return [Group((scaling,), scaling.node) for scaling in both]
 
 
 @dataclass(frozen=True)
@@ -142,10 +116,11 @@ class RefusedGate:
 
 @dataclass(frozen=True)
 class _ReadPart:
-    """A part that was read, with the map it is computed from and its nodes."""
+    """A part that was read, with the value it is computed from, its layout, and its nodes."""
 
     part: Part
-    x: Map
+    source: ir.Value
+    channels_last: bool | None
     nodes: tuple[ir.Node, ...]
 
 
@@ -154,7 +129,7 @@ def find_gates(graph: ir.Graph, shapes: Shapes) -> tuple[list[FoundGate], list[R
     scalings = [scaling for node in graph if (scaling := find_scaling(node, shapes)) is not None]
     found: list[FoundGate] = []
     refused: list[RefusedGate] = []
-    for group in _groups(scalings):
+    for group in group_scalings(scalings):
         gates, left = _read_group(group, shapes)
         found += gates
         refused += left
@@ -182,48 +157,6 @@ def find_halves(
     taken = {node for other in gates if other is not gate for node in other.behind.nodes}
     halves = [_with_behind(half, shapes, taken) for half in halves]
     return (halves, left) if halves else ([], [RefusedGate(gate.where, reason)])
-
-
-def _groups(scalings: Sequence[Scaling]) -> list[Group]:
-    """Group the scalings by gate.
-
-    Two of different kinds are one gate where one scales the result of the other, or where an
-    addition of their results is all that uses both.
-    """
-    by_output = {scaling.output: scaling for scaling in scalings}
-    groups: dict[Scaling, Group] = {}
-    alone: set[Scaling] = set()
-    for scaling in scalings:
-        before = by_output.get(scaling.x)
-        if before not in alone or not _differ(before, scaling):
-            before = _summand(scaling, by_output)
-            if before not in alone or not _differ(before, scaling):
-                alone.add(scaling)
-                groups[scaling] = Group((scaling,), scaling.node)
-                continue
-            last = next(iter(scaling.output.consumers()))
-        else:
-            last = scaling.node
-        assert before is not None
-        alone.remove(before)
-        groups[before] = Group((before, scaling), last)
-    return list(groups.values())
-
-
-def _differ(one: Scaling | None, other: Scaling) -> bool:
-    return one is not None and None not in (one.kind, other.kind) and one.kind != other.kind
-
-
-def _summand(scaling: Scaling, by_output: dict[ir.Value, Scaling]) -> Scaling | None:
-    """The scaling of the same map to whose result that of `scaling` is added."""
-    users = list(scaling.output.consumers())
-    if len(users) != 1 or not is_op(users[0].outputs[0], "Add"):
-        return None
-    for value in users[0].inputs:
-        other = by_output.get(behind_copies(value)) if value is not None else None
-        if other is not None and other is not scaling and other.x is scaling.x:
-            return other
-    return None
 
 
 def _read_group(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
@@ -273,7 +206,7 @@ def _read_part(
         matched = Matched(shapes, f"the {attention.kind} part")
         try:
             part = reader(attention.value, x, matched)
-            return _ReadPart(part, Map(source, attention.channels_last), tuple(matched.nodes))
+            return _ReadPart(part, source, attention.channels_last, tuple(matched.nodes))
         except Refused as refused:
             refusal = refusal if str(refusal) else refused
     raise refusal
@@ -283,7 +216,7 @@ def _arrangement(group: Group, read: dict[str, _ReadPart]) -> Arrangement:
     """How the parts meet."""
     first, last = group.scalings[0], group.scalings[-1]
     kinds = list(read)
-    sources = [read[kind].x.value for kind in kinds]
+    sources = [read[kind].source for kind in kinds]
     if sources[0] is not first.x:
         raise Refused(
             f"the {kinds[0]} part alone is computed from another map than the one it multiplies"
@@ -326,7 +259,9 @@ def _gate(
 ) -> FoundGate:
     operator = operator_for(_spec(arrangement, read))
     first = group.scalings[0]
-    x = map_of(first.x, any(one.x.channels_last for one in read.values()))
+    layouts = {one.channels_last for one in read.values()}
+    channels_last = None if layouts == {None} else True in layouts
+    x = map_of(first.x, channels_last)
     region = {node for one in read.values() for node in one.nodes}
     region |= {scaling.node for scaling in group.scalings} | {group.last}
     region |= {node for scaling in group.scalings for node in scaling.joined}
@@ -354,7 +289,7 @@ def _gate(
         nodes=tuple(region),
         scopes=group.scopes,
         group=group,
-        gated_last=any(one.x.channels_last for one in read.values()) or x.value is not first.x,
+        gated_last=bool(channels_last) or x.value is not first.x,
     )
 
 
@@ -406,14 +341,3 @@ def _with_behind(gate: FoundGate, shapes: Shapes, taken: set[ir.Node]) -> FoundG
         gate.operator, residual=behind.residual is not None, activation=behind.activation
     )
     return replace(gate, operator=operator, behind=behind, nodes=(*gate.nodes, *behind.nodes))
-
-
-def _common_scopes(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
-    """Modules that all `nodes` are in, outermost first."""
-    paths = [scopes_of(node) for node in nodes]
-    common = []
-    for level in zip(*paths, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return tuple(name for name in common if name)

@@ -120,6 +120,27 @@ def test_gate_of_a_map_with_channels_last_is_fused(stem, gate, behind):
         assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_a_transposed_map_that_is_pooled_over_axis_1_is_a_map_of_its_own():
+    """As in triplet attention: the rows of the picture are what is pooled."""
+    source = model("bare", "spatial", "")
+    for node in source.graph.node:
+        if node.output[0] in ("q", "qt", "lt"):
+            node.op_type = "Concat" if node.output[0] == "q" else "Identity"
+            del node.attribute[:]
+            if node.output[0] == "q":
+                node.attribute.append(onnx.helper.make_attribute("axis", 1))
+    axes = next(one for one in source.graph.initializer if one.name == "last")
+    axes.CopyFrom(numpy_helper.from_array(np.array([1]), "last"))
+    onnx.checker.check_model(source, full_check=True)
+    fused = ir.from_proto(source)
+    report = fuse_model(fused)
+    assert [op for _, op in report.fused] == ["SpatialGate"], report.refused
+    picture = RANDOM.normal(size=(2, 6, 5, 3)).astype(np.float32)
+    expected = run(source, picture)
+    found = run(ir.to_proto(fused), picture)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_pools_over_other_axes_are_left():
     source = model("relu", "channel", "")
     axes = next(one for one in source.graph.initializer if one.name == "positions")

@@ -114,6 +114,22 @@ def test_near_miss_is_left_as_it_is_and_the_other_half_fused(mistake, ops, why):
         assert_same(model, fused, spelling)
 
 
+@pytest.mark.parametrize(
+    ("op", "opset", "inner"),
+    [("HardSwish", 14, "hard_swish"), ("Gelu", 20, "gelu"), ("LeakyRelu", 11, "leaky_relu")],
+)
+def test_activation_that_is_one_node_is_fused(op, opset, inner):
+    spelling = dataclasses.replace(PLAIN, opset=opset, gate="se")
+    model = write(spelling)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type = op
+    report, fused = fuse(model)
+    assert [name for _, name in report.fused] == [
+        dataclasses.replace(spelling, inner=f"{inner}:node").op()
+    ]
+    assert_same(model, fused, spelling)
+
+
 spellings = st.builds(
     Spelling,
     **{field: st.sampled_from(choices) for field, choices in CHOICES.items()},

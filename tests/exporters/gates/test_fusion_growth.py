@@ -7,11 +7,14 @@ import sys
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from spelled_gates import CHANNELS, Spelling, write
 
 from cbam_deploy.exporters.gates.fusion import fuse
+from cbam_deploy.exporters.gates.search import find_gates
+from cbam_deploy.graphs.shapes import Shapes
 from cbam_deploy.inspection import inspect
 
 FEW, MANY = 250, 1000
@@ -116,6 +119,40 @@ def test_work_grows_with_the_graph_and_no_faster(kind, tmp_path):
     few, many = work
     assert many[0] < 1.3 * MANY / FEW * few[0]
     assert many[1] < 1.3 * MANY / FEW * few[1]
+
+
+def gates_in_a_row(count):
+    """Blocks of a channel part, a spatial part, a residual addition and SiLU."""
+    nodes, x = [], "input"
+
+    def add(*node):
+        nodes.append(node)
+        return f"v{len(nodes) - 1}"
+
+    for _ in range(count):
+        logits = add("Conv", add("GlobalAveragePool", x), "square")
+        y = add("Mul", x, add("Sigmoid", logits))
+        y = add("Mul", y, add("Sigmoid", add("Conv", y, "point")))
+        y = add("Add", y, x)
+        x = add("Mul", y, add("Sigmoid", y))
+    random = np.random.default_rng(0)
+    shapes = {"square": (CHANNELS, CHANNELS, 1, 1), "point": (1, CHANNELS, 1, 1)}
+    weights = [
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    return ir.from_proto(graph(nodes, weights))
+
+
+def test_finding_gates_grows_with_their_number():
+    work = []
+    for count in (10, 40):
+        model = gates_in_a_row(count)
+        found, refused = find_gates(model.graph, Shapes(model))
+        assert (len(found), refused) == (count, [])
+        assert {gate.operator.name for gate in found} == {"CbamGateMeanLinearConvMapAddSilu"}
+        work.append(calls(find_gates, model.graph, Shapes(model)))
+    assert work[1] < 1.3 * 4 * work[0]
 
 
 def test_a_weight_behind_a_few_copies_is_still_a_weight(fused):
