@@ -21,6 +21,7 @@ import onnx_ir as ir
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.gates.extraction import TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from cbam_deploy.exporters.gates.proof import find_difference
+from cbam_deploy.exporters.gates.recognition import name_others
 from cbam_deploy.exporters.gates.scalings import map_of
 from cbam_deploy.exporters.gates.search import FoundGate, RefusedGate, find_gates, find_halves
 from cbam_deploy.gates.operators import DOMAIN, PLUGIN_ATTRIBUTES, operator_of
@@ -148,7 +149,7 @@ def fuse_model(
             or _cannot_take(gate, opset, dtype)
         )
         halves: list[FoundGate] = []
-        left = [RefusedGate(gate.where, reason or "")]
+        left = [RefusedGate(gate.where, reason or "", gate.group.nodes)]
         if reason is None and (reason := find_difference(gate, opset, shapes)):
             halves, left = find_halves(gate, [*sound, *ahead], shapes, reason)
         if reason is None:
@@ -161,6 +162,7 @@ def fuse_model(
             on_progress(done, done + len(ahead))
     order = {node: index for index, node in enumerate(model.graph)}
     sound.sort(key=lambda gate: order[gate.group.last])
+    refused = name_others(model.graph, shapes, sound, refused)
     fused = _replace_all(model.graph, sound)
     if fused:
         set_functions(model, dtype)

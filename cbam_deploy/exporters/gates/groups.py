@@ -36,6 +36,11 @@ class Group:
         return self.scopes[-1] if self.scopes else self.last.outputs[0].name or ""
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """Those that scale the map."""
+        return tuple(scaling.node for scaling in self.scalings)
+
+    @property
     def halves(self) -> list[Group]:
         """Each of two scalings alone."""
         both = self.scalings if len(self.scalings) > 1 else ()

@@ -108,10 +108,12 @@ class RefusedGate:
     Attributes:
         where: path of its PyTorch module, or the name of its output.
         reason: a sentence in PyTorch's words.
+        nodes: that scale its map.
     """
 
     where: str
     reason: str
+    nodes: tuple[ir.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def find_halves(
     halves, left = _read_halves(gate.group, shapes)
     taken = {node for other in gates if other is not gate for node in other.behind.nodes}
     halves = [_with_behind(half, shapes, taken) for half in halves]
-    return (halves, left) if halves else ([], [RefusedGate(gate.where, reason)])
+    return (halves, left) if halves else ([], [RefusedGate(gate.where, reason, gate.group.nodes)])
 
 
 def _read_group(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
@@ -165,7 +167,9 @@ def _read_group(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[Ref
         return [_read(group, shapes)], []
     except Refused as refusal:
         gates, left = _read_halves(group, shapes)
-        return (gates, left) if gates else ([], [RefusedGate(group.where, str(refusal))])
+        return (
+            (gates, left) if gates else ([], [RefusedGate(group.where, str(refusal), group.nodes)])
+        )
 
 
 def _read_halves(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[RefusedGate]]:
@@ -174,7 +178,7 @@ def _read_halves(group: Group, shapes: Shapes) -> tuple[list[FoundGate], list[Re
         try:
             gates.append(_read(half, shapes))
         except Refused as refusal:
-            left.append(RefusedGate(group.where, str(refusal)))
+            left.append(RefusedGate(group.where, str(refusal), group.nodes))
     return gates, left
 
 
