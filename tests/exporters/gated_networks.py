@@ -84,6 +84,6 @@ def lively(module, seed=0):
         if tensor.is_floating_point():
             tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.4)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.running_var.abs_().add_(0.1)
     return module.eval()
