@@ -136,7 +136,8 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
       for (int unit = threadIdx.x; unit < a.hidden; unit += G::T) {
         auto in = hidden_partials[unit];
         for (int from = 1; from < blocks; ++from) in.add(hidden_partials[from * a.hidden + unit]);
-        hidden[unit] = hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+        const auto passed_on = hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+        hidden[unit] = passed_on;
       }
       __syncthreads();
     }

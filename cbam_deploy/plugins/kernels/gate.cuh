@@ -79,7 +79,8 @@ __device__ __forceinline__ void first_layer(const float* w0, int hidden, int cha
   }
 }
 
-// What a hidden unit passes on, `in` being complete: summed over all channels.
+// What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it from
+// a variable: GCC's ThreadSanitizer, which the host tests rely on, misses a call's result.
 template <class K>
 __device__ __forceinline__ typename K::Hidden hidden_unit(float bias, typename K::Pooled in,
                                                           const typename K::Pooled& factors) {

@@ -113,15 +113,21 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
       Stat total = partials[c];
       for (int split = 1; split < a.splits; ++split)
         total.add(partials[size_t(split) * a.stored + c]);
-      if constexpr (mlp) totals[c] = total;
-      else hidden[c] = channel_itself<K>(total, factors, positions);
+      if constexpr (mlp) {
+        totals[c] = total;
+      } else {
+        const auto passed_on = channel_itself<K>(total, factors, positions);
+        hidden[c] = passed_on;
+      }
     }
     __syncthreads();
   }
   if constexpr (mlp) {
     first_layer<K, threads>(a.w0, a.hidden, channels, 0, channels, in_place ? partials : totals,
                             positions, [&](int unit, const typename K::Pooled& in) {
-                              hidden[unit] = hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+                              const auto passed_on =
+                                  hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
+                              hidden[unit] = passed_on;
                             });
     __syncthreads();
   }
