@@ -99,7 +99,7 @@ def find_scaling(node: ir.Node, shapes: Shapes) -> Scaling | None:
         if factor is None or other is None or is_constant(factor):
             continue
         x = behind_copies(factor)
-        if not _may_be_alike(shapes.dims(x), shapes.dims(node.outputs[0])):
+        if is_op(x, "Expand") or not _may_be_alike(shapes.dims(x), shapes.dims(node.outputs[0])):
             continue  # It is spread over something else: an attention itself.
         one = _attention(other, x, shapes)
         if one is not None:

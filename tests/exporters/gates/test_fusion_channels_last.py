@@ -105,7 +105,7 @@ def run(proto, picture):
     return session.run(None, {"input": picture})[0]
 
 
-@pytest.mark.parametrize(("stem", "gate", "behind"), itertools.product(STEMS, GATES, BEHIND))
+@pytest.mark.parametrize(("stem", "gate", "behind"), list(itertools.product(STEMS, GATES, BEHIND)))
 def test_gate_of_a_map_with_channels_last_is_fused(stem, gate, behind):
     source = model(stem, gate, behind)
     fused = ir.from_proto(source)

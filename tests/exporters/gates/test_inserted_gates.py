@@ -38,9 +38,9 @@ RANGES = ("H=32,64,96", "W=32,64,96")
     [
         # ReLU stands before the gate in the plain stack: nothing to absorb behind it.
         ("Vgg", "stages", BATCH, {"CbamGate": 2}, 1),
-        # An inverted residual block ends with the addition, so there is no ReLU to absorb.
-        ("MobileNet", "blocks", BATCH, {"CbamGate": 2}, 1),
-        ("DenseNet", "stages", BATCH, {"CbamGate": 2}, 1),
+        # An inverted residual block ends with the addition, which is absorbed without a ReLU.
+        ("MobileNet", "blocks", BATCH, {"CbamGateAdd": 2}, 1),
+        ("DenseNet", "stages", BATCH, {"CbamGate": 1, "CbamGateThenRelu": 1}, 1),
         ("UNet", "stages", SIZE, {"CbamGate": 5}, 1),
         ("Detector", "blocks", BATCH, {"CbamGateAddRelu": 4}, 4),
     ],
