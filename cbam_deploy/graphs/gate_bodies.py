@@ -152,7 +152,7 @@ class _Body:
             gates = []
             for one in hidden:
                 logits = self._last_layer(f"{one}_logits", one, branches=1)
-                gates.append(self._gate_of(f"{one}_gate", gate.channel_gate, logits))
+                gates.append(self._gate_of(f"{one}_attention", gate.channel_gate, logits))
             return self.add("channel_attention", f"Add ({', '.join(gates)})")
         one = self.add("hidden", f"Add ({', '.join(hidden)})") if len(hidden) > 1 else hidden[0]
         logits = self._last_layer("channel_logits", one, branches=len(hidden))

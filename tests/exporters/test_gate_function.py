@@ -21,6 +21,7 @@ GATES = [
     ("SeGateMaxLeakyRelu", 7),
     ("SeGateHardSwishThenHardSwish", 7),
     ("CbamGateSumOfGatesMeanMap", 7),
+    ("SeGateMeanMaxSumOfGatesSilu", 7),
     ("CbamGateMeanOfPoolsMaxMapHardSigmoidMap", 3),
     ("CbamGateLinearConvMapAdd", 3),
     ("EcaGateMeanMaxSumOfGatesAddSilu", 7),

@@ -254,7 +254,9 @@ def _search(attention: ir.Value, maps: Collection[ir.Value]) -> _Search:
                 search.learned.append(node)
             search.activated |= is_op(value, *_ACTIVATIONS)
             sources = node.inputs[:1] if view_of(value) is not None else node.inputs
-            new = [source for source in sources if source is not None and source not in seen]
+            known = ir.convenience.get_const_tensor
+            computed = [one for one in sources if one is not None and known(one) is None]
+            new = [source for source in computed if source not in seen]
             seen.update(new)
             ahead += new
     return search
