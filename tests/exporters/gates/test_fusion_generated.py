@@ -116,7 +116,12 @@ def test_near_miss_is_left_as_it_is_and_the_other_half_fused(mistake, ops, why):
 
 @pytest.mark.parametrize(
     ("op", "opset", "inner"),
-    [("HardSwish", 14, "hard_swish"), ("Gelu", 20, "gelu"), ("LeakyRelu", 11, "leaky_relu")],
+    [
+        ("HardSwish", 14, "hard_swish"),
+        ("Swish", 24, "silu"),
+        ("Gelu", 20, "gelu"),
+        ("LeakyRelu", 11, "leaky_relu"),
+    ],
 )
 def test_activation_that_is_one_node_is_fused(op, opset, inner):
     spelling = dataclasses.replace(PLAIN, opset=opset, gate="se")
