@@ -87,12 +87,12 @@ def _gelu(w, x, how):
 
 def _hard_swish(w, x, how):
     if how in ("clip_div", "clip_mul"):
-        return w.add("Mul", x, hard_sigmoid(w, x, "clip_div" if w.spelling.half else how))
+        return w.add("Mul", x, hard_sigmoid(w, x, how))
     if how == "product":
         return w.add("Mul", hard_sigmoid(w, x), x)
     six = clip(w, w.add("Add", w.scalar(3), x), 0, 6)
     if how == "folded":
         return w.add("Mul", x, six)
-    if how == "sixth_first" and not w.spelling.half:
+    if how == "sixth_first":
         return w.add("Mul", w.add("Mul", x, w.scalar(1 / 6)), six)
     return w.add("Div", w.add("Mul", x, six), w.scalar(6))

@@ -496,8 +496,6 @@ def _sigmoid(w, x, function):
     """The gate function, in a spelling of its own or in that of all sigmoids."""
     s = w.spelling
     if function != "sigmoid":
-        # FP16 has no 1 / 6; as a factor it makes another function.
-        function = "clip_div" if s.half and function in ("clip_mul", "add_mul") else function
         return hard_sigmoid(w, x, function)
     if s.sigmoid == "node":
         return w.add("Sigmoid", x)

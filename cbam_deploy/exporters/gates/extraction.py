@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from cbam_deploy.exporters.gates.matching import Refused, input_of
+from cbam_deploy.exporters.gates.matching import Refused, input_of, single_precision
 from cbam_deploy.exporters.gates.search import FoundGate
 from cbam_deploy.gates.operators import DOMAIN, VERSION
 from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
@@ -201,8 +201,7 @@ def _constant(value: ir.Value) -> NDArray[Any] | None:
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
     if tensor is None:
         return None
-    array = tensor.numpy()
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    return single_precision(tensor.numpy())
 
 
 def _single_precision(node: onnx.NodeProto) -> None:

@@ -30,6 +30,8 @@ _VIEWS = (
 # these ends, many ways through one long chain would take time with the square of its length.
 MOST_STEPS = 40
 _MOST_NODES = 200
+# Of activations and gate functions, where FP16 rounds them.
+_SCALARS = (2**0.5, 0.5**0.5, 1 / 6)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 # Exporters that do not fold constants leave these between a weight and its use.
 _OF_CONSTANTS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
@@ -230,7 +232,18 @@ def split_scalar(node: ir.Node) -> tuple[ir.Value, float, bool] | None:
     first = scalars[0]
     array = arrays[0 if first else 1]
     assert array is not None
-    return input_of(node, 1 if first else 0), float(array.reshape(())), first
+    return input_of(node, 1 if first else 0), float(single_precision(array).reshape(())), first
+
+
+def single_precision(array: NDArray[Any]) -> NDArray[Any]:
+    """An FP16 array in FP32, others as they are; a scalar of a formula as it was before rounding.
+
+    Files in FP16 divide by 1.4140625 in GELU: what is meant is the square root of two.
+    """
+    if array.dtype != np.float16:
+        return array
+    meant = [one for one in _SCALARS if array.size == 1 and np.float16(one) == array.reshape(())]
+    return np.full(array.shape, meant[0], np.float32) if meant else array.astype(np.float32)
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value:
