@@ -1,11 +1,13 @@
-"""What gates cost in ONNX Runtime: a CBAM network, plain, unfused and fused, side by side.
+"""What gates cost on a CPU: a network plain, with gates unfused, and fused, side by side.
 
     python benchmarks/gate_body.py [--rounds 40] [--batch 1 --batch 8] [--bodies] [--json FILE]
+                                   [--gate eca] [--runtime openvino]
 
 All files are run in turn, in an order drawn anew each round, so that a drifting machine favours
 none; ratios are taken within rounds. Two clocks: wall-clock time with all threads, and CPU time of
 one thread, which hardly notices other work on the machine. `--bodies` adds other ways to write the
-body of the gate (`gate_bodies.py`).
+body of the gate (`gate_bodies.py`). OpenVINO (`pip install openvino`) knows no operators of ours
+and gets the fused file inlined, as `cbam-deploy inline` writes it.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ import numpy as np
 import onnx
 import onnxruntime
 from gate_bodies import ALTERNATIVES, with_body
+from numpy.typing import NDArray
 
-from cbam_deploy import export_onnx
+from cbam_deploy import export_onnx, inline
 from cbam_deploy.benchmarking.statistics import paired_ratio
+from cbam_deploy.gates.description import parse_gate
+from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.machine import environment
 from cbam_deploy.report.units import Estimate
+
+Images = NDArray[np.float32]
+Network = Callable[[Images], Images]
 
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 AIM = 1.08
@@ -44,6 +52,8 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--gate", type=parse_gate, default=parse_gate("cbam"))
+    parser.add_argument("--runtime", choices=NETWORKS, default="onnxruntime")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=40)
@@ -53,38 +63,42 @@ def main() -> None:
     given = parser.parse_args()
     clocks = (
         Clock("wall", given.threads, time.perf_counter),
-        Clock("cpu", 1, time.thread_time),
+        Clock("cpu", 1, time.process_time),
     )
     with tempfile.TemporaryDirectory() as folder:
-        models = exported(Path(folder), given.model, given.image_size, given.bodies)
+        models = exported(Path(folder), given)
         figures = [
             figure
             for batch in given.batch or (1, 8)
             for clock in clocks
-            for figure in compare(models, clock, batch, given.image_size, given.rounds)
+            for figure in compare(models, clock, batch, given)
         ]
-    report(given.model, given.image_size, figures)
+    report(given, figures)
     if given.json:
         content = {"environment": environment(), "figures": [asdict(figure) for figure in figures]}
         given.json.write_text(json.dumps(content, indent=1))
 
 
-def exported(folder: Path, name: str, size: int, bodies: bool) -> dict[str, bytes]:
+def exported(folder: Path, given: argparse.Namespace) -> dict[str, bytes]:
     """The models to compare, by name; the plain network first."""
-    for kind, attention, fuse in ((PLAIN, "none", False), (UNFUSED, "cbam", False)):
-        path = folder / f"{kind}.onnx"
-        export_onnx(name, path, attention=attention, image_size=size, fuse=fuse)
-    export_onnx(name, folder / f"{FUSED}.onnx", image_size=size)
-    models = {kind: (folder / f"{kind}.onnx").read_bytes() for kind in (PLAIN, UNFUSED, FUSED)}
-    if bodies:
-        fused = onnx.load(folder / f"{FUSED}.onnx")
+    files = {kind: folder / f"{kind}.onnx" for kind in (PLAIN, UNFUSED, FUSED)}
+    size = given.image_size
+    export_onnx(given.model, files[PLAIN], attention="none", image_size=size)
+    export_onnx(given.model, files[UNFUSED], gate=given.gate, image_size=size, fuse=False)
+    export_onnx(given.model, files[FUSED], gate=given.gate, image_size=size)
+    if given.runtime == "openvino":
+        inline(files[FUSED], folder / "inlined.onnx")
+        files[FUSED] = folder / "inlined.onnx"
+    models = {kind: path.read_bytes() for kind, path in files.items()}
+    if given.bodies:
+        fused = onnx.load(files[FUSED])
         models |= {body: with_body(fused, body).SerializeToString() for body in ALTERNATIVES}
     return models
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One model at one batch by one clock: seconds per image, and the ratio to the plain one."""
+    """One model at one batch by one clock: seconds per image, and the ratios to two others."""
 
     model: str
     batch: int
@@ -93,23 +107,25 @@ class Figure:
     rounds: int
     seconds_per_image: float
     ratio: Estimate
+    to_unfused: Estimate
 
 
 def compare(
-    models: dict[str, bytes], clock: Clock, batch: int, size: int, rounds: int
+    models: dict[str, bytes], clock: Clock, batch: int, given: argparse.Namespace
 ) -> list[Figure]:
-    """Time every model `rounds` times, interleaved."""
+    """Time every model as many rounds as asked for, interleaved."""
+    size, rounds = given.image_size, given.rounds
     random = np.random.default_rng(0)
     pictures = random.standard_normal((batch, 3, size, size), dtype=np.float32)
-    sessions = [_session(model, clock.threads) for model in models.values()]
-    outputs = [session.run(None, {"input": pictures})[0] for session in sessions]
+    networks = [NETWORKS[given.runtime](model, clock.threads) for model in models.values()]
+    outputs = [network(pictures) for network in networks]
     for output in outputs[2:]:
         np.testing.assert_allclose(output, outputs[1], atol=1e-4 * np.abs(outputs[1]).max())
-    seconds = np.empty((len(sessions), rounds))
+    seconds = np.empty((len(networks), rounds))
     for number in range(rounds):
-        for index in random.permutation(len(sessions)):
+        for index in random.permutation(len(networks)):
             begin = clock.read()
-            sessions[index].run(None, {"input": pictures})
+            networks[index](pictures)
             seconds[index, number] = clock.read() - begin
     return [
         Figure(
@@ -120,35 +136,54 @@ def compare(
             rounds,
             float(np.median(seconds[index])) / batch,
             paired_ratio(seconds[index], seconds[0], seed=0),
+            paired_ratio(seconds[index], seconds[1], seed=0),
         )
         for index, name in enumerate(models)
     ]
 
 
-def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+def _in_onnxruntime(model: bytes, threads: int) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # A session's idle threads would else spin for a while and slow the next one's run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda pictures: session.run(None, {"input": pictures})[0]
 
 
-def report(name: str, size: int, figures: list[Figure]) -> None:
+def _in_openvino(model: bytes, threads: int) -> Network:
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    return lambda pictures: np.array(request.infer([pictures])[0])
+
+
+NETWORKS: dict[str, Callable[[bytes, int], Network]] = {
+    "onnxruntime": _in_onnxruntime,
+    "openvino": _in_openvino,
+}
+
+
+def report(given: argparse.Namespace, figures: list[Figure]) -> None:
     """Print a Markdown record."""
     here = environment()
     packages = {key: here["packages"][key] for key in ("onnxruntime", "onnx", "torch")}
-    print(f"{name} at {size}x{size}; {figures[0].rounds} interleaved rounds\n")
+    size, gate = given.image_size, operator_for(given.gate).name
+    what = f"{given.model} at {size}x{size} with {gate}"
+    print(f"{what} in {given.runtime}; {figures[0].rounds} interleaved rounds\n")
     print(f"Machine: {here['cpu']}, {here['cores']} cores, {here['os']}, Python {here['python']}")
     print(f"Versions: {packages}\n")
-    print("| batch | clock, threads | model | ms per image | ratio to plain (95%) |")
-    print("|---|---|---|---|---|")
+    print("| batch | clock, threads | model | ms per image | ratio to plain | to unfused (95%) |")
+    print("|---|---|---|---|---|---|")
     for figure in figures:
-        ratio = figure.ratio
+        ratio, beside = figure.ratio, figure.to_unfused
         print(
             f"| {figure.batch} | {figure.clock}, {figure.threads} | {figure.model} "
             f"| {figure.seconds_per_image * 1e3:.1f} "
-            f"| {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) |"
+            f"| {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) "
+            f"| {beside.value:.3f} ({beside.low:.3f} to {beside.high:.3f}) |"
         )
     worst = max((f.ratio.value for f in figures if f.model == FUSED), default=0.0)
     print(f"\nFused: at most {worst:.3f} times plain; the aim is below {AIM}.")
