@@ -149,12 +149,11 @@ class Provenance:
         """Names and values for a reader; what is not known is empty."""
         model, pictures = self.model or ModelIdentity(""), self.preprocessing
         attention = f" + {model.attention}" if model.attention else ""
-        gate = asdict(model.gate).items() if model.gate else ()
         weights = self.model.weights_origin if self.model else ""
         tolerance = "" if self.tolerance is None else f"{self.tolerance} of the largest output"
         return [
             ("model", model.name + attention),
-            ("gate", ", ".join(f"{name} {value}" for name, value in gate)),
+            ("gate", model.gate.label if model.gate else ""),
             ("classes", "" if model.num_classes is None else str(model.num_classes)),
             ("stem", model.stem or ""),
             ("weights", weights),

@@ -13,7 +13,7 @@ al., "ECA-Net", CVPR 2020 (a convolution along the channels). Side by side: Roy,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from cbam_deploy.errors import BadInput
@@ -113,6 +113,15 @@ class GateSpec:
         if not self.has_spatial:
             unused.append("spatial_gate")
         return replace(self, **{field: getattr(CBAM, field) for field in unused})
+
+    @property
+    def label(self) -> str:
+        """A name out of `GATES`, with the fields that are other than that gate's."""
+        named = (name for name, gate in GATES.items() if gate.kind == self.kind)
+        name = next(named, "cbam")
+        known = asdict(GATES[name])
+        other = (f"{key} {value}" for key, value in asdict(self).items() if value != known[key])
+        return ", ".join([name, *other])
 
 
 CBAM = GateSpec()

@@ -37,3 +37,17 @@ def test_text_names_the_fields_that_differ_from_the_papers_choice(text, spec):
 def test_other_text_is_refused_with_what_is_wrong(text, fault):
     with pytest.raises(BadInput, match=fault):
         parse_gate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("cbam", "cbam"),
+        ("kernel_size=3,reduction=8", "cbam, reduction 8, kernel_size 3"),
+        ("cbam-linear,kernel_size=3", "cbam-linear, kernel_size 3"),
+        ("channel_pool=max", "cbam, channel_pool max"),
+        ("eca,channel_kernel_size=5", "eca, channel_kernel_size 5"),
+    ],
+)
+def test_a_label_says_what_sets_a_gate_apart(text, label):
+    assert parse_gate(text).label == label

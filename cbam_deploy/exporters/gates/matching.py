@@ -34,7 +34,10 @@ _MOST_NODES = 200
 _SCALARS = (2**0.5, 0.5**0.5, 1 / 6)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 # Exporters that do not fold constants leave these between a weight and its use.
-_OF_CONSTANTS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
+_OF_CONSTANTS = (
+    *("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"),
+    "Mul",
+)
 
 
 class Refused(Exception):

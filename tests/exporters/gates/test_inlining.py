@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from gate_models import gate_model, random_weights
 
-from cbam_deploy import inline
+from cbam_deploy import fuse, inline
 from cbam_deploy.errors import BadInput
 
 OPERATORS = ["CbamGateAddRelu", "SeGate", "CbamGateMeanLinearThenSilu", "EcaGate", "ScseGate"]
@@ -35,6 +35,13 @@ def test_an_inlined_file_computes_the_same_without_functions(op, dtype, tmp_path
     largest = np.abs(run(source, feeds)).max()
     tolerance = 1e-5 if dtype == np.float32 else 2e-3  # Two gates, one rounding to FP16 each.
     assert np.abs(run(inlined, feeds) - run(source, feeds)).max() <= tolerance * largest
+
+
+def test_an_inlined_file_is_fused_again(tmp_path):
+    source, inlined, again = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx"))
+    onnx.save(gate_model("CbamGateAddRelu", random_weights("CbamGateAddRelu", 16)), source)
+    inline(source, inlined)
+    assert [op for _, op in fuse(inlined, again).fused] == ["CbamGateAddRelu"]
 
 
 def test_an_output_in_the_place_of_the_file_is_refused(tmp_path):
