@@ -124,4 +124,4 @@ def test_a_gate_of_other_than_planes_is_exported_and_left_with_the_reason(axes, 
     assert report.fused == ()
     assert len(report.refused) == 2
     for _, reason in report.refused:
-        assert f"has {axes + 2} axes; gates of maps [N, C, H, W] are fused" in reason
+        assert "gates of maps [N, C, H, W] are fused" in reason

@@ -240,17 +240,14 @@ def _of_other_rank(part: _Part) -> str | None:
     if not of_channels and not (frozenset({_CHANNEL}) in pooled and part.has("Conv")):
         return None
     what = "sequences [N, C, L]" if len(dims) == 3 else "volumes [N, C, D, H, W]"
-    return (
-        f"it gates {what}: {part.x.name} has {len(dims)} axes; gates of maps [N, C, H, W] are "
-        f"fused; {_EVERYWHERE}"
-    )
+    return f"it gates {what}; gates of maps [N, C, H, W] are fused; {_EVERYWHERE}"
 
 
 def _unknown(part: _Part) -> str | None:
     """What scales a map by what is learned of its means or maxima, where no reader says more."""
     if not part.has(*_LEARNED) or not any(part.pooled_axes()):
         return None
-    return f"{part.x.name} is scaled by an attention that no fused gate computes; {_EVERYWHERE}"
+    return f"its map is scaled by an attention that no fused gate computes; {_EVERYWHERE}"
 
 
 _KINDS: tuple[Callable[[_Part], str | None], ...] = (
