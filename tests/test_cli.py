@@ -15,7 +15,7 @@ from cbam_deploy.errors import BadInput
 HEAVY = (
     "torch", "onnx", "onnxruntime", "tensorrt_rtx", "polygraphy", "numpy", "sklearn", "rich",
 )  # fmt: skip
-COMMANDS = sorted(command.name for command in app.registered_commands)
+COMMANDS = sorted(command.name or "" for command in app.registered_commands)
 
 
 def modules_after(*arguments):

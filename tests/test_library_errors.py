@@ -39,7 +39,7 @@ def test_the_error_names_the_file_the_library_and_the_reason(question, said):
 
 def test_a_defect_of_our_own_stays_one():
     with pytest.raises(KeyError):
-        asked("m.onnx", lambda: {}["gone"])
+        asked("m.onnx", lambda: dict[str, int]()["gone"])
     with pytest.raises(ValueError, match="reshape"):
         asked("m.onnx", lambda: np.zeros(3).reshape(2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import io
 import json
 import os
@@ -30,7 +31,7 @@ def installed(monkeypatch):
     def pretend(*modules, gpu=False):
         found = SimpleNamespace(origin="/nowhere/package/__init__.py")
         monkeypatch.setattr(
-            machine.importlib.util, "find_spec", lambda name: found if name in modules else None
+            importlib.util, "find_spec", lambda name: found if name in modules else None
         )
         gpu_list = (Gpu("a GPU", (8, 9), 8 << 30),) if gpu else ()
         monkeypatch.setattr(machine, "gpus", lambda: gpu_list)
@@ -51,7 +52,7 @@ def test_clock_of_every_core_is_read(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "cpuinfo")
     answer = SimpleNamespace(stdout="1980, 3201\n345, 3201\n")
-    monkeypatch.setattr(machine.subprocess, "run", lambda command, **options: answer)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: answer)
     assert clocks() == {
         "cpu_mhz": [2595.124, 1200.0],
         "gpu_sm_mhz": [1980.0, 345.0],
@@ -90,7 +91,7 @@ class FakeDriver:
 @pytest.fixture
 def driver(monkeypatch):
     def install(fake):
-        monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: fake)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: fake)
         gpus.cache_clear()
 
     yield install
@@ -137,9 +138,9 @@ def test_missing_builder_is_named_with_its_installation(installed):
 
 def test_remedies_are_printed_whole(installed):
     installed("polygraphy")
-    console = Console(width=200, file=io.StringIO())
-    console.print(doctor())
-    printed = console.file.getvalue()
+    terminal = io.StringIO()
+    Console(width=200, file=terminal).print(doctor())
+    printed = terminal.getvalue()
     assert "[rtx]" in printed
     assert "[demo]" in printed
 
@@ -155,7 +156,7 @@ def test_tensorrt_that_does_not_load_is_told_from_one_that_does(installed, monke
     installed("polygraphy", "tensorrt", gpu=True)
     for loads in (True, False):
         ended = SimpleNamespace(returncode=0 if loads else 1)
-        monkeypatch.setattr(machine.subprocess, "run", lambda *_, ended=ended, **__: ended)
+        monkeypatch.setattr(subprocess, "run", lambda *_, ended=ended, **__: ended)
         monkeypatch.setattr("cbam_deploy.capabilities.environment", dict)
         assert report("build TensorRT engines").available == loads
 

@@ -54,9 +54,22 @@ def altered(path, value):
     return json.dumps(data)
 
 
-FOREIGN = [None, True, 1.5, -1, 10**30, "text", "\ud800", [], [[]], {}, {"a": {}}, float("nan")]
+FOREIGN: list[object] = [
+    None,
+    True,
+    1.5,
+    -1,
+    10**30,
+    "text",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    float("nan"),
+]
 # What each field takes of these.
-TAKEN = {
+TAKEN: dict[str, list[object]] = {
     "model": [None],
     "model.name": ["text"],
     "model.attention": [None],

@@ -62,7 +62,8 @@ def check(job: Job, setting: Setting) -> dict[str, nn.Module]:
     pictures = _pictures(4, setting).float()
     expected = networks[UNFUSED].eval().to(setting.device)(pictures)
     for network in networks.values():
-        network.eval().to(setting.device, setting.dtype, memory_format=torch.channels_last)
+        network.eval().to(setting.device, setting.dtype)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unfused, fused = (
         _error(networks[kind], pictures.to(setting.dtype), expected) for kind in (UNFUSED, FUSED)
     )

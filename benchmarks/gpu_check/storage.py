@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.plugins.gate import Dtype, Gate
+from cbam_deploy.plugins.gate import Gate
+from cbam_deploy.plugins.layouts import Dtype
 
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 

@@ -58,7 +58,7 @@ def test_slower_than_before_does_not_pass(machine_of, bench_on, tmp_path):
 
 def test_relative_to_a_baseline_a_slower_machine_passes(machine_of, bench_on, tmp_path):
     speeds = {"base.onnx": 0.010, "new.onnx": 0.012}
-    options = {"batches": (1,), "relative_to": "base.onnx"}
+    options: dict[str, object] = {"batches": (1,), "relative_to": "base.onnx"}
     old = bench_on(machine_of(), speeds, **options)
     (tmp_path / "old.json").write_text(json.dumps(old.to_json()))
     options |= {"against": "old.json", "max_slowdown": 0.05}

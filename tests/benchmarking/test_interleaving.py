@@ -80,7 +80,7 @@ def test_fewer_rounds_are_spread_over_the_whole_time_and_meet(machine):
     ]
     lengths = [len(rounds) for rounds in measure_in_rounds(plans, seed=0)]
     assert lengths == [40, 10, 10]
-    round_of = {"often": [], "seldom": [], "with it": []}
+    round_of: dict[str, list[int]] = {"often": [], "seldom": [], "with it": []}
     current = 0
     for name, _ in machine.log:
         round_of[name].append(current)

@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_unpaired_ratio_resamples_both_sides():
 @pytest.mark.parametrize("freedom", STUDENT_975)
 def test_interval_is_as_wide_as_students(freedom):
     rounds = freedom + 1
-    z = -statistics.NormalDist().inv_cdf(tail_probability(rounds))
+    z = -NormalDist().inv_cdf(tail_probability(rounds))
     student = z * math.sqrt((rounds - 1) / rounds)
     assert student == pytest.approx(STUDENT_975[freedom], rel=1e-3)
 

@@ -10,7 +10,7 @@ import cbam_deploy
 from cbam_deploy.cli import app
 from cbam_deploy.gates.description import GateSpec
 
-COMMANDS = sorted(command.name for command in app.registered_commands)
+COMMANDS = sorted(command.name or "" for command in app.registered_commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -74,7 +74,7 @@ def test_a_command_without_a_result_says_nothing(cli, monkeypatch, tmp_path):
 
 
 def test_each_option_reaches_the_function(cli, monkeypatch, tmp_path):
-    given = {}
+    given: dict[str, object] = {}
 
     def ablation(*arguments, **options):
         given.update(options, output=arguments[0])

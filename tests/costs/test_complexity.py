@@ -92,7 +92,7 @@ class Called(nn.Module):
         self.again = self.head
 
     def forward(self, x):
-        x = self.rows[0][0](x)
+        x = self.rows.get_submodule("0.0")(x)
         for _ in range(2):
             x = self.rows[1](x)
         x = nn.functional.conv2d(x, self.rows[1].weight)
@@ -117,7 +117,7 @@ def test_each_product_is_of_the_module_that_makes_it_and_none_is_negative():
         "store.last": 4 * 2,
     }
     (section,) = counted.sections()
-    assert "no modules of cbam_deploy's" in dict(section.tables[0].rows)["of that, gates"]
+    assert any("no modules of cbam_deploy's" in said for _, said in section.tables[0].rows)
 
 
 def test_a_file_counts_as_its_module_but_for_what_export_folds(digits_run, digits_onnx):

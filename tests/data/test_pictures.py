@@ -281,4 +281,5 @@ def test_one_channel_is_the_luminance() -> None:
     luminance = values.astype(np.float64) @ (0.299, 0.587, 0.114) / 255
     mean, std = np.mean(IMAGENET_MEAN), np.mean(IMAGENET_STD)
     # The luminance is rounded to 8 bits, mean and std to three places.
-    np.testing.assert_allclose(got[0], (luminance - mean) / std, atol=(1 / 255 + 2e-3) / std)
+    bound = float((1 / 255 + 2e-3) / std)
+    np.testing.assert_allclose(got[0], (luminance - mean) / std, atol=bound)

@@ -113,7 +113,7 @@ def network(
     )
     proto = parser.parse_model(text.replace(" C, S, S", f" {CHANNELS}, {size}, {size}"))
     random = np.random.default_rng(0)
-    values = {
+    values: dict[str, np.ndarray | np.generic] = {
         name: (random.standard_normal(shape) / 3).astype(np.float32)
         for name, shape in operator.weight_shapes(CHANNELS, HIDDEN, kernel_size).items()
     }
@@ -387,7 +387,7 @@ def evaluated(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]
     operators = [staged_operator(name) for name, node in NODES.items() if node.stage != "fused"]
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    return ReferenceEvaluator(proto, new_ops=operators).run(None, feeds)
+    return [*ReferenceEvaluator(proto, new_ops=operators).run(None, feeds)]
 
 
 @pytest.mark.parametrize("op", OPERATORS)

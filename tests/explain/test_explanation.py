@@ -92,7 +92,7 @@ def test_a_wrong_answer_says_so_and_a_small_p_is_not_zero():
 
 def test_the_name_of_a_gate_is_no_path(tmp_path):
     names = ["attention-node_mul", "attention-../../x", "attention-a\0b", "attention-a b"]
-    files = []
+    files: list[Path] = []
     for name in (*names, "attention-" + "x" * 500):
         files.append(tmp_path / f"{file_name(name, files)}.png")
         files[-1].touch()

@@ -46,7 +46,7 @@ def test_weights_are_finite_differences_of_the_logit(layer, channels, side):
 
 def test_the_map_is_the_positive_part_of_the_weighted_features():
     model = network().double()
-    kept = {}
+    kept: dict[str, torch.Tensor] = {}
     model.layer3.register_forward_hook(lambda m, i, o: kept.update(features=o.detach()))
     found = grad_cam(model, pictures(2, 16, torch.float64), torch.tensor([0, 1]))
     expected = torch.einsum("nk,nkhw->nhw", found.weights, kept["features"]).clamp(min=0)

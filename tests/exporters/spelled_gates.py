@@ -466,20 +466,21 @@ def _unflat(w, attention):
 
 def _linear(w, x, key, weight, bias):
     s = w.spelling
+    shape: tuple[int, ...] = (-1,)
     if s.layer == "conv":
         x = w.add("Reshape", x, w.integers([0, 0, 1, 1])) if key == "w0" or s.mixer != "mlp" else x
         inputs = [x, w.weight(key, weight[:, :, None, None])]
         inputs += [w.weight(f"{key}b", bias)] if s.bias == "inside" else []
         y, shape = w.add("Conv", *inputs), (1, -1, 1, 1)
     elif s.layer == "matmul":
-        y, shape = w.add("MatMul", x, w.weight(key, weight.T)), (-1,)
+        y = w.add("MatMul", x, w.weight(key, weight.T))
         if s.bias == "inside":
             return w.add("Add", y, w.weight(f"{key}b", bias))
     else:
         transposed = s.layer == "gemm"
         inputs = [x, w.weight(key, weight if transposed else weight.T)]
         inputs += [w.weight(f"{key}b", bias)] if s.bias == "inside" else []
-        y, shape = w.add("Gemm", *inputs, transB=int(transposed)), (-1,)
+        y = w.add("Gemm", *inputs, transB=int(transposed))
     if s.bias == "added":
         terms = y, w.weight(f"{key}b", bias.reshape(shape))
         y = w.add("Add", *(terms[::-1] if s.swapped else terms))

@@ -127,8 +127,7 @@ def test_overflow_is_noticed_before_a_file_is_written(overflowing, tmp_path):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_file_that_computes_something_else_is_not_written(fp32, tmp_path, precision, monkeypatch):
     from cbam_deploy.exporters import convert as module
-
-    write = module.write_model
+    from cbam_deploy.graphs.onnx_file import write_model as write
 
     def write_wrong(model, path, verify=None):
         bias = model.graph.initializers["fc_bias"]

@@ -156,6 +156,7 @@ def test_values_keep_the_names_of_the_exported_program(residual_onnx, tmp_path):
 
 def test_provenance_rebuilds_the_model(exported):
     identity = read_provenance(exported.path).model
+    assert identity is not None
     assert identity.name == "resnet20"
     assert (identity.attention, identity.gate, identity.num_classes) == ("cbam", CBAM, 4)
     pictures = torch.zeros(1, 3, 16, 16)
@@ -278,7 +279,7 @@ def test_weights_and_what_they_record_are_exported(tmp_path):
     identity = ModelIdentity("resnet20", "se", num_classes=3, stem="cifar", seed=8)
     model = create_model("resnet20", attention="se", num_classes=3, seed=8)
     told = Provenance(identity, Preprocessing.for_size(16), class_names=("a", "b", "c"))
-    identity = replace(identity, gate=model.layer1[0].gate.spec)
+    identity = replace(identity, gate=model.get_submodule("layer1.0.gate").spec)
     told = replace(told, model=identity)
     state = {name: value + 0.01 for name, value in model.state_dict().items() if value.ndim}
     weights = tmp_path / "best.safetensors"

@@ -145,7 +145,7 @@ def test_weights_may_lie_in_typed_fields(saved):
     packed = helper.make_tensor("packed", TensorProto.INT4, [3], [1, 2, 3])
     halves = helper.make_tensor("halves", TensorProto.FLOAT16, [2], [1.0, 2.0])
     model.graph.initializer.extend([packed, halves])
-    model.graph.initializer.append(helper.make_tensor("c", TensorProto.COMPLEX64, [1], [1j]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1j], np.complex64), "c"))
     model.opset_import[0].version = 21
     read_model(saved(model))
 

@@ -77,7 +77,7 @@ def test_what_a_naming_leaves_out_has_no_effect() -> None:
     ours = own_names(lively("ca/sa").state_dict(), "net.pth").state_dict
     model = create_model("resnet20", num_classes=10)
     model.load_state_dict(ours)
-    gate = model.layer1[0].gate.eval()  # type: ignore[union-attr, operator]
+    gate = model.get_submodule("layer1.0.gate").eval()
     x = torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(gate.spatial.bn(x), x, rtol=1e-6, atol=0)
     assert not gate.channel.reduce.bias.any()

@@ -135,7 +135,7 @@ def test_a_gate_variant_is_part_of_the_identity() -> None:
     spec = GateSpec(kernel_size=3)
     identity, _ = resolve_identity(ModelIdentity("resnet20", gate=spec))
     assert identity.gate == spec
-    assert load_model(identity).layer1[0].gate.spec == spec
+    assert load_model(identity).get_submodule("layer1.0.gate").spec == spec
 
 
 @pytest.mark.parametrize("image_size", [0, -3])

@@ -169,7 +169,8 @@ def test_copies_are_independent_and_pickles_come_back() -> None:
     buffer.seek(0)
     restored = torch.load(buffer, weights_only=False)
     torch.testing.assert_close(restored(pictures()), expected, rtol=0, atol=0)
-    assert type(restored.layer1[0].bn2) is type(model.layer1[0].bn2)
+    place = "layer1.0.bn2"
+    assert type(restored.get_submodule(place)) is type(model.get_submodule(place))
 
 
 def test_gates_are_in_torchs_exported_program_and_in_its_compiled_one() -> None:

@@ -44,14 +44,15 @@ from cbam_deploy.plugins.launches import (
     spatial_statistics,
     staged_plan,
 )
+from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.stages import stages
 from cbam_deploy.plugins.tiling import Tiling
 
 
 @dataclass(frozen=True)
 class Variant:
-    dtype: str
-    layout: str
+    dtype: Dtype
+    layout: LayoutName
     vector: int
     threads: int
     column_lanes: int

@@ -69,6 +69,11 @@ class Recorded(tensors.SymExprImpl):
 class Received:
     """What TensorRT receives: launch parameters as attributes, integers by index."""
 
+    grid_x: Recorded
+    block_x: Recorded
+    shared_mem: Recorded
+    nbSymExprs: int  # noqa: N815
+
     def __init__(self) -> None:
         self.integers: dict[int, Recorded] = {}
 

@@ -179,13 +179,12 @@ def test_headers_of_a_cuda_toolkit_serve_too(no_header_packages, tmp_path, monke
     monkeypatch.setenv("CUDA_HOME", str(include.parent))
     read = []
     compile_program = nvrtc.nvrtcCompileProgram
-    monkeypatch.setattr(
-        nvrtc,
-        "nvrtcCompileProgram",
-        lambda program, count, options: (
-            read.extend(options) or compile_program(program, count, options)
-        ),
-    )
+
+    def noted(program, count, options):
+        read.extend(options)
+        return compile_program(program, count, options)
+
+    monkeypatch.setattr(nvrtc, "nvrtcCompileProgram", noted)
     assert compilation.compile_kernels([SMALL], "sm_80").image
     folders = [Path(o.decode().partition("=")[2]) for o in read if b"include-path" in o]
     assert folders == [compilation.KERNELS, include, include / "cccl"]

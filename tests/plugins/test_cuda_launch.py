@@ -9,7 +9,8 @@ import ctypes
 import enum
 import sys
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ class RecordingDriver:
 
 def values(parameters, launch):
     """What lies at the addresses that `parameters` points to."""
-    kinds = [
+    kinds: list[Any] = [
         *[ctypes.c_void_p] * len(launch.inputs),
         *[ctypes.c_int] * len(launch.integers),
         *[ctypes.c_void_p] * len(launch.outputs),
@@ -235,13 +236,13 @@ def launched_gate(operator, tensors):
     """The gate that `torch_cuda.run` chose kernels for."""
     seen = []
     original = torch_cuda.planned
-    try:
-        torch_cuda.planned = lambda gate, batch, device: (
-            seen.append(gate) or original(gate, batch, 0)
-        )
+
+    def noted(gate, batch, device):
+        seen.append(gate)
+        return original(gate, batch, 0)
+
+    with mock.patch.object(torch_cuda, "planned", noted):
         y = torch_cuda.run(operator, bind(operator, tuple(tensors)))
-    finally:
-        torch_cuda.planned = original
     return seen[0], y
 
 

@@ -206,9 +206,12 @@ def test_two_launches_that_differ_in_a_bit_are_a_wrong_case(case, gpu, tmp_path)
 
 def test_references_are_made_once_for_neighbouring_cases(case, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        correctness, "apply_gate", lambda *args: calls.append(1) or apply_gate(*args)
-    )
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return apply_gate(*arguments)
+
+    monkeypatch.setattr(correctness, "apply_gate", counted)
     neighbours = [
         replace(case, plan=replace(case.plan, gate=replace(case.gate, layout=layout)))
         for layout in ("nhwc", "nchw")

@@ -104,7 +104,7 @@ class StandInGpu:
     """The part of `torch.cuda` that a `Timer` uses; it notes what happens, in order."""
 
     def __init__(self, monkeypatch):
-        self.log = []
+        self.log: list[str] = []
         self.now = 0.0
         self.captured = SimpleNamespace()  # what runs outside of a capture leaves nothing
         gpu = self
@@ -121,6 +121,9 @@ class StandInGpu:
                 return other.at - self.at
 
         class Graph:
+            name: str
+            milliseconds: float
+
             def replay(self):
                 gpu.log.append(self.name)
                 gpu.now += self.milliseconds

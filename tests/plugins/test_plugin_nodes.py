@@ -27,7 +27,7 @@ FUSED = [name for name, node in NODES.items() if node.stage == "fused"]
 
 def gates(
     node: PluginNode, channels: int = 64, size: int = 12, splits: int = 2
-) -> list[tuple[Gate, int | None]]:
+) -> list[tuple[Gate, int | float | None]]:
     """The node's gate in every type and layout that it takes, with its splits."""
     weights = node.operator.weights
     hidden = max(1, channels // 16) if "W0" in weights else 0

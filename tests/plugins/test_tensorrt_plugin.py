@@ -121,8 +121,9 @@ def libraries(tmp_path_factory):
     for package in ("tensorrt_bindings", "tensorrt_rtx_libs"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}, of the extras dev and rtx")
-    [relative] = importlib.util.find_spec("tensorrt_rtx_libs").submodule_search_locations
-    registry = Path(relative) / "libtensorrt_rtx.so.1"
+    found = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert found is not None
+    registry = Path(*found.submodule_search_locations or ()) / "libtensorrt_rtx.so.1"
     folder = tmp_path_factory.mktemp("stand_ins")
     for name in LIBRARIES:
         output = folder / f"lib{name}.so.11"
@@ -251,8 +252,8 @@ def test_kernel_keeps_to_the_shared_memory_that_needs_no_asking(launches):
         assert launch["shared_bytes"] <= 48 * 1024
         static = re.findall(r"(?<!\.extern )\.shared [^;]*\[(\d+)\]", launch["ptx"])
         assert not static
-        threads = re.search(r"\.maxntid\s+(\d+)", launch["ptx"])
-        assert launch["threads"] == int(threads[1])
+        (threads,) = re.findall(r"\.maxntid\s+(\d+)", launch["ptx"])
+        assert launch["threads"] == int(threads)
 
 
 def test_kernel_takes_inputs_then_integers_then_outputs(case, launches):
@@ -273,8 +274,8 @@ def test_kernel_takes_inputs_then_integers_then_outputs(case, launches):
 def test_ptx_loads_under_a_driver_of_cuda_13_0(case, launches):
     major, minor = CASES[case]["capability"]
     for launch in launches:
-        version = re.search(r"\.version (\d+)\.(\d+)", launch["ptx"])
-        assert (int(version[1]), int(version[2])) <= (9, 0)
+        (version,) = re.findall(r"\.version (\d+)\.(\d+)", launch["ptx"])
+        assert tuple(map(int, version)) <= (9, 0)
         assert re.search(rf"\.target sm_{major}{minor}\b", launch["ptx"])
 
 

@@ -192,7 +192,7 @@ def test_plots_of_one_page_keep_their_own_ids(tmp_path):
 )
 def test_a_page_fails_when_a_section_does(tmp_path, outcomes, badge):
     sections = [Section(f"part {n}", passed=passed) for n, passed in enumerate(outcomes)]
-    title = re.search(r"<h1>(.*?)</h1>", rendered(tmp_path, *sections).source, re.DOTALL)[1]
+    (title,) = re.findall(r"<h1>(.*?)</h1>", rendered(tmp_path, *sections).source, re.DOTALL)
     assert (re.findall(r">(\w+)</span>", title) or [None]) == [badge]
 
 

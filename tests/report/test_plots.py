@@ -37,7 +37,7 @@ def curves():
 PLOTS = {"spreads": spreads, "bars": bars, "curves": curves}
 
 
-@pytest.fixture(params=PLOTS.values(), ids=PLOTS.keys())
+@pytest.fixture(params=[*PLOTS.values()], ids=[*PLOTS])
 def svg(request):
     return request.param()
 

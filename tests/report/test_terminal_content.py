@@ -22,9 +22,9 @@ FIGURES = Table(
 
 
 def lines(*tables, width=80, **parts):
-    console = Console(width=width, file=io.StringIO())
-    console.print(Shown([Section("title", tables=tables, **parts)]))
-    first, *rest = console.file.getvalue().splitlines()
+    terminal = io.StringIO()
+    Console(width=width, file=terminal).print(Shown([Section("title", tables=tables, **parts)]))
+    first, *rest = terminal.getvalue().splitlines()
     assert first.startswith("title")
     return rest
 
@@ -93,6 +93,8 @@ def test_what_failed_and_what_to_mind_come_last():
 
 
 def test_the_machine_is_left_to_pages_and_the_page_is_named():
-    console = Console(width=80, file=io.StringIO())
-    console.print(Shown([Section("a", passed=True), Section("b", background=True)], "out.html"))
-    assert console.file.getvalue() == "a: passed\nopen out.html\n"
+    terminal = io.StringIO()
+    Console(width=80, file=terminal).print(
+        Shown([Section("a", passed=True), Section("b", background=True)], "out.html")
+    )
+    assert terminal.getvalue() == "a: passed\nopen out.html\n"

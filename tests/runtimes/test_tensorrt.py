@@ -22,7 +22,7 @@ from cbam_deploy.engines.build import build_engine
 from cbam_deploy.engines.manifest import read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import Gpu
-from cbam_deploy.runtimes import tensorrt
+from cbam_deploy.runtimes import cuda, tensorrt
 from cbam_deploy.runtimes.tensorrt import TensorRTRunner
 
 
@@ -59,13 +59,11 @@ class HostContext:
 @pytest.fixture
 def gpu(monkeypatch):
     """Host memory where a GPU's is asked for."""
-    monkeypatch.setattr(tensorrt.cuda, "require_cuda", lambda purpose: torch.device("cpu"))
-    monkeypatch.setattr(tensorrt.cuda, "used_memory_bytes", lambda: 0)
+    monkeypatch.setattr(cuda, "require_cuda", lambda purpose: torch.device("cpu"))
+    monkeypatch.setattr(cuda, "used_memory_bytes", lambda: 0)
+    monkeypatch.setattr(cuda, "to_device", lambda array, device: torch.from_numpy(array).clone())
     monkeypatch.setattr(
-        tensorrt.cuda, "to_device", lambda array, device: torch.from_numpy(array).clone()
-    )
-    monkeypatch.setattr(
-        tensorrt.cuda, "to_host", lambda found: {n: t.numpy().copy() for n, t in found.items()}
+        cuda, "to_host", lambda found: {n: t.numpy().copy() for n, t in found.items()}
     )
     stream = SimpleNamespace(cuda_stream=0)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: stream)
@@ -102,7 +100,7 @@ def test_inputs_and_outputs_lie_where_the_context_looks(engine, pictures, host):
 def test_each_prepared_input_has_a_context_of_its_own(engine, pictures, host, monkeypatch):
     launches = []
     monkeypatch.setattr(
-        tensorrt.cuda, "CudaExecution", lambda launch, **options: launches.append((launch, options))
+        cuda, "CudaExecution", lambda launch, **options: launches.append((launch, options))
     )
     with TensorRTRunner(engine) as runner:
         for batch in (3, 1):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.models import (
@@ -21,6 +22,7 @@ from cbam_deploy.models import (
     resolve_identity,
     state_dict_sha256,
 )
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.training import epoch as epoch_module
 from cbam_deploy.training import preparation
@@ -42,7 +44,7 @@ def content(result: TrainResult) -> tuple[str, str, list[Epoch]]:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Raise KeyboardInterrupt, as Ctrl-C does, in the step after so many."""
-    original = epoch_module.cross_entropy
+    original = functional.cross_entropy
     calls = iter(range(steps))
 
     def counted(logits: Tensor, labels: Tensor) -> Tensor:
@@ -315,7 +317,7 @@ def test_pictures_of_one_class_teach_nothing(quick: Quick, pictures: Path) -> No
 
 
 def test_digits_are_tested_on_their_own_test_part() -> None:
-    preprocessing = preparation.Preprocessing.for_size(8)
+    preprocessing = Preprocessing.for_size(8)
     train_set, val_set = preparation.open_sets("digits", None, preprocessing)
     assert val_set is not None
     assert (len(train_set), len(val_set)) == (1442, 355)

@@ -76,7 +76,7 @@ def test_gate_weights_stay_fp32_bit_for_bit_while_its_maps_are_fp16():
     assert [v.dtype for v in gate.inputs] == [ir.DataType.FLOAT16] * 2 + [ir.DataType.FLOAT] * 6
     assert gate.outputs[0].dtype == ir.DataType.FLOAT16
     for value in gate.inputs[2:]:
-        original = before.graph.initializers[value.name].const_value.numpy()
+        original = before.graph.initializers[str(value.name)].const_value.numpy()
         np.testing.assert_array_equal(value.const_value.numpy(), original)
     assert report.gates == 1
 

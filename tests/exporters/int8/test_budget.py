@@ -61,7 +61,7 @@ def network(outlier: float = 1.0) -> ir.Model:
     it as much smaller: in float, the network computes the same.
     """
     random = np.random.default_rng(0)
-    arrays = {"axes": np.int64([2, 3]), "fc": np.eye(CHANNELS, CLASSES, dtype=np.float32)}
+    arrays = {"axes": np.array([2, 3]), "fc": np.eye(CHANNELS, CLASSES, dtype=np.float32)}
     for index, inputs in enumerate((3, CHANNELS, CHANNELS, CHANNELS), start=1):
         kernel = random.standard_normal((CHANNELS, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))
         arrays[f"w{index}"] = kernel.astype(np.float32)

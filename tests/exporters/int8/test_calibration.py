@@ -68,8 +68,8 @@ def test_entropy_is_not_misled_by_the_zeros_of_a_relu():
 def test_entropy_finds_the_threshold_of_a_search_without_shortcuts():
     counts = np.histogram(np.random.default_rng(1).gamma(2.0, 1.0, 50_000), BINS)[0]
     found = entropy_threshold(counts)
-    counts = [counts[1], *counts[1:]]
-    used = max(i for i, count in enumerate(counts) if count) + 1
+    counts[0] = counts[1]
+    used = int(counts.nonzero()[0].max()) + 1
     candidates = [i for i in range(LEVELS, used) if (i - LEVELS) % 16 == 0] + [used]
     best = min(candidates, key=lambda bins: divergence(counts, bins))
     assert found == best
@@ -79,7 +79,7 @@ def divergence(counts, bins):
     """The definition, one bin at a time."""
     clipped = [float(count) for count in counts[:bins]]
     clipped[-1] += sum(counts[bins:])
-    levels = [[] for _ in range(LEVELS)]
+    levels: list[list[int]] = [[] for _ in range(LEVELS)]
     for i in range(bins):
         levels[i * LEVELS // bins].append(i)
     levelled = [0.0] * bins
