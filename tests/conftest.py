@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         read_once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-        ONNXRegistry.from_torchlib = read_once  # type: ignore[method-assign, assignment]
+        ONNXRegistry.from_torchlib = read_once  # type: ignore[method-assign]
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
 

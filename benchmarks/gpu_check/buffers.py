@@ -51,7 +51,7 @@ class DeviceBuffers:
         """Give all buffers back."""
         for handle in self._handles:
             call("cuMemFree", handle)
-        self.__init__()  # type: ignore[misc]
+        self.__init__()
 
 
 @contextmanager

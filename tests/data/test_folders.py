@@ -23,7 +23,7 @@ def put(root: Path, *names: str) -> None:
 
 
 def opened(root: Path, split: str = "all") -> ImageSource:
-    return open_source(str(root), Preprocessing.for_size(4), split=split)  # type: ignore[arg-type]
+    return open_source(str(root), Preprocessing.for_size(4), split=split)
 
 
 def labelled(source: ImageSource, root: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def numbered(count: int, bad: Sequence[int] = (), slow: Sequence[int] = ()) -> I
 def levels(source: ImageSource, batch_size: int, **options: object) -> list[list[int]]:
     """Grey level of each picture of each batch, after checking it against the labels."""
     found = []
-    for batch in source.batches(batch_size, **options):  # type: ignore[arg-type]
+    for batch in source.batches(batch_size, **options):
         grey = np.rint(batch.images[:, 0, 0, 0] * 255).astype(int).tolist()
         assert batch.labels is not None
         assert batch.labels.tolist() == grey
@@ -87,7 +87,7 @@ def test_a_set_without_a_readable_picture_is_refused() -> None:
 )
 def test_sizes_are_positive_and_can_be_counted(options: dict[str, int]) -> None:
     with pytest.raises(BadInput, match=r"(batches of|limit) \d") as caught:
-        numbered(2).batches(**options)  # type: ignore[arg-type]
+        numbered(2).batches(**options)
     assert "positive" in caught.value.hint
 
 

@@ -93,7 +93,7 @@ def test_own_names_stay_as_they_are() -> None:
 
 
 def test_the_table_names_each_tensor_of_a_gate_once() -> None:
-    gate = create_model("resnet20").layer1[0].gate  # type: ignore[index, union-attr]
+    gate = create_model("resnet20").get_submodule("layer1.0.gate")
     own = set(gate.state_dict())
     for naming in NAMINGS:
         assert {ours for _, ours, _ in naming.rows} <= own
@@ -103,7 +103,7 @@ def test_the_table_names_each_tensor_of_a_gate_once() -> None:
 
 def refused(path: Path, **options: object) -> BadInput:
     with pytest.raises(BadInput) as caught:
-        load_model(resolve_identity(ModelIdentity("resnet20", weights=str(path), **options))[0])  # type: ignore[arg-type]
+        load_model(resolve_identity(ModelIdentity("resnet20", weights=str(path), **options))[0])
     assert str(path) in caught.value.message
     return caught.value
 

@@ -77,7 +77,7 @@ def test_an_option_against_the_metadata_is_refused(
     weights: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        resolve_identity(ModelIdentity(**{"name": "resnet20", "weights": weights, **options}))  # type: ignore[arg-type]
+        resolve_identity(ModelIdentity(**{"name": "resnet20", "weights": weights, **options}))
     assert message in caught.value.message
     assert weights in caught.value.message
 

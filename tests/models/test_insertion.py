@@ -36,7 +36,7 @@ def pictures(batch: int = 2) -> Tensor:
 
 
 def insert(model: nn.Module, **options: object) -> InsertedGates:
-    return insert_gates(model, **{"example": EXAMPLE, **options})  # type: ignore[arg-type]
+    return insert_gates(model, **{"example": EXAMPLE, **options})
 
 
 def modules(result: InsertedGates) -> list[str]:

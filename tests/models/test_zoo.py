@@ -30,7 +30,7 @@ PAPER = {
 
 def parameters(name: str, attention: str = "none", **options: object) -> int:
     with torch.device("meta"):
-        model = create_model(name, attention=attention, **options)  # type: ignore[arg-type]
+        model = create_model(name, attention=attention, **options)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -80,7 +80,7 @@ def test_gate_stands_between_last_batchnorm_and_residual_addition(
         return hook
 
     for label, module in {"block": block, "bn": last, "gate": block.gate}.items():
-        module.register_forward_hook(keep(label))  # type: ignore[arg-type]
+        module.register_forward_hook(keep(label))
     with torch.no_grad():
         model(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
         shortcut = block.downsample(seen["block in"])
@@ -228,7 +228,7 @@ def test_options_that_cannot_work_are_refused(
     options: dict[str, object], message: str, hint: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        create_model(**{"name": "resnet18", **options})  # type: ignore[arg-type]
+        create_model(**{"name": "resnet18", **options})
     assert message in caught.value.message
     assert hint in caught.value.hint
 

@@ -25,7 +25,7 @@ def test_bf16_learns_and_leaves_weights_in_fp32(quick: Quick) -> None:
 def test_products_are_in_16_bits_only_when_asked() -> None:
     linear = torch.nn.Linear(2, 2)
     for amp, dtype in (("bf16", torch.bfloat16), ("none", torch.float32)):
-        with MixedPrecision(amp, torch.device("cpu")).forward():  # type: ignore[arg-type]
+        with MixedPrecision(amp, torch.device("cpu")).forward():
             assert linear(torch.ones(1, 2)).dtype == dtype
 
 
