@@ -65,7 +65,11 @@ OTHERS: tuple[tuple[GateOperator, GateSpec], ...] = (
 )
 """Other gates, by operator and with sizes: those that have names, and what these do not show."""
 _OTHER_MAP = (512, 28)
-_OTHER_FORMATS = (("float16", "nhwc"), ("int8", "chw32"), ("float32", "nchw"))
+_OTHER_FORMATS: tuple[tuple[Dtype, LayoutName], ...] = (
+    ("float16", "nhwc"),
+    ("int8", "chw32"),
+    ("float32", "nchw"),
+)
 _STRATEGIES: tuple[Strategy, ...] = ("auto", "staged")
 _REGISTERS = 65536  # of a multiprocessor, on every architecture
 _PER_PROGRAM = 16  # kernels compiled together

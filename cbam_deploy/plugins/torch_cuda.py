@@ -59,9 +59,11 @@ def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
     return y
 
 
+@functools.lru_cache(maxsize=1024)
 def planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
     """`gate` on a GPU, in the geometry for the next power of two of `batch`."""
-    return _planned(gate, 1 << (batch - 1).bit_length(), device)
+    rounded = 1 << (batch - 1).bit_length()
+    return load(plan(gate, device_limits(device), batch=rounded), device)
 
 
 def launch(
@@ -87,8 +89,3 @@ def alignment(*tensors: Tensor) -> int:
 
 
 _gate = functools.lru_cache(maxsize=1024)(Gate)
-
-
-@functools.lru_cache(maxsize=1024)
-def _planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
-    return load(plan(gate, device_limits(device), batch=batch), device)

@@ -308,17 +308,21 @@ class Staged:
         if self.spec.channel_pool != "avg":
             pooled.append(partials[..., -1].max(1) * scale)
         if self.spec.join == "pools":
-            pooled = [sum(pooled) / len(pooled)]
+            pooled = [np.mean(pooled, axis=0)]
         logits = [mixed(self.spec, self.weights, exact(one)).value for one in pooled]
         if self.spec.join != "gates":
-            logits = [sum(logits)]
+            logits = [np.sum(logits, axis=0)]
         gates = [exact(one).gate(self.spec.channel_gate).value for one in logits]
-        return sum(gates) * self.unit("channel")
+        return np.sum(gates, axis=0) * self.unit("channel")
 
     def pooled(self, gates: np.ndarray | None) -> np.ndarray:
         x = self.inputs["x"]
         gated = self.spec.arrangement == "channel-spatial"
-        x = x * (gates[:, :, None, None] if gated else self.of["x_scale"])
+        if gated:
+            assert gates is not None
+            x = x * gates[:, :, None, None]
+        else:
+            x = x * self.of["x_scale"]
         if self.spec.spatial == "conv1x1":
             return np.sum(x * self.inputs["wd"], axis=1)[..., None]
         pools = {"avg": (np.mean,), "max": (np.max,), "pool": (np.mean, np.max)}

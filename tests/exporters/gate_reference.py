@@ -4,19 +4,22 @@ Woo et al., "CBAM", ECCV 2018, equations 1 to 3; Hu et al., "Squeeze-and-Excitat
 2018, equations 2 to 4; Wang et al., "ECA-Net", CVPR 2020, equation 8; Roy et al., MICCAI 2018.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from cbam_deploy.gates.operators import operator_named
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "silu": F.silu,
     "gelu": F.gelu,
     "hard_swish": F.hardswish,
 }
-GATES = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
+GATES: dict[str, Callable[..., Any]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 
 
 def mixed(spec, v, weights):
@@ -35,9 +38,10 @@ def channel_attention(spec, x, weights):
     pools["avg+max"] = pools["avg"] + pools["max"]
     pooled = pools[spec.channel_pool]
     if spec.join == "pools":
-        pooled = [sum(pooled) / len(pooled)]
-    logits, gate = [mixed(spec, v, weights) for v in pooled], GATES[spec.channel_gate]
-    attention = sum(map(gate, logits)) if spec.join == "gates" else gate(sum(logits))
+        pooled = [torch.stack(pooled).mean(0)]
+    logits = torch.stack([mixed(spec, v, weights) for v in pooled])
+    gate = GATES[spec.channel_gate]
+    attention = gate(logits).sum(0) if spec.join == "gates" else gate(logits.sum(0))
     return attention[:, :, None, None]
 
 

@@ -258,7 +258,6 @@ FUSED = {
     MisplacedBracket: "CbamGateSumOfGates",
     SpatialOnly: "SpatialGate",
 }
-REFUSED = {}
 
 
 class Network(nn.Module):

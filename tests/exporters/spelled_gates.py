@@ -558,7 +558,7 @@ def _spatial_attention(w, x, random):
     else:
         descriptor = _descriptor(w, x)
     reach = [d * (one - 1) // 2 for one in size]
-    attributes = {"pads": reach * 2, "dilations": [d, d]}
+    attributes: dict[str, str | list[int]] = {"pads": reach * 2, "dilations": [d, d]}
     if (s.padding == "auto" and d == 1) or s.mistake == "even_kernel":
         attributes = {"auto_pad": "SAME_UPPER"}
     if s.mistake == "strided":  # Such a model runs on maps of one position.

@@ -20,7 +20,7 @@ from cbam_deploy.plugins.torch_gate import FusedGate, folded
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = ((64, 14, 14), (20, 5, 7), (256, 56, 56))
 BATCH = 3
-BY_NAME = {one.function: one for one in GATE_OPERATORS.values() if one.gate in (CBAM, SE)}
+BY_NAME = {one.function: one for one in GATE_OPERATORS.values()}
 
 
 def operator(name):
@@ -30,21 +30,25 @@ def operator(name):
 def drawn(name, shape=SHAPES[0], dtype="float16", layout="nhwc", batch=BATCH):
     """A gate with its weights, and the operator's arguments on the GPU."""
     this = BY_NAME[name]
-    kernel_size = 7 if this.gate.has_spatial else 0
-    sizes = {"hidden": 4, "kernel_size": kernel_size}
+    sizes = {
+        "hidden": 4 if "W0" in this.weights else 0,
+        "kernel_size": 7 if "WS" in this.weights else 0,
+        "channel_kernel_size": 3 if "WC" in this.weights else 0,
+    }
     gate = Gate(this, *shape, **sizes, dtype=dtype, layout=layout)
     rng = np.random.default_rng(0)
-    channels, hidden = gate.channels, gate.hidden
-    sizes = [(hidden, channels), (hidden,), (channels, hidden), (channels,)]
-    sizes += [(1, 2, 7, 7), (1,)] if this.gate.has_spatial else []
-    weights = [(rng.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32) for size in sizes]
+    weights = {
+        name.lower(): (rng.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32)
+        for name, size in this.weight_shapes(gate.channels, *sizes.values()).items()
+    }
     maps = [
         torch.tensor(rng.standard_normal((batch, *shape)), dtype=getattr(torch, dtype))
         .cuda()
         .contiguous(memory_format=FORMATS[layout])
         for _ in range(1 + this.residual)
     ]
-    return gate, Weights(*weights), [*maps, *(torch.tensor(w).cuda() for w in weights)]
+    arguments = (torch.tensor(array).cuda() for array in weights.values())
+    return gate, Weights(**weights), [*maps, *arguments]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -94,11 +94,9 @@ def reference(gate: AttentionGate, x: np.ndarray) -> np.ndarray:
         pools = {"avg": [average], "max": [maximum], "avg+max": [average, maximum]}
         pooled = pools[spec.channel_pool]
         if spec.join == "pools":
-            pooled = [sum(pooled) / len(pooled)]
-        if spec.join == "gates":
-            attention = sum(function(mixed(v)) for v in pooled)
-        else:
-            attention = function(sum(mixed(v) for v in pooled))
+            pooled = [np.mean(pooled, axis=0)]
+        logits = np.stack([mixed(v) for v in pooled])
+        attention = function(logits).sum(0) if spec.join == "gates" else function(logits.sum(0))
         return attention[:, :, None, None]
 
     def spatial(x: np.ndarray) -> np.ndarray:

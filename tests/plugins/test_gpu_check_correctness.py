@@ -63,8 +63,8 @@ def test_bfloat16_is_rounded_as_pytorch_does():
 
 @pytest.mark.parametrize(("dtype", "layout"), FORMATS)
 def test_storage_holds_every_element_once(dtype, layout):
-    stored = 24 if layout == "nhwc" else 0
-    gate = Gate(operator_for(CBAM), 20, 3, 5, 2, 7, dtype=dtype, layout=layout, stored=stored)
+    channels = 24 if layout == "nhwc" else 0
+    gate = Gate(operator_for(CBAM), 20, 3, 5, 2, 7, dtype=dtype, layout=layout, stored=channels)
     x = storage.encode(np.arange(2 * 20 * 15.0).reshape(2, 20, 3, 5) % 100, dtype)
     stored = storage.to_storage(gate, x)
     assert stored.size == 2 * gate.stored * gate.positions

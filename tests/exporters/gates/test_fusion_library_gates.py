@@ -29,8 +29,9 @@ def export(module, path, dynamo, opset):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
-            free = ({0: torch.export.Dim("batch", min=2)},)
-            torch.onnx.export(module, (picture,), path, dynamo=True, dynamic_shapes=free, **options)
+            batch = ({0: torch.export.Dim("batch", min=2)},)
+            options["dynamic_shapes"] = batch
+            torch.onnx.export(module, (picture,), path, dynamo=True, **options)
         else:
             free = {"input": {0: "batch", 2: "height", 3: "width"}}
             torch.onnx.export(module, (picture,), path, dynamo=False, dynamic_axes=free, **options)
