@@ -80,7 +80,7 @@ class ChannelAttention(nn.Module):
             expanded: Tensor = self.expand(pooled)
             return expanded
         mixed: Tensor = self.mix(pooled if self.spec.mixer == "linear" else pooled[:, None])
-        return mixed if self.spec.mixer == "linear" else mixed[:, 0]
+        return mixed if self.spec.mixer == "linear" else mixed.squeeze(1)
 
 
 class SpatialAttention(nn.Module):

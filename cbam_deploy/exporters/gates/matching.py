@@ -24,7 +24,7 @@ Weights = NDArray[np.float32]
 # What changes the shape of a value at most; that it does so rightly is for `proof` to see.
 _VIEWS = (
     *("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Transpose"),
-    *("Identity", "Dropout", "Cast"),
+    *("Identity", "Dropout", "Cast", "Gather"),
 )
 # Longer ways from a map to its attention, or from a weight to its use, are other things. Without
 # these ends, many ways through one long chain would take time with the square of its length.
@@ -149,7 +149,15 @@ def view_of(value: ir.Value) -> ir.Node | None:
         return None
     if node.op_type == "Cast" and node.attributes.get_int("to") not in _FLOATS:
         return None
+    if node.op_type == "Gather" and not _takes_first(node):
+        return None
     return node
+
+
+def _takes_first(node: ir.Node) -> bool:
+    """Whether a Gather is ``x[:, 0]``, where an axis of one element ends."""
+    index = find_constant(node.inputs[1])
+    return index is not None and index.size == 1 and not index.any()
 
 
 def behind_copies(value: ir.Value) -> ir.Value:
