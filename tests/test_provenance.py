@@ -129,7 +129,7 @@ def test_imagenet_ratio_is_kept_above_64_pixels(size, resize):
     "fields",
     [
         {"channel_pool": "median"},
-        {"kernel_size": 5},
+        {"kernel_size": 4},
         {"reduction": 0},
         {"spatial": "none"},
         {"arrangement": "channel"},

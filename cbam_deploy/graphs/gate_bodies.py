@@ -126,8 +126,12 @@ class _Body:
             half_erf = self.add(f"{name}_half_erf", f"Mul ({erf}, {half})")
             share = self.add(f"{name}_share", f"Add ({half_erf}, {half})")
             return self.add(name, f"Mul ({z}, {share})")
-        function: GateFunction = "sigmoid" if activation == "silu" else "hard_sigmoid"
-        return self.add(name, f"Mul ({z}, {self._gate_of(f'{name}_gate', function, z)})")
+        functions: dict[Activation, GateFunction] = {
+            "silu": "sigmoid",
+            "hard_swish": "hard_sigmoid",
+        }
+        share = self._gate_of(f"{name}_gate", functions[activation], z)
+        return self.add(name, f"Mul ({z}, {share})")
 
     def _gate_of(self, name: str, function: GateFunction, z: str) -> str:
         words = {

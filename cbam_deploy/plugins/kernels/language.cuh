@@ -32,14 +32,24 @@ __device__ __forceinline__ float hard_sigmoid(float v) {
 // units in the last place. ReLU and leaky ReLU keep NaN, as PyTorch's do.
 template <Function function>
 __device__ __forceinline__ float apply(float v) {
-  if constexpr (function == Function::relu) return v < 0.0f ? 0.0f : v;
-  if constexpr (function == Function::leaky_relu) return v < 0.0f ? 0.01f * v : v;
-  if constexpr (function == Function::silu) return v * sigmoid(v);
-  if constexpr (function == Function::gelu) return v * (0.5f + 0.5f * erff(v * 0.70710678f));
-  if constexpr (function == Function::hard_swish) return v * hard_sigmoid(v);
-  if constexpr (function == Function::sigmoid) return sigmoid(v);
-  if constexpr (function == Function::hard_sigmoid) return hard_sigmoid(v);
-  return v;
+  if constexpr (function == Function::relu) {
+    return v < 0.0f ? 0.0f : v;
+  } else if constexpr (function == Function::leaky_relu) {
+    return v < 0.0f ? 0.01f * v : v;
+  } else if constexpr (function == Function::silu) {
+    return v * sigmoid(v);
+  } else if constexpr (function == Function::gelu) {
+    return v * (0.5f + 0.5f * erff(v * 0.70710678f));
+  } else if constexpr (function == Function::hard_swish) {
+    return v * hard_sigmoid(v);
+  } else if constexpr (function == Function::sigmoid) {
+    return sigmoid(v);
+  } else if constexpr (function == Function::hard_sigmoid) {
+    return hard_sigmoid(v);
+  } else {
+    static_assert(function == Function::none, "a function without a formula");
+    return v;
+  }
 }
 
 // One value for each of the branches in which the channel part computes.
