@@ -155,8 +155,10 @@ def _in_onnxruntime(model: bytes, threads: int) -> Network:
 def _in_openvino(model: bytes, threads: int) -> Network:
     import openvino
 
+    core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    request = compiled.create_infer_request()
     return lambda pictures: np.array(request.infer([pictures])[0])
 
 

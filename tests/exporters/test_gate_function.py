@@ -52,8 +52,14 @@ def maps(op, batch, channels, height, width, dtype):
     return {name: random.normal(0.2, 1.5, shape).astype(dtype) for name in names}
 
 
-@pytest.mark.parametrize("run", [run_in_onnxruntime, run_in_reference])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("run", "dtype"),
+    [
+        (run_in_onnxruntime, np.float32),
+        (run_in_onnxruntime, np.float16),
+        (run_in_reference, np.float32),
+    ],
+)
 @pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
 @pytest.mark.parametrize(("op", "kernel_size"), GATES)
 def test_body_computes_the_equations(op, kernel_size, channels, dtype, run):

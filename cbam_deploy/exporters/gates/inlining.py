@@ -2,8 +2,8 @@
 
 OpenVINO and others refuse operators of an unknown domain even where their meaning lies beside them.
 The inlined file computes the same; `fuse` makes its gates nodes again. Bodies pool over channels in
-one step here: in OpenVINO the two steps that ONNX Runtime is faster with cost a third of a
-CBAM-ResNet-50's time (``benchmarks/results``).
+one step here: the two steps that make ONNX Runtime faster cost OpenVINO more than they save
+(``benchmarks/results/gate-body-2026-11-26.md``).
 """
 
 from __future__ import annotations
