@@ -44,7 +44,7 @@ def host(built) -> HostDevice:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_kernels_compute_the_gate(variant: Variant, data, host, tmp_path):
     check(data, variant, host, tmp_path)
