@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.kernel_report import FORMATS, MAPS
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import CBAM, KERNEL_SIZES
+from cbam_deploy.gates.description import CBAM, KERNEL_SIZES, GateSpec
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import (
@@ -39,8 +39,9 @@ CBAM_ADD_RELU = operator_for(CBAM, residual=True, activation="relu")
 @st.composite
 def gates(draw) -> Gate:
     dtype, layout = draw(st.sampled_from(FORMATS))
-    count = draw(channels)
     operator = draw(operators)
+    # Without a hidden layer every channel's statistics stand in shared memory.
+    count = min(draw(channels), 9000 if "W0" in operator.weights else 4096)
     return Gate(
         operator,
         channels=count,
@@ -76,6 +77,13 @@ def test_a_launch_has_the_blocks_that_its_cut_needs_and_cuts_no_vector(
         assert (positions if in_rows else channels) % gate.vector == 0
         assert (gate.positions if in_rows else gate.stored) % gate.vector == 0
         assert gate.layout != "chw32" or channels % 32 == 0
+
+
+def test_more_statistics_than_shared_memory_holds_are_refused():
+    operator = operator_for(GateSpec(mixer="conv", join="gates"))
+    gate = Gate(operator, 9000, 1, 1, 0, 7, 3, dtype="float32", layout="nchw")
+    with pytest.raises(BadInput, match="its statistics exceed the shared memory of a block"):
+        plan(gate, KNOWN_DEVICES[75], strategy="staged")
 
 
 def test_threads_come_to_every_element_of_an_image_once(built):
