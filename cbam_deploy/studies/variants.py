@@ -99,5 +99,7 @@ def _described(text: str) -> Variant:
         gate = parse_gate(text)
     except BadInput as error:
         known = ", ".join(dict.fromkeys((*(variant.name for variant in VARIANTS), *GATES)))
-        raise BadInput(f"variant {error.message}", f"one of {known}, or FIELD=VALUE,...") from error
+        raise BadInput(
+            f"variant {error.message.removeprefix('gate ')}", f"one of {known}, or FIELD=VALUE,..."
+        ) from error
     return Variant(re.sub(r"[^a-z0-9_+-]+", "-", text.lower()), text, OTHERS, gate)

@@ -163,7 +163,7 @@ def test_a_diverged_cell_is_a_failed_one(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variants": ["min"]}, "variant gate 'min'"),
+        ({"variants": ["min"]}, "variant 'min'"),
         ({"variants": ["cbam", "kernel_size=7"]}, "two are the same gate"),
         ({"seeds": 0}, "0 seeds"),
     ],

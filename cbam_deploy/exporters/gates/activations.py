@@ -18,14 +18,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.gates.gate_functions import (
-    affine_of,
-    clamps,
-    close,
-    find_hard_sigmoid,
-    find_sigmoid,
-    one_plus_exp,
-)
 from cbam_deploy.exporters.gates.matching import (
     behind_copies,
     input_of,
@@ -33,6 +25,14 @@ from cbam_deploy.exporters.gates.matching import (
     is_op,
     said,
     split_scalar,
+)
+from cbam_deploy.exporters.gates.sigmoid import (
+    affine_of,
+    clamps,
+    close,
+    find_hard_sigmoid,
+    find_sigmoid,
+    one_plus_exp,
 )
 from cbam_deploy.gates.description import Activation
 

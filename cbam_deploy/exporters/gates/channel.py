@@ -19,7 +19,6 @@ import numpy as np
 import onnx_ir as ir
 
 from cbam_deploy.exporters.gates.activations import FUSED, find_activation, said_of
-from cbam_deploy.exporters.gates.gate_functions import read_gate_function
 from cbam_deploy.exporters.gates.layers import Layer, dense_kernel, is_layer, read_layer
 from cbam_deploy.exporters.gates.matching import (
     Matched,
@@ -30,6 +29,7 @@ from cbam_deploy.exporters.gates.matching import (
     is_op,
 )
 from cbam_deploy.exporters.gates.pools import Map, Pool, read_pools
+from cbam_deploy.exporters.gates.sigmoid import read_gate_function
 from cbam_deploy.gates.description import SE, Activation, ChannelPool, GateSpec, Join, Mixer
 
 _MIXERS = "W1·act(W0·v + b0) + b1, W·v + b and a convolution along the channels"

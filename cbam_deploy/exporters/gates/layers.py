@@ -48,11 +48,6 @@ class Layer:
         """Whether it is W·v + b at each position."""
         return self.w.ndim == 2
 
-    @property
-    def along_channels(self) -> bool:
-        """Whether it is a convolution along the channels [1, 1, k], or may be one of k = 1."""
-        return self.w.ndim == 3
-
 
 def is_layer(value: ir.Value) -> bool:
     """Whether a layer makes `value`."""

@@ -18,8 +18,8 @@ The graph is read backwards from each Mul by small readers, one for each part, w
 spellings; what is drawn here is one of them. To understand another spelling of a part, widen its
 reader:
 
-    gate_functions ─ channel ─┬─ layers ─ activations ─┬─ pools ─ the map
-                   └ spatial ─┘                        ┘
+    sigmoid ─ channel ─┬─ layers ─ activations ─┬─ pools ─ the map
+            └ spatial ─┘                        ┘
 
 Where two scalings do not make one gate, because one half cannot be read, or because something of
 it is used elsewhere, each is looked at alone. onnxscript's patterns are not used for it: a pattern

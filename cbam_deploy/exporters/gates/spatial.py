@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from cbam_deploy.exporters.gates.channel import Part
-from cbam_deploy.exporters.gates.gate_functions import read_gate_function
 from cbam_deploy.exporters.gates.layers import Layer, dense_kernel, is_layer, read_layer
 from cbam_deploy.exporters.gates.matching import Matched, Weights, input_of, is_op, said
 from cbam_deploy.exporters.gates.pools import Map, Pool, pool_shares
+from cbam_deploy.exporters.gates.sigmoid import read_gate_function
 from cbam_deploy.gates.description import GateFunction, GateSpec, Spatial
 
 _FUSED = "fused are conv_k[max; mean], conv_k of one of them or of w·x, k odd"
