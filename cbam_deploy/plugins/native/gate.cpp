@@ -1,0 +1,163 @@
+#include "gate.h"
+
+#include <limits>
+#include <utility>
+
+namespace cbam_deploy {
+namespace {
+
+std::string sm(int capability) { return "sm_" + std::to_string(capability); }
+
+// Whether the device has room for one cluster of `launch`: partitions of a GPU may have too few
+// multiprocessors together.
+bool cluster_fits(cuda::Driver const& driver, cuda::Function function, Launch const& launch) {
+  if (launch.cluster == 1) return true;
+  if (!driver.cuOccupancyMaxActiveClusters) return false;
+  cuda::LaunchAttribute size{};
+  size.id = cuda::kClusterDimension;
+  size.value[0] = static_cast<unsigned>(launch.cluster);
+  size.value[1] = size.value[2] = 1;
+  cuda::LaunchConfig config{};
+  config.grid[0] = static_cast<unsigned>(launch.blocks_per_image);
+  config.block[0] = static_cast<unsigned>(launch.threads);
+  config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+  config.shared_bytes = static_cast<unsigned>(launch.shared_bytes);
+  config.attributes = &size;
+  config.attribute_count = 1;
+  int clusters = 0;
+  return !driver.cuOccupancyMaxActiveClusters(&clusters, function, &config) && clusters > 0;
+}
+
+// Allows `function` what `launch` takes beyond the defaults. Returns what went wrong, if anything.
+std::string opt_in(cuda::Driver const& driver, cuda::Function function, Launch const& launch) {
+  int result = 0;
+  if (launch.shared_bytes > cuda::kDefaultSharedBytes)
+    result = driver.cuFuncSetAttribute(function, cuda::kMaxDynamicSharedBytes, launch.shared_bytes);
+  if (!result && launch.cluster > cuda::kPortableCluster)
+    result = driver.cuFuncSetAttribute(function, cuda::kNonPortableClusterSizeAllowed, 1);
+  return result ? driver.failure("cuFuncSetAttribute", result) : std::string();
+}
+
+}  // namespace
+
+std::optional<Gpu> Gpu::current(std::string& fault) {
+  auto const* const driver = cuda::Driver::get(fault);
+  if (!driver) return std::nullopt;
+  Gpu gpu{driver, nullptr, 0, 0};
+  int result = driver->cuCtxGetCurrent(&gpu.context);
+  if (!result && !gpu.context) {
+    fault = "no CUDA context is current in this thread";
+    return std::nullopt;
+  }
+  int device = 0, major = 0, minor = 0;
+  if (!result) result = driver->cuCtxGetDevice(&device);
+  auto const ask = [&](int& value, int attribute) {
+    if (!result) result = driver->cuDeviceGetAttribute(&value, attribute, device);
+  };
+  ask(major, cuda::kCapabilityMajor);
+  ask(minor, cuda::kCapabilityMinor);
+  ask(gpu.shared_bytes, cuda::kOptInSharedBytes);
+  if (result) {
+    fault = driver->failure("asking for the current device", result);
+    return std::nullopt;
+  }
+  gpu.capability = 10 * major + minor;
+  return gpu;
+}
+
+Gate::Gate(std::string name, Program launches, char const* carried)
+    : node(std::move(name)), program(std::move(launches)), images(program, carried) {
+  Program unnamed = program;
+  unnamed.gate.clear();
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (unsigned char const byte : write(unnamed)) hash = (hash ^ byte) * 0x100000001b3;
+  identity = "cbam_deploy-" + std::to_string(hash);
+}
+
+Format const* Gate::format(Gpu const& gpu, std::int32_t type, std::int32_t layout,
+                           std::string& fault) const {
+  auto const* const target = program.target(gpu.capability);
+  if (!target) {
+    fault = "kernels for " + program.target_names() + ", this GPU is " + sm(gpu.capability) +
+            "; lower again with --target " + sm(gpu.capability);
+    return nullptr;
+  }
+  auto const* const format = target->find(type, layout);
+  if (!format) fault = "there are no kernels for maps of this type and layout";
+  return format;
+}
+
+std::shared_ptr<LoadedTactic const> LoadedTactic::load(Gate const& gate, Gpu const& gpu,
+                                                       Tactic const& tactic, std::string& fault) {
+  std::shared_ptr<LoadedTactic> loaded(new LoadedTactic(gpu, tactic));
+  for (auto const& launch : tactic.launches) {
+    auto const* const image = gate.program.image(launch.entry, gpu.capability);
+    if (!image) {
+      fault = "kernels for " + gate.program.target_names() + " do not run on this GPU, " +
+              sm(gpu.capability) + "; lower again with --target " + sm(gpu.capability);
+      return nullptr;
+    }
+    if (launch.shared_bytes > gpu.shared_bytes) {
+      fault = launch.entry + " needs " + std::to_string(launch.shared_bytes) +
+              " bytes of shared memory, this GPU has " + std::to_string(gpu.shared_bytes) +
+              "; lower again with --target " + sm(gpu.capability);
+      return nullptr;
+    }
+    auto const bytes = gate.images.find(*image);
+    if (!bytes) {
+      fault = "the kernel " + launch.entry +
+              " lies in another gate of the same network, which is not here; lower this file anew";
+      return nullptr;
+    }
+    auto kernel = cbam_deploy::load(*gpu.driver, gpu.context, *image, bytes, fault);
+    if (!kernel) return nullptr;
+    fault = opt_in(*gpu.driver, kernel->function, launch);
+    if (!fault.empty()) return nullptr;
+    if (!cluster_fits(*gpu.driver, kernel->function, launch)) {
+      fault = "this GPU, or the part of it that is given, has no room for clusters of " +
+              std::to_string(launch.cluster) + " blocks";
+      return nullptr;
+    }
+    loaded->kernels_.push_back(std::move(kernel));
+  }
+  return loaded;
+}
+
+bool LoadedTactic::is_current() const {
+  cuda::Context context = nullptr;
+  return !gpu_.driver->cuCtxGetCurrent(&context) && context == gpu_.context;
+}
+
+std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, void* y,
+                                 void* workspace, cuda::Stream stream) const {
+  union Value {
+    void const* address;
+    std::int32_t number;
+  };
+  Value values[kMostArguments];
+  void* addresses[kMostArguments];
+  for (std::size_t index = 0; index < kernels_.size(); ++index) {
+    auto const& launch = tactic_.launches[index];
+    for (std::size_t at = 0; at < launch.arguments.size(); ++at) {
+      auto const& argument = launch.arguments[at];
+      switch (argument.kind) {
+        case Argument::Kind::kInput: values[at].address = inputs[argument.value]; break;
+        case Argument::Kind::kOutput: values[at].address = y; break;
+        case Argument::Kind::kBuffer:
+          values[at].address =
+              static_cast<char*>(workspace) + tactic_.offset(argument.value, batch);
+          break;
+        case Argument::Kind::kNumber: values[at].number = argument.value; break;
+      }
+      addresses[at] = &values[at];
+    }
+    auto const blocks = static_cast<unsigned>(launch.blocks_per_image * batch);
+    int const result = gpu_.driver->cuLaunchKernel(
+        kernels_[index]->function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1, 1,
+        static_cast<unsigned>(launch.shared_bytes), stream, addresses, nullptr);
+    if (result) return gpu_.driver->failure("cuLaunchKernel", result) + " for " + launch.entry;
+  }
+  return {};
+}
+
+}  // namespace cbam_deploy
