@@ -28,16 +28,6 @@ bool cluster_fits(cuda::Driver const& driver, cuda::Function function, Launch co
   return !driver.cuOccupancyMaxActiveClusters(&clusters, function, &config) && clusters > 0;
 }
 
-// Allows `function` what `launch` takes beyond the defaults. Returns what went wrong, if anything.
-std::string opt_in(cuda::Driver const& driver, cuda::Function function, Launch const& launch) {
-  int result = 0;
-  if (launch.shared_bytes > cuda::kDefaultSharedBytes)
-    result = driver.cuFuncSetAttribute(function, cuda::kMaxDynamicSharedBytes, launch.shared_bytes);
-  if (!result && launch.cluster > cuda::kPortableCluster)
-    result = driver.cuFuncSetAttribute(function, cuda::kNonPortableClusterSizeAllowed, 1);
-  return result ? driver.failure("cuFuncSetAttribute", result) : std::string();
-}
-
 }  // namespace
 
 std::optional<Gpu> Gpu::current(std::string& fault) {
@@ -87,13 +77,21 @@ Format const* Gate::format(Gpu const& gpu, std::int32_t type, std::int32_t layou
   return format;
 }
 
-std::shared_ptr<LoadedTactic const> LoadedTactic::load(Gate const& gate, Gpu const& gpu,
-                                                       Tactic const& tactic, std::string& fault) {
-  std::shared_ptr<LoadedTactic> loaded(new LoadedTactic(gpu, tactic));
+std::shared_ptr<LoadedTactic const> Gate::load(Gpu const& gpu, Tactic const& tactic,
+                                               std::string& fault) const {
+  std::lock_guard const lock(mutex_);
+  auto& loaded = loaded_[{gpu.context, &tactic}];
+  if (!loaded) loaded = load_anew(gpu, tactic, fault);
+  return loaded;
+}
+
+std::shared_ptr<LoadedTactic const> Gate::load_anew(Gpu const& gpu, Tactic const& tactic,
+                                                    std::string& fault) const {
+  auto loaded = std::make_shared<LoadedTactic>(gpu, tactic);
   for (auto const& launch : tactic.launches) {
-    auto const* const image = gate.program.image(launch.entry, gpu.capability);
+    auto const* const image = program.image(launch.entry, gpu.capability);
     if (!image) {
-      fault = "kernels for " + gate.program.target_names() + " do not run on this GPU, " +
+      fault = "kernels for " + program.target_names() + " do not run on this GPU, " +
               sm(gpu.capability) + "; lower again with --target " + sm(gpu.capability);
       return nullptr;
     }
@@ -103,7 +101,7 @@ std::shared_ptr<LoadedTactic const> LoadedTactic::load(Gate const& gate, Gpu con
               "; lower again with --target " + sm(gpu.capability);
       return nullptr;
     }
-    auto const bytes = gate.images.find(*image);
+    auto const bytes = images.find(*image);
     if (!bytes) {
       fault = "the kernel " + launch.entry +
               " lies in another gate of the same network, which is not here; lower this file anew";
@@ -111,21 +109,21 @@ std::shared_ptr<LoadedTactic const> LoadedTactic::load(Gate const& gate, Gpu con
     }
     auto kernel = cbam_deploy::load(*gpu.driver, gpu.context, *image, bytes, fault);
     if (!kernel) return nullptr;
-    fault = opt_in(*gpu.driver, kernel->function, launch);
+    fault = kernel->allow(launch.shared_bytes, launch.cluster);
     if (!fault.empty()) return nullptr;
     if (!cluster_fits(*gpu.driver, kernel->function, launch)) {
       fault = "this GPU, or the part of it that is given, has no room for clusters of " +
               std::to_string(launch.cluster) + " blocks";
       return nullptr;
     }
-    loaded->kernels_.push_back(std::move(kernel));
+    loaded->kernels.push_back(std::move(kernel));
   }
   return loaded;
 }
 
 bool LoadedTactic::is_current() const {
   cuda::Context context = nullptr;
-  return !gpu_.driver->cuCtxGetCurrent(&context) && context == gpu_.context;
+  return !gpu.driver->cuCtxGetCurrent(&context) && context == gpu.context;
 }
 
 std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, void* y,
@@ -134,10 +132,12 @@ std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, 
     void const* address;
     std::int32_t number;
   };
+  if (batch < 0 || batch > tactic.largest_batch())
+    return "a batch of " + std::to_string(batch) + " images needs a larger grid than there is";
   Value values[kMostArguments];
   void* addresses[kMostArguments];
-  for (std::size_t index = 0; index < kernels_.size(); ++index) {
-    auto const& launch = tactic_.launches[index];
+  for (std::size_t index = 0; index < kernels.size(); ++index) {
+    auto const& launch = tactic.launches[index];
     for (std::size_t at = 0; at < launch.arguments.size(); ++at) {
       auto const& argument = launch.arguments[at];
       switch (argument.kind) {
@@ -145,17 +145,17 @@ std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, 
         case Argument::Kind::kOutput: values[at].address = y; break;
         case Argument::Kind::kBuffer:
           values[at].address =
-              static_cast<char*>(workspace) + tactic_.offset(argument.value, batch);
+              static_cast<char*>(workspace) + tactic.offset(argument.value, batch);
           break;
         case Argument::Kind::kNumber: values[at].number = argument.value; break;
       }
       addresses[at] = &values[at];
     }
     auto const blocks = static_cast<unsigned>(launch.blocks_per_image * batch);
-    int const result = gpu_.driver->cuLaunchKernel(
-        kernels_[index]->function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1, 1,
+    int const result = gpu.driver->cuLaunchKernel(
+        kernels[index]->function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1, 1,
         static_cast<unsigned>(launch.shared_bytes), stream, addresses, nullptr);
-    if (result) return gpu_.driver->failure("cuLaunchKernel", result) + " for " + launch.entry;
+    if (result) return gpu.driver->failure("cuLaunchKernel", result) + " for " + launch.entry;
   }
   return {};
 }

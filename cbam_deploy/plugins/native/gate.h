@@ -1,9 +1,12 @@
 // One fused gate on GPUs: which of its launches suit the current one, and carrying them out.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "driver.h"
@@ -21,6 +24,22 @@ struct Gpu {
   static std::optional<Gpu> current(std::string& fault);
 };
 
+// One tactic's kernels, loaded into one context.
+struct LoadedTactic {
+  Gpu gpu;
+  Tactic const& tactic;  // of the gate's program
+  std::vector<std::shared_ptr<Kernel const>> kernels;
+
+  LoadedTactic(Gpu const& on, Tactic const& of) : gpu(on), tactic(of) {}
+
+  // Whether the calling thread's context is the one it was loaded into.
+  bool is_current() const;
+
+  // Enqueues the kernels for `batch` images. Returns what went wrong, or an empty string.
+  std::string launch(std::int64_t batch, void const* const* inputs, void* y, void* workspace,
+                     cuda::Stream stream) const;
+};
+
 // A gate's launch program and its images; what a plugin and its clones have in common.
 struct Gate {
   std::string node;  // its name in the network
@@ -33,30 +52,19 @@ struct Gate {
   // The format of the maps for this GPU; null, and why in `fault`, where there is none.
   Format const* format(Gpu const& gpu, std::int32_t type, std::int32_t layout,
                        std::string& fault) const;
-};
 
-// One tactic's kernels, loaded into one context.
-class LoadedTactic {
- public:
-  // Null, and why in `fault`, where this GPU cannot launch it: no image, too little shared memory,
-  // or no room for its clusters.
-  static std::shared_ptr<LoadedTactic const> load(Gate const& gate, Gpu const& gpu,
-                                                  Tactic const& tactic, std::string& fault);
-
-  cuda::Context context() const { return gpu_.context; }
-  std::int32_t number() const { return tactic_.number; }
-  bool is_current() const;
-
-  // Enqueues the kernels for `batch` images. Returns what went wrong, or an empty string.
-  std::string launch(std::int64_t batch, void const* const* inputs, void* y, void* workspace,
-                     cuda::Stream stream) const;
+  // `tactic` in the current context; null, and why in `fault`, where this GPU cannot launch it: no
+  // image, too little shared memory, or no room for its clusters. Callable from several threads.
+  std::shared_ptr<LoadedTactic const> load(Gpu const& gpu, Tactic const& tactic,
+                                           std::string& fault) const;
 
  private:
-  LoadedTactic(Gpu const& gpu, Tactic const& tactic) : gpu_(gpu), tactic_(tactic) {}
+  std::shared_ptr<LoadedTactic const> load_anew(Gpu const& gpu, Tactic const& tactic,
+                                                std::string& fault) const;
 
-  Gpu const gpu_;
-  Tactic const& tactic_;  // of the gate's program
-  std::vector<std::shared_ptr<Kernel const>> kernels_;
+  mutable std::mutex mutex_;
+  mutable std::map<std::pair<cuda::Context, Tactic const*>, std::shared_ptr<LoadedTactic const>>
+      loaded_;
 };
 
 }  // namespace cbam_deploy

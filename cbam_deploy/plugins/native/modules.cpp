@@ -1,6 +1,5 @@
 #include "modules.h"
 
-#include <mutex>
 #include <utility>
 
 namespace cbam_deploy {
@@ -73,6 +72,18 @@ Kernel::~Kernel() {
   driver_.cuModuleUnload(module_);
   cuda::Context popped;
   driver_.cuCtxPopCurrent_v2(&popped);
+}
+
+std::string Kernel::allow(std::int32_t shared_bytes, std::int32_t cluster) const {
+  std::lock_guard const lock(mutex_);
+  int result = 0;
+  if (shared_bytes > shared_bytes_) {
+    result = driver_.cuFuncSetAttribute(function, cuda::kMaxDynamicSharedBytes, shared_bytes);
+    if (!result) shared_bytes_ = shared_bytes;
+  }
+  if (!result && cluster > cuda::kPortableCluster)
+    result = driver_.cuFuncSetAttribute(function, cuda::kNonPortableClusterSizeAllowed, 1);
+  return result ? driver_.failure("cuFuncSetAttribute", result) : std::string();
 }
 
 std::shared_ptr<Kernel const> load(cuda::Driver const& driver, cuda::Context context,

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -38,12 +39,18 @@ class Kernel {
   Kernel& operator=(Kernel const&) = delete;
   ~Kernel();
 
+  // Allows launches with so many bytes of dynamic shared memory in clusters of so many blocks.
+  // Returns what the driver says against it, or an empty string. Callable from several threads.
+  std::string allow(std::int32_t shared_bytes, std::int32_t cluster) const;
+
   cuda::Function function = nullptr;
 
  private:
   cuda::Driver const& driver_;
   cuda::Context const context_;
   cuda::Module const module_;
+  mutable std::mutex mutex_;
+  mutable std::int32_t shared_bytes_ = cuda::kDefaultSharedBytes;  // the most that was allowed
 };
 
 // `entry` of `image` in the current context `context`; null, and why in `fault`, where it does not

@@ -123,8 +123,12 @@ class FusedGate final : public IPluginV3,
                                DynamicPluginTensorDesc const*,
                                std::int32_t nbOutputs) noexcept override {
     if (!counts(nbInputs, nbOutputs)) return kFailed;
-    choose(in[0].desc);
-    return kDone;
+    return guarded(gate_->node, kFailed, [&] {
+      choose(in[0].desc);
+      std::string unsaid;  // a builder without a GPU finds no tactics, and is told why then
+      if (auto const gpu = Gpu::current(unsaid)) capability_ = gpu->capability;
+      return kDone;
+    });
   }
 
   std::int32_t getNbTactics() noexcept override {
@@ -142,7 +146,7 @@ class FusedGate final : public IPluginV3,
     });
   }
 
-  // Enough for whatever of this program an engine may launch: of another GPU's launches, any.
+  // Enough for whatever an engine may launch, also on another GPU than it is built on.
   std::size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, std::int32_t nbInputs,
                                DynamicPluginTensorDesc const*,
                                std::int32_t nbOutputs) const noexcept override {
@@ -152,7 +156,7 @@ class FusedGate final : public IPluginV3,
     for (auto const& target : gate_->program.targets)
       if (auto const* const format = target.find(type_, layout_))
         for (auto const& tactic : format->tactics)
-          if (serialized(target, tactic) && batch > 0 && batch <= tactic.largest_batch())
+          if (batch > 0 && batch <= tactic.largest_batch())
             bytes = std::max(bytes, tactic.workspace(batch));
     return bytes;
   }
@@ -175,7 +179,10 @@ class FusedGate final : public IPluginV3,
         return failed("lowered for maps of " + shape(sizes, 3) + ", given " +
                       shape(dims.d, std::clamp(dims.nbDims, 0, 8)));
       choose(in[0]);
-      return prepare() ? kDone : kFailed;
+      if (!prepare()) return kFailed;
+      if (dims.d[0] < 0 || dims.d[0] > loaded_->tactic.largest_batch())
+        return failed("a batch of " + std::to_string(dims.d[0]) + " images cannot be launched");
+      return kDone;
     });
   }
 
@@ -246,14 +253,10 @@ class FusedGate final : public IPluginV3,
     std::vector<std::int32_t> numbers;
     std::string fault;
     if (auto const gpu = Gpu::current(fault)) {
-      capability_ = gpu->capability;
       std::string unknown;  // every format is asked for, also those that no gate has
       if (auto const* const format = gate_->format(*gpu, type, layout, unknown)) {
         for (auto const& tactic : format->tactics)
-          if (auto loaded = LoadedTactic::load(*gate_, *gpu, tactic, fault)) {
-            numbers.push_back(tactic.number);
-            tried_.push_back(std::move(loaded));
-          }
+          if (gate_->load(*gpu, tactic, fault)) numbers.push_back(tactic.number);
       } else if (!gate_->program.target(gpu->capability)) {
         fault = unknown;
       }
@@ -271,11 +274,10 @@ class FusedGate final : public IPluginV3,
     auto const gpu = Gpu::current(fault);
     auto const* const format = gpu ? gate_->format(*gpu, type_, layout_, fault) : nullptr;
     if (!format) return failed(fault), false;
-    capability_ = gpu->capability;
     if (auto const* const tactic = format->find(tactic_))
-      loaded_ = LoadedTactic::load(*gate_, *gpu, *tactic, fault);
+      loaded_ = gate_->load(*gpu, *tactic, fault);
     for (auto one = format->tactics.begin(); !loaded_ && one != format->tactics.end(); ++one)
-      loaded_ = LoadedTactic::load(*gate_, *gpu, *one, fault);
+      loaded_ = gate_->load(*gpu, *one, fault);
     if (!loaded_) failed(fault);
     return loaded_ != nullptr;
   }
@@ -316,9 +318,8 @@ class FusedGate final : public IPluginV3,
   std::shared_ptr<Gate const> const gate_;
   std::int32_t type_ = -1, layout_ = -1;  // of the maps; -1 before TensorRT has chosen
   std::int32_t tactic_ = 0;               // its number; 0 before TensorRT has chosen
-  int capability_ = 0;                    // of the GPU it was built or prepared on
+  int capability_ = 0;                    // of the GPU that an engine is built on
   std::shared_ptr<LoadedTactic const> loaded_;
-  std::vector<std::shared_ptr<LoadedTactic const>> tried_;  // so that each loads once in a build
   std::string said_;
   std::string text_;
   std::vector<char> images_;

@@ -4,16 +4,20 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 namespace cbam_deploy::tensorrt {
 namespace {
+
+constexpr char const* kLibraries[] = {"libnvinfer.so.11", "libnvinfer.so.10"};
 
 std::atomic<bool> registered{false};
 
 // A function of the libnvinfer that is in the process. Its name is asked for too: a library that
 // was loaded with RTLD_LOCAL is not seen otherwise.
 void* find(char const* name) {
-  for (char const* library : {"libnvinfer.so.11", "libnvinfer.so.10"})
+  for (char const* library : kLibraries)
     if (void* const handle = dlopen(library, RTLD_NOW | RTLD_NOLOAD)) {
       void* const function = dlsym(handle, name);
       dlclose(handle);  // one count of several: it stays
@@ -30,6 +34,13 @@ Places const* places() {
     case 11: return &kPlaces11;
     default: return nullptr;
   }
+}
+
+bool is_preloaded() {
+  Dl_info self{};
+  char const* const preloaded = std::getenv("LD_PRELOAD");
+  return preloaded && dladdr(reinterpret_cast<void*>(&is_preloaded), &self) && self.dli_fname &&
+         std::strstr(preloaded, self.dli_fname);
 }
 
 void* object(char const* function) {
@@ -49,6 +60,9 @@ void log(Severity severity, std::string const& text) noexcept {
 }
 
 void register_creator(nvinfer1::IPluginCreatorV3One& creator) noexcept {
+  if (!places() && is_preloaded())
+    for (char const* library : kLibraries)
+      if (dlopen(library, RTLD_NOW)) break;
   auto const* const known = places();
   void* const registry = known ? object("getPluginRegistry") : nullptr;
   if (!registry) return;

@@ -11,7 +11,8 @@ namespace cbam_deploy::tensorrt {
 void log(Severity severity, std::string const& text) noexcept;
 
 // Makes `creator` known to TensorRT's registry, if a TensorRT of a known version is in the process
-// and its registry has none of this name.
+// and its registry has none of this name. Where LD_PRELOAD names this library, nothing else is in
+// the process yet, and TensorRT is loaded, as it would be for a library that links it.
 void register_creator(nvinfer1::IPluginCreatorV3One& creator) noexcept;
 
 // Takes that back; nothing where `register_creator` did nothing.
