@@ -6,8 +6,10 @@ from .explain import gradcam as gradcam
 from .exporters import export_onnx as export_onnx
 from .exporters import fuse as fuse
 from .exporters import inline as inline
+from .exporters import lower as lower
 from .inspection import inspect as inspect
 from .models import load_model as load_model
+from .plugins.native_library import build_plugin as build_plugin
 from .plugins.torch_gate import create_model as create_model
 from .runtimes import open_runtime as open_runtime
 from .studies import ablation as ablation

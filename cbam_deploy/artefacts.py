@@ -115,22 +115,22 @@ def open_artefact(artefact: str | Path) -> OnnxFile | Engine:
     return open_engine(path) if artefact_kind(path) == "engine" else open_onnx(path)
 
 
-def open_onnx(path: Path, *, sound: bool = True) -> OnnxFile:
+def open_onnx(path: Path, *, to_run: bool = True) -> OnnxFile:
     """Open an ONNX file of any name.
 
     Args:
         path: the file.
-        sound: refuse weights that are no numbers.
+        to_run: refuse weights that are no numbers, and gates that only TensorRT's builder runs.
 
     Raises:
-        BadInput: the file is missing, malformed or not sound.
+        BadInput: the file is missing, malformed or refused.
     """
     from cbam_deploy.graphs.onnx_file import read_model, read_provenance
     from cbam_deploy.graphs.signature import graph_precision, specs_of
     from cbam_deploy.graphs.weights import check_weights
 
-    model = read_model(path)
-    if sound:
+    model = read_model(path, lowered=not to_run)
+    if to_run:
         check_weights(model, path)
     provenance = read_provenance(model)
     inputs = specs_of(model.graph.inputs)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
-from cbam_deploy.gates.operators import DOMAIN, operator_of
+from cbam_deploy.gates.operators import DOMAIN, is_lowered, operator_named
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance, file_sha256
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from cbam_deploy.engines.manifest import Manifest
+    from cbam_deploy.plugins.launch_program import LaunchProgram
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class GateFacts:
         reduction: r.
         kernel_size: k of the spatial convolution; None also for a gate without one.
         lowering: what runs in its place: its ``function`` body in an ONNX file (``none`` without
-            one, ``other function`` for a body that is not this version's), ``native`` layers, the
-            ``plugin`` or the ``staged plugin`` in an engine.
+            one, ``other function`` for a body that is not this version's), ``native`` layers or the
+            ``plugin`` in an engine; the ``plugin`` in a lowered file.
     """
 
     node: str
@@ -50,6 +51,25 @@ class GateFacts:
     reduction: int | None
     kernel_size: int | None
     lowering: str
+
+
+@dataclass(frozen=True)
+class ProgramFacts:
+    """The launch program of a gate that was lowered to the plugin.
+
+    Attributes:
+        node: name of the node.
+        target: compute capability that it plans for, such as ``sm_87``.
+        formats: type and TensorRT's layout of the maps, the preferred one first.
+        tactics: that TensorRT may choose from, for all formats.
+        image_bytes: size of the kernel images for all targets.
+    """
+
+    node: str
+    target: str
+    formats: tuple[str, ...]
+    tactics: int
+    image_bytes: int
 
 
 @dataclass(frozen=True)
@@ -77,8 +97,9 @@ class Inspection(Result):
         opsets: version by domain; empty for an engine.
         operators: number of nodes by operator; empty for an engine.
         manifest: of an engine.
+        programs: of gates lowered to the plugin, one for each target.
         float_feature_maps: feature maps of a quantized network that travel through memory as float
-            (`exporters.int8.feature_maps`); None for other networks and for engines.
+            (`exporters.int8.feature_maps`); None for other networks, lowered ones and engines.
         checks: what was compared.
     """
 
@@ -96,6 +117,7 @@ class Inspection(Result):
     opsets: dict[str, int] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
     manifest: Manifest | None = None
+    programs: tuple[ProgramFacts, ...] = ()
     float_feature_maps: tuple[str, ...] | None = None
     checks: tuple[Check, ...]
 
@@ -125,6 +147,17 @@ class Inspection(Result):
             ),
             text_columns=3,
         )
+        programs = Table(
+            columns=("lowered gate", "formats", "for", "tactics", "kernels"),
+            rows=tuple(
+                (
+                    *(one.node, ", ".join(one.formats), one.target),
+                    *(str(one.tactics), size(one.image_bytes)),
+                )
+                for one in self.programs
+            ),
+            text_columns=3,
+        )
         checks = Table(
             columns=("", ""),
             rows=tuple(
@@ -135,7 +168,7 @@ class Inspection(Result):
             emphasized=tuple(i for i, check in enumerate(self.checks) if not check.passed),
         )
         facts = Table.facts(self._facts())
-        tables = tuple(table for table in (facts, gates, checks) if table.rows)
+        tables = tuple(table for table in (facts, gates, programs, checks) if table.rows)
         return (Section(self.title, passed=self.passed if self.checks else None, tables=tables),)
 
     def _facts(self) -> Iterator[tuple[str, str]]:
@@ -170,7 +203,7 @@ def inspect(artefact: str | Path) -> Inspection:
     """
     path = Path(artefact)
     if artefact_kind(path) == "onnx":
-        return _inspect_onnx(open_onnx(path, sound=False))
+        return _inspect_onnx(open_onnx(path, to_run=False))
     return _inspect_engine(open_engine(path))
 
 
@@ -178,10 +211,12 @@ def _inspect_onnx(artefact: OnnxFile) -> Inspection:
     from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
     from cbam_deploy.graphs.signature import graph_precision
     from cbam_deploy.graphs.weights import weight_faults
+    from cbam_deploy.plugins.lowering import programs
 
     path, model, provenance = artefact.path, artefact.model, artefact.provenance
     precision = graph_precision(model)
-    gates = _graph_gates(model)
+    lowered = programs(model)
+    gates = _graph_gates(model, lowered)
     counted = Counter(_operator(node) for node in model.graph)
     return Inspection(
         artefact=str(path),
@@ -194,7 +229,10 @@ def _inspect_onnx(artefact: OnnxFile) -> Inspection:
         provenance=provenance,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         operators=dict(counted.most_common()),
-        float_feature_maps=float_feature_maps(model) if precision == "int8" else None,
+        programs=tuple(facts for name in lowered for facts in _program_facts(name, lowered[name])),
+        float_feature_maps=(
+            float_feature_maps(model) if precision == "int8" and not lowered else None
+        ),
         checks=(
             *(() if provenance is None else _recorded_checks(provenance, gates, precision)),
             *(
@@ -236,10 +274,22 @@ def _inspect_engine(artefact: Engine) -> Inspection:
 def _source_gates(path: Path) -> tuple[GateFacts, ...]:
     from cbam_deploy.graphs.onnx_file import read_model
 
-    return _graph_gates(read_model(path))
+    return _graph_gates(read_model(path), {})
 
 
-def _graph_gates(model: ir.Model) -> tuple[GateFacts, ...]:
+def _program_facts(node: str, program: LaunchProgram) -> Iterator[ProgramFacts]:
+    for target in program.targets:
+        yield ProgramFacts(
+            node=node,
+            target=f"sm_{target.capability}",
+            formats=tuple(f"{form.dtype} {form.layout}" for form in target.formats),
+            tactics=sum(len(form.tactics) for form in target.formats),
+            image_bytes=sum(image.bytes for image in program.images),
+        )
+
+
+def _graph_gates(model: ir.Model, lowered: dict[str, LaunchProgram]) -> tuple[GateFacts, ...]:
+    """The gates of a graph; `lowered` are the programs of those that became plugin nodes."""
     from cbam_deploy.graphs.gate_functions import foreign_operators
 
     foreign = foreign_operators(model)
@@ -248,20 +298,33 @@ def _graph_gates(model: ir.Model) -> tuple[GateFacts, ...]:
         for key in model.functions
         if key[0] == DOMAIN
     }
-    nodes = (node for node in model.graph if node.domain == DOMAIN)
-    return tuple(_gate(node, bodies.get(node.op_identifier(), "none")) for node in nodes)
+    return tuple(
+        _lowered_gate(node, lowered[_name(node)])
+        if is_lowered(node)
+        else _gate(node, node.op_type, bodies.get(node.op_identifier(), "none"))
+        for node in model.graph
+        if node.domain == DOMAIN or is_lowered(node)
+    )
 
 
-def _gate(node: ir.Node, lowering: str) -> GateFacts:
+def _lowered_gate(node: ir.Node, program: LaunchProgram) -> GateFacts:
+    return replace(_gate(node, program.operator, "plugin"), channels=program.sizes[0])
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
+
+
+def _gate(node: ir.Node, op: str, lowering: str) -> GateFacts:
     """Sizes follow from the shapes of W0 [C/r, C] and of WS [1, d, k, k]."""
     from cbam_deploy.graphs.gate_functions import channels_of
 
-    operator = operator_of(node)
+    operator = operator_named(op)
     inputs = operator.by_name(node.inputs) if operator else {}
     down, spatial = _shape(inputs.get("W0")), _shape(inputs.get("WS"))
     return GateFacts(
-        node=node.name or node.outputs[0].name or "",
-        op=node.op_type,
+        node=_name(node),
+        op=op,
         channels=channels_of(node),
         reduction=down[1] // down[0] if down else None,
         kernel_size=spatial[-1] if spatial else None,
@@ -311,5 +374,8 @@ def _engine_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, shapes in manifest.profile.items():
         ends = " ".join(f"{end} {list(getattr(shapes, end))}" for end in ("min", "opt", "max"))
         yield "profile", f"{name} {ends}"
+    if manifest.plugin is not None:
+        held = "in the engine" if manifest.plugin.embedded else "to be loaded beside the engine"
+        yield "plugin", f"{held}, sha256 {manifest.plugin.sha256}"
     yield "built from", f"{manifest.onnx}, sha256 {manifest.onnx_sha256}"
     yield "built in", f"{duration(manifest.build_seconds)} by: {manifest.command}"

@@ -81,6 +81,23 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class Lowering:
+    """What a file was lowered from, and for what.
+
+    Attributes:
+        source: name of the file that runs elsewhere too.
+        source_sha256: its hash.
+        targets: compute capabilities that there are kernels for, such as ``sm_87``.
+        tensorrt: version of TensorRT from which on it is to be built, such as ``10.3``.
+    """
+
+    source: str
+    source_sha256: str
+    targets: tuple[str, ...]
+    tensorrt: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """The history of one artefact.
 
@@ -95,6 +112,7 @@ class Provenance:
             FP16's range check; empty where there was no calibration.
         tolerance: error over the largest output that a person allowed between the file and PyTorch
             when it was exported; None where the usual bound held.
+        lowered: for a file whose gates are nodes of TensorRT's plugin, what it was made of.
         versions: versions of the packages that made it.
     """
 
@@ -106,6 +124,7 @@ class Provenance:
     gates: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     tolerance: float | None = None
+    lowered: Lowering | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -160,8 +179,14 @@ class Provenance:
             ("weights sha256", model.weights_sha256 or ""),
             ("preprocessing", "" if pictures is None else _described(pictures)),
             ("tolerance at export", tolerance),
+            ("lowered from", self.lowered.source if self.lowered else ""),
+            ("for", _built_by(self.lowered) if self.lowered else ""),
             ("made with", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
         ]
+
+
+def _built_by(lowered: Lowering) -> str:
+    return f"{', '.join(lowered.targets)}, TensorRT {lowered.tensorrt} and later"
 
 
 def _described(pictures: Preprocessing) -> str:

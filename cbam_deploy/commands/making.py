@@ -40,6 +40,7 @@ from cbam_deploy.commands.options import (
 
 # What `train` writes: the names of training/run_folder.py, which this module must not load.
 RUN_FILES = ("best.safetensors", "last.pt", "history.json")
+LIBRARY = "libcbam_deploy_plugin.so"  # plugins/native_library.py likewise
 
 SHAPES = "Shapes"
 BUILDER = "Builder"
@@ -151,6 +152,12 @@ class BuilderOptions:
         count(1, BATCHES, "Largest batch [default: 64].", SHAPES),
     ] = None
     gate: Annotated[Literal["auto", "plugin", "native"], option("How gates are lowered.")] = "auto"
+    embed_plugin: Annotated[
+        bool,
+        option(
+            "Put the plugin library into the engine.", BUILDER, "--embed-plugin/--no-embed-plugin"
+        ),
+    ] = True
     timing_cache: Annotated[
         Path | None, file_option("Tactic timings to reuse.", updated, panel=BUILDER)
     ] = None
@@ -197,6 +204,36 @@ def build_engine(
     return cbam_deploy.build_engine(
         source, output, **vars(builder), sizes=tuple(size or ()), targets=tuple(target or ())
     )
+
+
+def lower(
+    source: OnnxIn,
+    output: Output,
+    target: Annotated[
+        list[str],
+        option("Compute capability such as sm_87 (Jetson Orin); repeat for several."),
+    ],
+    tensorrt: Annotated[
+        str, option("TensorRT that builds the engine.", metavar="VERSION")
+    ] = "10.3",
+    batch: Annotated[int, count(1, BATCHES, "Batch to be fastest at.")] = 8,
+) -> Any:
+    """Write gates as nodes of a TensorRT plugin, for trtexec, Triton, DeepStream."""
+    return cbam_deploy.lower(source, output, targets=target, tensorrt=tensorrt, batch=batch)
+
+
+def build_plugin(
+    output: Annotated[
+        Path | None,
+        output("Folder to write to [default: one in the user's cache].", written_in(LIBRARY), "/"),
+    ] = None,
+    arch: Annotated[
+        Literal["x86_64", "aarch64"] | None,
+        option("Processors that it is for [default: this machine's]."),
+    ] = None,
+) -> Any:
+    """Compile the TensorRT plugin library."""
+    return cbam_deploy.build_plugin(output, arch=arch)
 
 
 @dataclass(frozen=True)
@@ -262,4 +299,4 @@ def demo(
     return cbam_deploy.demo(output, seed=seed)
 
 
-COMMANDS = (export, fuse, inline, convert, build_engine, train, demo)
+COMMANDS = (export, fuse, inline, convert, lower, build_plugin, build_engine, train, demo)

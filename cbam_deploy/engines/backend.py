@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cbam_deploy.errors import BadInput, MissingCapability, installation_of
@@ -32,6 +33,7 @@ _INSTALL = {
     TENSORRT_RTX: installation_of("rtx"),
 }
 _log = logging.getLogger(__name__)
+_loaded: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,22 @@ def load_backend(runtime: str) -> Backend:
     config.USE_TENSORRT_RTX = wants_rtx
     backend = importlib.import_module("polygraphy.backend.trt")
     return Backend(runtime, trt.__version__, trt, backend)
+
+
+def load_plugins(backend: Backend, library: Path) -> None:
+    """Make the plugins in `library` known to TensorRT, once for this process.
+
+    Raises:
+        MissingCapability: TensorRT cannot load it.
+    """
+    if library in _loaded:
+        return
+    if backend.trt.get_plugin_registry().load_library(str(library)) is None:
+        raise MissingCapability(
+            f"{backend.title} cannot load the plugin library {library}",
+            "build it again with cbam-deploy build-plugin",
+        )
+    _loaded.add(library)
 
 
 def installed_version(runtime: str) -> str | None:

@@ -27,8 +27,15 @@ from cbam_deploy.engines.backend import (
     captured_log,
     choose_runtime,
     load_backend,
+    load_plugins,
 )
-from cbam_deploy.engines.manifest import Manifest, ShapeRange, dumps, manifest_path
+from cbam_deploy.engines.manifest import (
+    Manifest,
+    PluginRecord,
+    ShapeRange,
+    dumps,
+    manifest_path,
+)
 from cbam_deploy.engines.options import (
     BuildOptions,
     check_options,
@@ -126,6 +133,7 @@ def build_engine(
     sizes: Sequence[str] = (),
     targets: Sequence[str] = (),
     gate: str = "auto",
+    embed_plugin: bool = True,
     timing_cache: str | Path | None = None,
     optimization_level: int | None = None,
     workspace_mib: int | None = None,
@@ -148,6 +156,8 @@ def build_engine(
             given makes its portable engine, for GPUs of compute capability 8.0 and later.
         gate: how gate nodes are lowered: from their function body (``native``), by the plugin
             (``plugin``, TensorRT only), or by the plugin where there is one (``auto``).
+        embed_plugin: put the plugin library into the engine, which then runs where nothing of this
+            package is installed (TensorRT only).
         timing_cache: file of tactic timings to read, when it exists, and update (TensorRT only).
         optimization_level: 0 (quick build) to 5 (thorough search), 3 by default (TensorRT only).
         workspace_mib: limit of the scratch memory that layers may use, in MiB.
@@ -172,6 +182,7 @@ def build_engine(
         sizes=tuple(sizes),
         targets=tuple(dict.fromkeys(targets)),
         gate=gate,
+        embed_plugin=embed_plugin,
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
@@ -214,6 +225,9 @@ def build_engine(
             command=command_line(source.path, output, chosen, options),
             versions=package_versions("cbam-deploy", "polygraphy"),
             provenance=source.provenance,
+            plugin=(
+                PluginRecord(file_sha256(given.library), embed_plugin) if given.library else None
+            ),
         )
         manifest_file.write_text(dumps(manifest), encoding="utf-8")
     return BuildResult(
@@ -253,6 +267,8 @@ def _serialized_engine(
         monitor.interrupt_flag() as interrupted,
     ):
         step = "parse"
+        if given.library is not None:
+            load_plugins(backend, given.library)
         try:
             # Parsing from memory is quicker, but only with a path are other files found.
             if given.by_path:
@@ -265,6 +281,8 @@ def _serialized_engine(
             watch = monitor.progress_monitor(backend.trt, bar, interrupted)
             config = _config(backend, options, profile, capabilities, watch)(builder, network)
             config.clear_flag(backend.trt.BuilderFlag.TF32)
+            if given.library is not None and options.embed_plugin:
+                config.plugins_to_serialize = [str(given.library)]
             if options.timing_cache is not None:
                 load_timing_cache(config, options.timing_cache, log)
             plan = backend.polygraphy.engine_bytes_from_network((builder, network), config=config)

@@ -40,6 +40,19 @@ class ShapeRange:
 
 
 @dataclass(frozen=True)
+class PluginRecord:
+    """The plugin library that an engine's gates need.
+
+    Attributes:
+        sha256: hash of the library that it was built with.
+        embedded: whether the engine carries it; else it is loaded before the engine.
+    """
+
+    sha256: str
+    embedded: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything known about one engine.
 
@@ -56,13 +69,14 @@ class Manifest:
         outputs: the network outputs, likewise.
         profile: shapes the engine accepts, by input name.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        gates: how each gate node of the ONNX file was lowered: ``native`` (from its function body),
-            ``plugin`` (one kernel of ours) or ``staged plugin`` (three).
+        gates: how each gate node of the ONNX file was lowered: ``native`` (from its function body)
+            or ``plugin`` (kernels of ours).
         options: builder options that were given.
         build_seconds: time the builder took.
         command: the command line that builds this engine again.
         versions: versions of the packages that took part.
         provenance: the ONNX file's history, where it has one.
+        plugin: the library behind gates lowered to it; None where there are none.
     """
 
     engine_sha256: str
@@ -82,6 +96,7 @@ class Manifest:
     command: str
     versions: dict[str, str] = field(default_factory=dict)
     provenance: Provenance | None = None
+    plugin: PluginRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data, with the digest of its own content; `from_json` reads it back."""

@@ -23,10 +23,16 @@ LACKING = {
         "timing_cache": "it times nothing while building",
         "optimization_level": "it chooses kernels when the engine is loaded, not while building",
         "version_compatible": "it has no lean runtime",
+        "embed_plugin": "it has no plugins",
     },
 }
 # Of options that are not called as they are in Python.
-_FLAGS = {"sizes": "--size", "targets": "--target", "workspace_mib": "--workspace"}
+_FLAGS = {
+    "sizes": "--size",
+    "targets": "--target",
+    "workspace_mib": "--workspace",
+    "embed_plugin": "--no-embed-plugin",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class BuildOptions:
     sizes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     gate: str = "auto"
+    embed_plugin: bool = True
     timing_cache: Path | None = None
     optimization_level: int | None = None
     workspace_mib: int | None = None
@@ -125,7 +132,7 @@ def command_line(onnx: Path, output: Path, runtime: str, options: BuildOptions) 
     for name in filter(options.has, (field.name for field in fields(options))):
         value = getattr(options, name)
         for one in value if isinstance(value, tuple) else (value,):
-            words += [_flag(name)] if one is True else [_flag(name), str(one)]
+            words += [_flag(name)] if isinstance(one, bool) else [_flag(name), str(one)]
     return shlex.join(words)
 
 

@@ -38,8 +38,12 @@ from cbam_deploy.gates.description import (
 )
 
 DOMAIN = "cbam_deploy"
-"""Of the operators in ONNX, of the plugins in TensorRT, of the operators in ``torch.ops``."""
+"""Of the operators in ONNX, of the plugin in TensorRT, of the operators in ``torch.ops``."""
 VERSION = 1
+PLUGIN = "FusedGate"
+"""The plugin that computes gates in TensorRT, and the operator of nodes that were lowered to it."""
+PLUGIN_DOMAIN = "trt.plugins"
+"""Of these nodes: ONNX Runtime's TensorRT provider knows plugins by it."""
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 """What every gate node carries, by which TensorRT finds a plugin."""
 
@@ -233,6 +237,11 @@ class Node(Protocol):
 def operator_of(node: Node) -> GateOperator | None:
     """The operator of a gate's node; None of any other node."""
     return operator_named(node.op_type) if node.domain == DOMAIN else None
+
+
+def is_lowered(node: Node) -> bool:
+    """Whether a node is a gate that was lowered to TensorRT's plugin."""
+    return (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN)
 
 
 def operator_for(

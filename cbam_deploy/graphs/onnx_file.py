@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput, in_one_line
+from cbam_deploy.gates.operators import is_lowered
 from cbam_deploy.graphs.external_data import (
     check_external_data,
     external_tensors,
@@ -31,15 +32,20 @@ _PATH = "cbam_deploy.path"  # Where a model was read from; like the next one, no
 _DATA_BESIDE = "cbam_deploy.data_beside"  # Whether any of its tensors lies in another file.
 
 
-def read_model(path: str | Path) -> ir.Model:
+def read_model(path: str | Path, *, lowered: bool = False) -> ir.Model:
     """Read and check an ONNX file; weights stay on disk until they are used.
 
     The model's inputs are what a caller must feed. Files of IR version 3 list their weights there
     too; later ones that do so let a caller feed others, which nobody here does.
 
+    Args:
+        path: the file.
+        lowered: take also one whose gates are nodes of TensorRT's plugin, which nothing but
+            TensorRT's builder runs.
+
     Raises:
         BadInput: the file is missing, a directory, no ONNX file, damaged, refused by the ONNX
-            checker, or has weights outside its folder, missing or cut off.
+            checker, or has weights outside its folder, missing or cut off; or it is lowered.
     """
     path = Path(path)
     proto = _parse(path)
@@ -57,7 +63,18 @@ def read_model(path: str | Path) -> ir.Model:
     map_links(model)
     model.meta[_PATH] = path
     model.meta[_DATA_BESIDE] = any(external_tensors(proto))
+    if not lowered and any(map(is_lowered, model.graph)):
+        raise _is_for_tensorrt(path, read_provenance(model))
     return model
+
+
+def _is_for_tensorrt(path: Path, provenance: Provenance | None) -> BadInput:
+    record = provenance.lowered if provenance else None
+    source = f"{record.source}, which it was lowered from" if record else "what it was lowered from"
+    return BadInput(
+        f"{path}: its gates are lowered to a plugin, which TensorRT's builder alone runs",
+        f"use {source}",
+    )
 
 
 def has_data_beside(model: ir.Model) -> bool:

@@ -39,21 +39,24 @@ class CompiledKernels:
         image: what ``cuModuleLoadData`` takes: a cubin, or PTX text.
         names: of the kernels in it.
         log: what the compiler said, with registers, spills and shared memory for machine code.
+        ptx: what the machine code was assembled from, or the image itself.
     """
 
     architecture: str
     image: bytes
     names: tuple[str, ...]
     log: str
+    ptx: bytes = b""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a file of the cache holds; the image in base64."""
+    """What a file of the cache holds; image and PTX in base64."""
 
     architecture: str
     image: str
-    image_sha256: str
+    ptx: str
+    sha256: str
     names: tuple[str, ...]
     log: str
 
@@ -85,8 +88,13 @@ def compile_kernels(kernels: Iterable[Kernel], architecture: str) -> CompiledKer
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept: ``$XDG_CACHE_HOME/cbam-deploy/kernels``."""
+    return user_cache() / "kernels"
+
+
+def user_cache() -> Path:
+    """Where this package keeps what it can make again: ``$XDG_CACHE_HOME/cbam-deploy``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cbam-deploy" / "kernels"
+    return Path(base) / "cbam-deploy"
 
 
 def _compile(
@@ -104,8 +112,9 @@ def _compile(
         log = _text(nvrtc, program, "ProgramLog").decode().strip("\0 \n")
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"the gate kernels do not compile for {architecture}:\n{log}")
-        image = _text(nvrtc, program, "CUBIN" if architecture.startswith("sm_") else "PTX")
-        return CompiledKernels(architecture, image, names, log)
+        ptx = _text(nvrtc, program, "PTX")
+        image = _text(nvrtc, program, "CUBIN") if architecture.startswith("sm_") else ptx
+        return CompiledKernels(architecture, image, names, log, ptx)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -139,18 +148,20 @@ def _read(file: Path) -> CompiledKernels | None:
     try:
         entry = read(_Entry, parse(file.read_bytes()))
         image = base64.b64decode(entry.image, validate=True)
+        ptx = base64.b64decode(entry.ptx, validate=True)
     except (OSError, ValueError):
         return None
-    if hashlib.sha256(image).hexdigest() != entry.image_sha256:
+    if hashlib.sha256(image + ptx).hexdigest() != entry.sha256:
         return None
-    return CompiledKernels(entry.architecture, image, entry.names, entry.log)
+    return CompiledKernels(entry.architecture, image, entry.names, entry.log, ptx)
 
 
 def _to_json(compiled: CompiledKernels) -> dict[str, Any]:
     return {
         **vars(compiled),
         "image": base64.b64encode(compiled.image).decode(),
-        "image_sha256": hashlib.sha256(compiled.image).hexdigest(),
+        "ptx": base64.b64encode(compiled.ptx).decode(),
+        "sha256": hashlib.sha256(compiled.image + compiled.ptx).hexdigest(),
     }
 
 

@@ -68,20 +68,41 @@ class DeviceLimits:
         return CLUSTER_SIZES[-1] if self.capability >= 90 else 1
 
 
-# CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability". The number of
-# multiprocessors is that of a common product: T4, A100, A10, L4, H100 and H200, B200, RTX PRO 6000.
+# CUDA C++ Programming Guide 13.0, "Memory Information per Compute Capability". The number of
+# multiprocessors is that of a common product: T4, A100, A10, Jetson AGX Orin, L4, H100 and H200,
+# B200, Jetson AGX Thor, RTX PRO 6000, DGX Spark.
 KNOWN_DEVICES: dict[int, DeviceLimits] = {
     capability: DeviceLimits(capability, multiprocessors, block * 1024, whole * 1024)
     for capability, multiprocessors, block, whole in (
         (75, 40, 64, 64),
         (80, 108, 163, 164),
         (86, 72, 99, 100),
+        (87, 16, 163, 164),
         (89, 58, 99, 100),
         (90, 132, 227, 228),
         (100, 148, 227, 228),
+        (110, 20, 227, 228),
         (120, 188, 99, 100),
+        (121, 48, 99, 100),
     )
 }
+
+
+def known_device(capability: int) -> DeviceLimits:
+    """The device of `KNOWN_DEVICES` whose launches a GPU of compute capability `capability` takes.
+
+    That is the closest earlier one where it is not among them.
+
+    Raises:
+        BadInput: the GPU is older than all of them.
+    """
+    earlier = [known for known in KNOWN_DEVICES if known <= capability]
+    if not earlier:
+        raise BadInput(
+            f"compute capability {capability // 10}.{capability % 10} is older than the kernels",
+            "use --gate native",
+        )
+    return KNOWN_DEVICES[max(earlier)]
 
 
 def plan(

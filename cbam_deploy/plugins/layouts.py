@@ -1,4 +1,7 @@
-"""How the maps that the kernels read and write lie in memory: ``cbam::Layout`` of ``tile.cuh``."""
+"""How the maps that the kernels read and write lie in memory: ``cbam::Layout`` of ``tile.cuh``.
+
+TensorRT has names of its own for it, and pads channels in some: `FORMATS`.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,22 @@ LAYOUTS: dict[LayoutName, Layout] = {
         Layout("chw32", block=32, dtypes=("int8",), alignment=4, run_rows=4),
     )
 }
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout by TensorRT's name (`TensorFormat`); it stores a multiple of `multiple` channels."""
+
+    name: str
+    layout: LayoutName
+    multiple: int = 1
+
+
+_LINEAR = Format("LINEAR", "nchw")
+FORMATS: dict[Dtype, tuple[Format, ...]] = {
+    "float32": (_LINEAR, Format("HWC", "nhwc")),
+    "float16": (Format("HWC8", "nhwc", 8), _LINEAR),
+    "bfloat16": (Format("HWC8", "nhwc", 8), _LINEAR),
+    "int8": (Format("CHW32", "chw32", 32), Format("HWC16", "nhwc", 16), _LINEAR),
+}
+"""TensorRT's formats of maps by type, the one that convolutions of that type prefer first."""

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from cbam_deploy.artefacts import Engine
-from cbam_deploy.engines.backend import TENSORRT_RTX, captured_log, load_backend
+from cbam_deploy.engines.backend import TENSORRT_RTX, captured_log, load_backend, load_plugins
 from cbam_deploy.engines.manifest import Manifest, check_runtime, read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import gpus
 from cbam_deploy.numerics.feeds import check_feeds, check_ranges
 from cbam_deploy.numerics.tensors import Arrays
+from cbam_deploy.plugins.native_library import plugin_library
 from cbam_deploy.runtimes import cuda
 from cbam_deploy.runtimes.base import Execution, Runner
 
@@ -37,7 +38,8 @@ class TensorRTRunner(Runner):
         MissingCapability: that TensorRT is not installed.
 
     Activating raises:
-        MissingCapability: this machine has no NVIDIA GPU, or PyTorch has no CUDA.
+        MissingCapability: this machine has no NVIDIA GPU, PyTorch has no CUDA, or the engine needs
+            the plugin library and there is no compiler to build it.
         BadInput: the engine was built for other GPUs, or TensorRT cannot load it.
     """
 
@@ -154,6 +156,8 @@ def _load(manifest: Manifest, path: Path) -> Callable[[], Any]:
     from polygraphy.exception import PolygraphyException
 
     backend = load_backend(manifest.runtime)
+    if manifest.plugin is not None and not manifest.plugin.embedded:
+        load_plugins(backend, plugin_library())
     with captured_log() as log:
         try:
             engine = backend.polygraphy.engine_from_bytes(path.read_bytes())

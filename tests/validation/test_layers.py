@@ -25,7 +25,7 @@ def compare():
     program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None), [image])
 
     def run(artefact, layers):
-        opened = open_onnx(artefact, sound=False)
+        opened = open_onnx(artefact, to_run=False)
         return compare_layers(
             opened.model,
             program,

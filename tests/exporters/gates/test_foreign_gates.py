@@ -11,7 +11,6 @@ from gate_models import gate_model, random_weights
 from onnx import helper, numpy_helper
 from spelled_gates import CHANNELS, Spelling, write
 
-from cbam_deploy.engines.gate_lowering import lower_gates
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.gates.fusion import fuse_model
@@ -20,6 +19,7 @@ from cbam_deploy.graphs.gate_bodies import gate_function
 from cbam_deploy.graphs.gate_functions import foreign_operators
 from cbam_deploy.inspection import inspect
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES
+from cbam_deploy.plugins.lowering import lower_gates
 
 
 def plain_behind(proto, gate):
@@ -172,7 +172,7 @@ def test_another_body_is_not_converted_as_if_it_were_ours(tmp_path):
 def test_another_body_is_what_an_engine_is_built_from():
     model = ir.from_proto(edited())
     model.graph.inputs[0].shape = ir.Shape(["N", CHANNELS, 8, 8])
-    ((_, lowered),) = lower_gates(model, KNOWN_DEVICES[89]).items()
+    ((_, lowered),) = lower_gates(model, [KNOWN_DEVICES[89]]).items()
     assert (lowered.way, lowered.reason) == (
         "native",
         "SeGate has another body in the file than in this version",
