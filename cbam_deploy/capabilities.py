@@ -16,16 +16,21 @@ from cbam_deploy.machine import (
     environment,
     package,
 )
+from cbam_deploy.plugins.native_library import is_within_reach
 from cbam_deploy.runtimes import RUNTIMES
 
 _DEMO = installation_of("demo")
 _ONNX = [package(name, f"pip install {name}") for name in ("onnx", "onnx_ir", "onnxscript")]
+_NVRTC = package("cuda.bindings.nvrtc", installation_of("kernels"))
+_LIBRARY = Need(is_within_reach, "a C++ compiler", "apt install g++")
 _PILLOW = package("PIL", _DEMO)
 
 # What is done besides running networks, and what it needs, in the order to mend it.
 _OTHERS: dict[str, tuple[Need, ...]] = {
     "export to ONNX": (TORCH, *_ONNX),
     "build TensorRT-RTX engines": (POLYGRAPHY, TENSORRT_RTX),
+    "lower gates to the TensorRT plugin": (*_ONNX, _NVRTC),
+    "load or build the TensorRT plugin library": (_LIBRARY,),
     "build TensorRT engines": (GPU, POLYGRAPHY, TENSORRT, TENSORRT_LOADS),
     "read pictures from a folder": (_PILLOW,),
     "use the built-in pictures (digits, photos)": (_PILLOW, package("sklearn", _DEMO)),

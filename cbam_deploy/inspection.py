@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
+from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN, is_lowered, operator_named
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -215,7 +216,10 @@ def _inspect_onnx(artefact: OnnxFile) -> Inspection:
 
     path, model, provenance = artefact.path, artefact.model, artefact.provenance
     precision = graph_precision(model)
-    lowered = programs(model)
+    try:
+        lowered = programs(model)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}", error.hint) from error
     gates = _graph_gates(model, lowered)
     counted = Counter(_operator(node) for node in model.graph)
     return Inspection(

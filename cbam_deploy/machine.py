@@ -239,7 +239,14 @@ def capability(name: str, *needs: Need) -> Capability:
 
 def package(module: str, remedy: str) -> Need:
     """An installed Python package, found without importing it."""
-    return Need(lambda: importlib.util.find_spec(module) is not None, f"package {module}", remedy)
+    return Need(lambda: _is_installed(module), f"package {module}", remedy)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def _tensorrt_loads() -> bool:

@@ -33,6 +33,8 @@ def installed(monkeypatch):
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name: found if name in modules else None
         )
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("CXX", raising=False)
         gpu_list = (Gpu("a GPU", (8, 9), 8 << 30),) if gpu else ()
         monkeypatch.setattr(machine, "gpus", lambda: gpu_list)
 
@@ -126,6 +128,16 @@ def test_engines_can_be_built_without_a_gpu_but_not_run(installed):
     running = report("run TensorRT-RTX engines")
     assert not running.available
     assert "GPU" in running.missing
+
+
+def test_a_compiler_is_all_that_the_plugin_library_needs(installed, monkeypatch, tmp_path):
+    installed()
+    name = "load or build the TensorRT plugin library"
+    assert report(name).missing == "a C++ compiler"
+    (tmp_path / "c++").write_text("#!/bin/sh\n")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report(name).available
 
 
 def test_missing_builder_is_named_with_its_installation(installed):

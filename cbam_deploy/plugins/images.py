@@ -17,6 +17,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.plugins.compile import compile_kernels
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.launch_program import Image
+from cbam_deploy.progress import progress
 
 TENSORRT = "10.3"
 """The version that files are for unless another is named: that of JetPack 6.1 and later."""
@@ -96,13 +97,15 @@ class KernelImages:
             MissingCapability: NVRTC or the CUDA headers are not installed.
         """
         jobs = [(kernel, one) for kernel, all_ in self.wanted.items() for one in sorted(all_)]
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with progress() as bar, ThreadPoolExecutor(max_workers=2) as pool:
+            task = bar.add_task("compile kernels", total=len(jobs))
             compiled = pool.map(lambda job: compile_kernels([job[0]], f"sm_{job[1]}"), jobs)
             for (kernel, capability), made in zip(jobs, compiled, strict=True):
                 self.content[kernel.name, made.architecture] = made.image
                 if capability == min(self.wanted[kernel]):
                     ptx = headed(made.ptx, self.newest_ptx, capability)
                     self.content[kernel.name, f"compute_{capability}"] = ptx
+                bar.advance(task)
 
     def of_node(self, kernels: Iterable[Kernel]) -> tuple[tuple[Image, ...], bytes]:
         """The images of a node that uses `kernels`, and the bytes that it carries.

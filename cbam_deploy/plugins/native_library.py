@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.errors import BadInput, DeployError, MissingCapability
 from cbam_deploy.outputs import atomic_output, write_errors
 from cbam_deploy.plugins.compile import user_cache
 from cbam_deploy.provenance import file_sha256
@@ -121,6 +121,14 @@ def plugin_library() -> Path:
     packaged, cached = NATIVE / LIBRARY, _cached(platform.machine())
     found = next((path for path in (packaged, cached) if path.is_file()), None)
     return found or build_plugin().path
+
+
+def is_within_reach() -> bool:
+    """Whether `plugin_library` can give one."""
+    try:
+        return (NATIVE / LIBRARY).is_file() or bool(find_compiler(platform.machine()))
+    except DeployError:
+        return False
 
 
 def find_compiler(arch: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import torch
 
 from cbam_deploy.engines.backend import Backend
 from cbam_deploy.engines.build import build_engine
-from cbam_deploy.engines.manifest import read_manifest
+from cbam_deploy.engines.manifest import PluginRecord, read_manifest
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import Gpu
 from cbam_deploy.runtimes import cuda, tensorrt
@@ -122,6 +122,29 @@ def test_engine_for_other_gpus_is_refused(engine, host):
     manifest = replace(read_manifest(engine), targets=("sm_86", "sm_120"))
     with pytest.raises(BadInput, match="built for sm_86, sm_120, but this GPU is sm_89"):
         TensorRTRunner(engine, manifest).activate()
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_plugin_library_is_loaded_first_where_the_engine_does_not_carry_it(
+    engine, gpu, monkeypatch, tmp_path, embedded
+):
+    told: list[str] = []
+    library = tmp_path / "libcbam_deploy_plugin.so"
+    registry = SimpleNamespace(load_library=lambda path: told.append(path) or "a handle")
+    full = SimpleNamespace(get_plugin_registry=lambda: registry)
+    deserialized = mock.MagicMock()
+    polygraphy = SimpleNamespace(
+        engine_from_bytes=lambda data: told.append("engine") or deserialized
+    )
+    backend = Backend("tensorrt", "10.3.0", full, polygraphy)
+    monkeypatch.setattr(tensorrt, "load_backend", lambda runtime: backend)
+    monkeypatch.setattr(tensorrt, "check_runtime", lambda *_: None)
+    monkeypatch.setattr(tensorrt, "plugin_library", lambda: library)
+    manifest = replace(
+        read_manifest(engine), runtime="tensorrt", plugin=PluginRecord("00ff", embedded)
+    )
+    TensorRTRunner(engine, manifest).activate()
+    assert told == (["engine"] if embedded else [str(library), "engine"])
 
 
 @pytest.mark.gpu
