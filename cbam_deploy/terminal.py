@@ -57,8 +57,8 @@ def console(*, stderr: bool = False) -> Console:
 def show(result: Any) -> None:
     """Print a result that rich can draw on standard output.
 
-    It fits its sentences to the terminal itself; what may not be broken, such as a command to paste,
-    is left for the terminal to wrap.
+    It fits its sentences to the terminal itself; what may not be broken, such as a command to
+    paste, is left for the terminal to wrap.
     """
     console().print(result, soft_wrap=True)
 

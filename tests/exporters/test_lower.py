@@ -140,7 +140,7 @@ def test_inspection_shows_gates_targets_formats_tactics_and_sizes(network, tmp_p
     assert found.programs[0].formats == ("float32 LINEAR", "float32 HWC")
     assert sum(one.tactics for one in found.programs) == sum(gate.tactics for gate in result.gates)
     assert found.programs[0].image_bytes == result.image_bytes
-    facts = dict(found.sections()[0].tables[0].rows)
+    facts: dict[str, str] = dict(found.sections()[0].tables[0].rows)
     assert facts["lowered from"] == "net.onnx"
     assert facts["for"] == "sm_87, sm_90, TensorRT 10.3 and later"
 

@@ -128,14 +128,19 @@ def test_engine_for_other_gpus_is_refused(engine, host):
 def test_plugin_library_is_loaded_first_where_the_engine_does_not_carry_it(
     engine, gpu, monkeypatch, tmp_path, embedded
 ):
-    told: list[str] = []
+    told: list[str | bytes] = []
     library = tmp_path / "libcbam_deploy_plugin.so"
-    registry = SimpleNamespace(load_library=lambda path: told.append(path) or "a handle")
+
+    def noted(answer):
+        def note(given):
+            told.append(given)
+            return answer
+
+        return note
+
+    registry = SimpleNamespace(load_library=noted("a handle"))
     full = SimpleNamespace(get_plugin_registry=lambda: registry)
-    deserialized = mock.MagicMock()
-    polygraphy = SimpleNamespace(
-        engine_from_bytes=lambda data: told.append("engine") or deserialized
-    )
+    polygraphy = SimpleNamespace(engine_from_bytes=noted(mock.MagicMock()))
     backend = Backend("tensorrt", "10.3.0", full, polygraphy)
     monkeypatch.setattr(tensorrt, "load_backend", lambda runtime: backend)
     monkeypatch.setattr(tensorrt, "check_runtime", lambda *_: None)
@@ -144,7 +149,8 @@ def test_plugin_library_is_loaded_first_where_the_engine_does_not_carry_it(
         read_manifest(engine), runtime="tensorrt", plugin=PluginRecord("00ff", embedded)
     )
     TensorRTRunner(engine, manifest).activate()
-    assert told == (["engine"] if embedded else [str(library), "engine"])
+    deserialized = engine.read_bytes()
+    assert told == ([deserialized] if embedded else [str(library), deserialized])
 
 
 @pytest.mark.gpu
