@@ -10,16 +10,27 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from cbam_deploy.errors import MissingCapability, installation_of
 from cbam_deploy.plugins.compile import CompiledKernels, compile_kernels
-from cbam_deploy.plugins.geometry import DEFAULT_SHARED_BYTES, DeviceLimits, grid
+from cbam_deploy.plugins.geometry import (
+    DEFAULT_SHARED_BYTES,
+    PORTABLE_CLUSTER,
+    DeviceLimits,
+    grid,
+)
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
 
 _HINT = installation_of("kernels")
+_LARGE_CLUSTERS = (90, 100, 103)
+"""Capabilities of the data centre's GPUs, of which H100 is known to have clusters of 16 blocks."""
+
+
+class NoRoom(Exception):
+    """A cluster of a plan's blocks has no room on the device, which may be a part of a GPU."""
 
 
 def compile_plan(plan: LaunchPlan, capability: int) -> CompiledKernels:
@@ -55,7 +66,13 @@ class Parameters:
 
 
 class LoadedPlan:
-    """A plan whose kernels are loaded on a device, ready to be launched; `load` makes one."""
+    """A plan whose kernels are loaded on a device, ready to be launched; `load` makes one.
+
+    Attributes:
+        plan: what was loaded.
+        active_clusters: of each launch, how many of its clusters the driver can have running at the
+            same time; None without clusters.
+    """
 
     def __init__(self, plan: LaunchPlan, device: int) -> None:
         self.plan = plan
@@ -67,6 +84,9 @@ class LoadedPlan:
             self._functions = [
                 _function(self._module, launch.kernel.name, launch) for launch in plan.launches
             ]
+            self.active_clusters = tuple(map(_active_clusters, self._functions, plan.launches))
+        if 0 in self.active_clusters:
+            raise NoRoom(f"{plan.gate}: a cluster of its blocks has no room on GPU {device}")
 
     def launch(self, buffers: Mapping[str, int], batch: int, stream: int) -> None:
         """Enqueue the plan's kernels.
@@ -102,8 +122,19 @@ def load(plan: LaunchPlan, device: int) -> LoadedPlan:
     Raises:
         MissingCapability: the driver or NVRTC is missing.
         BadInput: NVRTC does not know this GPU's architecture.
+        NoRoom: the driver cannot have a single one of its clusters running.
     """
     return LoadedPlan(plan, device)
+
+
+def load_first(plans: Sequence[LaunchPlan], device: int) -> LoadedPlan:
+    """The first of `plans` that GPU number `device` has room for; errors are those of `load`."""
+    for plan in plans[:-1]:
+        try:
+            return load(plan, device)
+        except NoRoom:
+            continue
+    return load(plans[-1], device)
 
 
 @functools.cache
@@ -116,12 +147,14 @@ def device_limits(device: int) -> DeviceLimits:
         code = getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(call("cuDeviceGetAttribute", code, handle))
 
+    capability = 10 * ask("COMPUTE_CAPABILITY_MAJOR") + ask("COMPUTE_CAPABILITY_MINOR")
     return DeviceLimits(
-        capability=10 * ask("COMPUTE_CAPABILITY_MAJOR") + ask("COMPUTE_CAPABILITY_MINOR"),
+        capability=capability,
         multiprocessors=ask("MULTIPROCESSOR_COUNT"),
         block_shared_bytes=ask("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         multiprocessor_shared_bytes=ask("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
         grid_blocks=ask("MAX_GRID_DIM_X"),
+        large_clusters=capability in _LARGE_CLUSTERS,
     )
 
 
@@ -185,11 +218,24 @@ def _device(device: int) -> Any:
 
 def _function(module: Any, name: str, launch: Launch) -> Any:
     function = call("cuModuleGetFunction", module, name.encode())
+    attribute = driver().CUfunction_attribute
     if launch.shared_bytes > DEFAULT_SHARED_BYTES:
-        attribute = driver().CUfunction_attribute
         limit = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         call("cuFuncSetAttribute", function, limit, launch.shared_bytes)
+    if launch.cluster > PORTABLE_CLUSTER:
+        allowed = attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+        call("cuFuncSetAttribute", function, allowed, 1)
     return function
+
+
+def _active_clusters(function: Any, launch: Launch) -> int | None:
+    if launch.cluster == 1:
+        return None
+    config = driver().CUlaunchConfig()  # the cluster's size is the kernel's own
+    config.gridDimX, config.gridDimY, config.gridDimZ = launch.cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
+    config.sharedMemBytes = launch.shared_bytes
+    return int(call("cuOccupancyMaxActiveClusters", function, config))
 
 
 @contextmanager

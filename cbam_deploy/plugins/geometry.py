@@ -1,15 +1,17 @@
 """Launch geometry: which kernels compute a gate on a device, and how they cut its map.
 
 `plan` is one plain function of shape, type, layout and the device's limits. Whatever it chooses is
-right for any batch; what is fast is chosen by counting bytes and blocks, as the comments say.
+right for any batch; what is fast is for `cost_model` to say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.plugins.cost_model import Chip, chip, resident_blocks, seconds
 from cbam_deploy.plugins.gate import Gate, round_up
 from cbam_deploy.plugins.launches import (
     Cut,
@@ -29,12 +31,14 @@ from cbam_deploy.plugins.tiling import Tiling
 
 Strategy = Literal["auto", "fused", "staged"]
 
-CLUSTER_SIZES = (1, 2, 4, 8)
+CLUSTER_SIZES = (1, 2, 4, 8, 16)
+PORTABLE_CLUSTER = 8
+"""CUDA C++ Programming Guide 13.0, "Thread Block Clusters": larger ones not every GPU launches."""
 DEFAULT_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may use without opting in to more."""
 
-_RESERVED_SHARED_BYTES = 1024  # taken by the system from each block's shared memory
-_MOST_SPLITS = 16  # blocks that repeat one channel gate; parts of one channel's sum
+_MOST_SPLITS = 16  # parts of one channel's sum; blocks that excite channels
+_BLOCKS_PER_MULTIPROCESSOR = (4, 1)  # that staged launches are cut into, as far as the map allows
 _MOST_POSITIONS = 2048  # of a block of the last launch: their gates stand in shared memory
 
 
@@ -51,6 +55,8 @@ class DeviceLimits:
         warp: lanes of a warp.
         small_block, large_block: threads of a block that shares its multiprocessor with others, and
             of one that has it alone.
+        large_clusters: whether clusters of more than `PORTABLE_CLUSTER` blocks may be tried. The
+            driver is asked before one is launched (`cuda_launch.load_first`).
     """
 
     capability: int
@@ -61,11 +67,19 @@ class DeviceLimits:
     warp: int = 32
     small_block: int = 256
     large_block: int = 512
+    large_clusters: bool = False
 
     @property
     def largest_cluster(self) -> int:
-        """Blocks in a cluster that every device of this kind can launch; 1 without clusters."""
-        return CLUSTER_SIZES[-1] if self.capability >= 90 else 1
+        """Blocks in a cluster; 1 without clusters."""
+        if self.capability < 90:
+            return 1
+        return CLUSTER_SIZES[-1] if self.large_clusters else PORTABLE_CLUSTER
+
+    @property
+    def chip(self) -> Chip:
+        """What durations on it depend on."""
+        return chip(self.capability, self.multiprocessors, self.multiprocessor_shared_bytes)
 
 
 # CUDA C++ Programming Guide 13.0, "Memory Information per Compute Capability". The number of
@@ -113,36 +127,58 @@ def plan(
     strategy: Strategy = "auto",
     splits: int | None = None,
 ) -> LaunchPlan:
-    """Choose kernels and geometry for `gate`.
+    """The kernels and geometry for `gate` that are predicted to be fastest.
 
-    The plan is right for every batch; `batch` is the one it is to be fast for. ``auto`` takes the
-    fused kernel where at least a quarter of the map stays in shared memory (without clusters: all
-    of it), so that what is read again comes from L2; ``fused`` takes it wherever it can run.
-    `splits` fixes the parts in which the first staged launch writes a channel's statistics, as
-    another plan of the same gate has them, so that launches of both may follow one another.
+    The plan is right for every batch; `batch` is the one it is to be fast for. ``fused`` and
+    ``staged`` leave no choice between the two. `splits` fixes the parts in which the first staged
+    launch writes a channel's statistics, as another plan of the same gate has them, so that
+    launches of both may follow one another.
 
     Raises:
         BadInput: `strategy` is ``fused`` and the map is too large for it, the gate's hidden layer
             alone exceeds the shared memory of a block, or `splits` cannot be had.
     """
-    if strategy != "staged":
-        enough = 0.25 if limits.largest_cluster > 1 else 1.0
-        candidates = fused_candidates(gate, limits, 0.0 if strategy == "fused" else enough)
-        if candidates:
-            return _preferred(candidates, limits, batch)
-        if strategy == "fused":
-            raise BadInput(f"{gate}: too large for the fused kernel", "use the staged kernels")
-    return _staged(gate, limits, batch, splits)
+    return ranked_plans(gate, limits, batch=batch, strategy=strategy, splits=splits)[0]
 
 
-def fused_candidates(
-    gate: Gate, limits: DeviceLimits, least_kept: float = 0.0
+def ranked_plans(
+    gate: Gate,
+    limits: DeviceLimits,
+    *,
+    batch: int = 8,
+    strategy: Strategy = "auto",
+    splits: int | None = None,
 ) -> tuple[LaunchPlan, ...]:
-    """The fused kernel with every cluster size and block size that works, smallest first.
+    """Every plan for `gate`, by predicted duration, the fastest first; arguments as for `plan`.
 
-    `least_kept` is the part of the map that shared memory has to hold.
+    A GPU that cannot launch the first, whose cluster has no room on it, can launch a later one:
+    with ``auto`` the launches of one that is staged need no cluster.
     """
-    candidates = []
+    plans = [] if strategy == "staged" else list(fused_candidates(gate, limits))
+    if strategy == "fused":
+        if not plans:
+            raise BadInput(f"{gate}: too large for the fused kernel", "use the staged kernels")
+    else:
+        try:
+            plans += staged_candidates(gate, limits, batch, splits)
+        except BadInput:
+            if not plans:
+                raise
+    on = limits.chip
+
+    def rank(one: LaunchPlan) -> tuple[float, ...]:
+        # Of equals, the one that can have more loads in flight.
+        return seconds(one, batch, on), len(one.launches), -one.launches[0].threads
+
+    return tuple(sorted(plans, key=rank))
+
+
+def fused_candidates(gate: Gate, limits: DeviceLimits) -> tuple[LaunchPlan, ...]:
+    """The fused kernel with every cluster size and block size that works, smallest first."""
+    return tuple(_fused(gate, limits))
+
+
+def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
     for cluster in CLUSTER_SIZES:
         per_block = positions_per_block(gate, cluster)
         if cluster > limits.largest_cluster:
@@ -153,10 +189,29 @@ def fused_candidates(
             rows, columns = gate.matrix(per_block, gate.stored)
             tiling = choose_tiling(gate, rows, columns, threads, limits.warp)
             free = limits.block_shared_bytes - fused_fixed_bytes(gate, tiling, cluster)
+            if free < 0:
+                continue
             kept = min(rows, free // 16 * 16 // (columns * gate.vector * gate.element_bytes))
-            if free >= 0 and kept >= least_kept * rows:
-                candidates.append(fused_plan(gate, tiling, cluster, kept))
-    return tuple(candidates)
+            candidate = fused_plan(gate, tiling, cluster, kept)
+            if resident_blocks(candidate.launches[0], limits.chip):
+                yield candidate
+
+
+def staged_candidates(
+    gate: Gate, limits: DeviceLimits, batch: int, splits: int | None = None
+) -> tuple[LaunchPlan, ...]:
+    """The staged kernels in a few geometries; arguments as for `plan`.
+
+    Raises:
+        BadInput: the gate's statistics exceed the shared memory of a block, or `splits` cannot be
+            had.
+    """
+    plans = (
+        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads, splits)
+        for blocks in _BLOCKS_PER_MULTIPROCESSOR
+        for threads in (limits.small_block, limits.large_block)
+    )
+    return tuple(dict.fromkeys(plans))
 
 
 def kept_part(candidate: LaunchPlan) -> float:
@@ -172,25 +227,6 @@ def grid(launch: Launch, batch: int, limits: DeviceLimits) -> int:
     if blocks > limits.grid_blocks:
         raise BadInput(f"batch {batch} needs a grid of {blocks} blocks", "split the batch")
     return blocks
-
-
-def _preferred(candidates: tuple[LaunchPlan, ...], limits: DeviceLimits, batch: int) -> LaunchPlan:
-    """The smallest cluster that keeps most of the map, fills the device and leaves room for a peer.
-
-    Two blocks on a multiprocessor hide each other's barriers. A block that is alone there gets more
-    threads instead.
-    """
-
-    def rank(candidate: LaunchPlan) -> tuple[float, ...]:
-        launch = candidate.launches[0]
-        blocks = -(-candidate.gate.positions // launch.integer("positions_per_block"))
-        bytes_used = launch.shared_bytes + _RESERVED_SHARED_BYTES
-        pair = 2 * bytes_used <= limits.multiprocessor_shared_bytes
-        right_threads = launch.threads == (limits.small_block if pair else limits.large_block)
-        busy = min(batch * blocks, limits.multiprocessors)
-        return (kept_part(candidate), busy, pair, right_threads, -launch.cluster)
-
-    return max(candidates, key=rank)
 
 
 def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) -> Tiling:
@@ -214,31 +250,37 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
     return Tiling(gate, threads, max(choices, key=lambda lanes: (busy(lanes), lanes)), warp)
 
 
-def _staged(gate: Gate, limits: DeviceLimits, batch: int, splits: int | None) -> LaunchPlan:
-    wanted = -(-4 * limits.multiprocessors // batch)  # blocks per image
-    in_place = not _gating_fits(gate, limits)
+def _staged(
+    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, splits: int | None
+) -> LaunchPlan:
+    """The staged kernels on about `wanted` blocks per image, each of so many `threads`."""
+    in_place = not _gating_fits(gate, limits, threads)
     shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
     statistics_cut = _statistics_cut(gate, wanted, splits, in_place)
     parts, _ = statistics_cut.splits(gate)
 
+    def tiling(positions: int, channels: int) -> Tiling:
+        rows, columns = gate.matrix(positions, channels)
+        return choose_tiling(gate, rows, columns, threads, limits.warp)
+
     def launch(stage: Stage) -> Launch:
         if stage == "channel_statistics":
-            tiling = _small_tiling(gate, limits, statistics_cut.positions, statistics_cut.channels)
-            return channel_statistics(gate, tiling, statistics_cut, shared)
+            cut = statistics_cut
+            return channel_statistics(gate, tiling(cut.positions, cut.channels), cut, shared)
         if stage == "channel_excitation":
-            tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
             # Only C^2 weights are worth several blocks: each pools all channels anew.
             linear = gate.operator.gate.mixer == "linear"
             blocks = min(_MOST_SPLITS, wanted) if linear else 1
-            channels = _part(gate.channels, limits.small_block // limits.warp, blocks)
-            return channel_excitation(gate, tiling, channels, parts, in_place=in_place)
+            channels = _part(gate.channels, threads // limits.warp, blocks)
+            whole = tiling(gate.positions, gate.stored)
+            return channel_excitation(gate, whole, channels, parts, in_place=in_place)
         if stage == "spatial_statistics":
-            most = 1 if in_place else _MOST_SPLITS
-            positions = _part(gate.positions, _positions_unit(gate), min(most, wanted))
-            tiling = _small_tiling(gate, limits, positions, gate.stored)
-            return spatial_statistics(gate, tiling, positions, parts, in_place=in_place)
+            most = 1 if in_place else wanted
+            positions = _part(gate.positions, _positions_unit(gate), most)
+            whole = tiling(positions, gate.stored)
+            return spatial_statistics(gate, whole, positions, parts, in_place=in_place)
         cut = _apply_cut(gate, wanted)
-        return apply(gate, _small_tiling(gate, limits, cut.positions, cut.channels), cut, shared)
+        return apply(gate, tiling(cut.positions, cut.channels), cut, shared)
 
     launches = tuple(map(launch, stages(gate.operator)))
     if any(one.shared_bytes > limits.block_shared_bytes for one in launches):
@@ -268,14 +310,15 @@ def _apply_cut(gate: Gate, wanted: int) -> Cut:
     unit = _positions_unit(gate)
     positions = _part(min(gate.positions, _MOST_POSITIONS), unit, wanted)
     blocks = -(-wanted * positions // gate.positions)
-    return Cut(positions, _part(gate.stored, 4 * _channel_unit(gate), blocks))
+    return Cut(positions, _part(gate.stored, _channel_unit(gate), blocks))
 
 
-def _gating_fits(gate: Gate, limits: DeviceLimits) -> bool:
+def _gating_fits(gate: Gate, limits: DeviceLimits, threads: int) -> bool:
     """Whether one block has the shared memory for all channels' statistics and gates."""
     if not gate.operator.gate.has_channel:
         return True
-    tiling = _small_tiling(gate, limits, gate.positions, gate.stored)
+    rows, columns = gate.matrix(gate.positions, gate.stored)
+    tiling = choose_tiling(gate, rows, columns, threads, limits.warp)
     if "channel_excitation" in stages(gate.operator):
         launch = channel_excitation(gate, tiling, gate.channels, 1, in_place=False)
     else:
@@ -283,13 +326,9 @@ def _gating_fits(gate: Gate, limits: DeviceLimits) -> bool:
     return launch.shared_bytes <= limits.block_shared_bytes
 
 
-def _small_tiling(gate: Gate, limits: DeviceLimits, positions: int, channels: int) -> Tiling:
-    rows, columns = gate.matrix(positions, channels)
-    return choose_tiling(gate, rows, columns, limits.small_block, limits.warp)
-
-
 def _positions_unit(gate: Gate) -> int:
-    return round_up(64, gate.vector)
+    """Positions that one block reads at least: 128-byte lines where they run along positions."""
+    return round_up(64, gate.vector) if gate.storage.rows_are_channels else 16
 
 
 def _channel_unit(gate: Gate) -> int:

@@ -1,7 +1,7 @@
 """Compute a gate of CUDA tensors with the fused kernels, on PyTorch's current stream.
 
 Outputs and workspace come from PyTorch's allocator, so that a CUDA graph that captures the launches
-owns their memory. Whether one fused or several staged kernels run is for `geometry.plan` to say.
+owns their memory. Whether one fused or several staged kernels run is for `geometry` to say.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cbam_deploy.gates.operators import GateOperator
-from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load
+from cbam_deploy.plugins.cuda_launch import LoadedPlan, device_limits, load_first
 from cbam_deploy.plugins.gate import Gate, weight_sizes
-from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.geometry import ranked_plans
 from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.torch_inputs import GateInputs, dense
 
@@ -63,7 +63,7 @@ def run(operator: GateOperator, inputs: GateInputs) -> Tensor:
 def planned(gate: Gate, batch: int, device: int) -> LoadedPlan:
     """`gate` on a GPU, in the geometry for the next power of two of `batch`."""
     rounded = 1 << (batch - 1).bit_length()
-    return load(plan(gate, device_limits(device), batch=rounded), device)
+    return load_first(ranked_plans(gate, device_limits(device), batch=rounded), device)
 
 
 def launch(

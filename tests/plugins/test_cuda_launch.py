@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest import mock
@@ -21,10 +22,11 @@ from cbam_deploy.gates.operators import GATE_OPERATORS, operator_for
 from cbam_deploy.plugins import cuda_launch, torch_cuda
 from cbam_deploy.plugins.compile import CompiledKernels
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, fused_candidates, plan, ranked_plans
 from cbam_deploy.plugins.torch_inputs import bind
 
 CBAM_ADD_RELU = GATE_OPERATORS["CbamGateAddRelu"]
+LARGE_CLUSTERS = replace(KNOWN_DEVICES[90], large_clusters=True)
 FUSED = plan(Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7), KNOWN_DEVICES[90])
 SPATIAL_FIRST = operator_for(GateSpec(arrangement="spatial-channel"))
 STAGED = plan(Gate(SPATIAL_FIRST, 24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="staged")
@@ -54,11 +56,15 @@ class RecordingDriver:
     def __init__(self):
         attributes = {f"CU_DEVICE_ATTRIBUTE_{name}": name for name in self.ATTRIBUTES}
         self.CUdevice_attribute = SimpleNamespace(**attributes)
-        name = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
-        self.CUfunction_attribute = SimpleNamespace(**{name: "shared"})
+        self.CUfunction_attribute = SimpleNamespace(
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared",
+            CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED="large cluster",
+        )
+        self.CUlaunchConfig = SimpleNamespace
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=self.RELAXED)
         self.context, self.capture = self.OTHER_CONTEXT, self.DEFAULT_CAPTURE
-        self.launched, self.shared_limits, self.loads = [], {}, 0
+        self.launched, self.shared_limits, self.large_clusters, self.loads = [], {}, [], 0
+        self.room_for = 16  # blocks of a cluster
         self.initialized = Result.CUDA_SUCCESS
         self.launches_by_name = {}
 
@@ -95,9 +101,21 @@ class RecordingDriver:
         return Result.CUDA_SUCCESS, name.decode()
 
     def cuFuncSetAttribute(self, function, attribute, value):  # noqa: N802
-        assert attribute == "shared"
-        self.shared_limits[function] = value
+        if attribute == "shared":
+            self.shared_limits[function] = value
+        else:
+            assert (attribute, value) == ("large cluster", 1)
+            self.large_clusters.append(function)
         return (Result.CUDA_SUCCESS,)
+
+    def cuOccupancyMaxActiveClusters(self, function, config):  # noqa: N802
+        assert self.context == self.OWN_CONTEXT
+        launch = self.launches_by_name[function]
+        assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (launch.cluster, 1, 1)
+        assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (launch.threads, 1, 1)
+        assert config.sharedMemBytes == self.shared_limits.get(function, config.sharedMemBytes)
+        assert launch.cluster <= 8 or function in self.large_clusters
+        return Result.CUDA_SUCCESS, 3 * self.room_for // launch.cluster
 
     def cuLaunchKernel(self, function, *rest):  # noqa: N802
         assert self.context == self.OWN_CONTEXT
@@ -193,7 +211,43 @@ def test_a_plan_is_loaded_once_per_device(driver):
 
 
 def test_device_limits_are_the_drivers(driver):
-    assert cuda_launch.device_limits(0) == KNOWN_DEVICES[90]
+    assert cuda_launch.device_limits(0) == LARGE_CLUSTERS
+    driver.ATTRIBUTES = {**driver.ATTRIBUTES, "COMPUTE_CAPABILITY_MAJOR": 12}
+    cuda_launch.device_limits.cache_clear()
+    assert cuda_launch.device_limits(0).largest_cluster == 8
+
+
+def test_the_driver_says_how_many_clusters_run_at_a_time(driver):
+    (launch,) = FUSED.launches
+    assert cuda_launch.load(FUSED, 0).active_clusters == (48 // launch.cluster,)
+    assert cuda_launch.load(STAGED, 0).active_clusters == (None,) * len(STAGED.launches)
+
+
+@pytest.mark.parametrize(("room_for", "largest"), [(16, 16), (5, 8), (2, 4), (0, 1)])
+def test_a_cluster_without_room_is_replaced_by_the_next_plan(room_for, largest, driver):
+    driver.room_for = room_for
+    gate = Gate(CBAM_ADD_RELU, 2048, 7, 7, 128, 7)
+    plans = ranked_plans(gate, LARGE_CLUSTERS, batch=1)
+    assert plans[0].launches[0].cluster == 16
+    loaded = cuda_launch.load_first(plans, 0)
+    assert loaded.plan == next(one for one in plans if one.launches[0].cluster <= largest)
+    loaded.launch(addresses(loaded.plan), 1, 0)
+    assert len(driver.launched) == len(loaded.plan.launches)
+
+
+def test_only_a_large_cluster_is_asked_for(driver):
+    gate = Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7)
+    for one in fused_candidates(gate, LARGE_CLUSTERS):
+        cuda_launch.load(one, 0)
+    asked = {driver.launches_by_name[name].cluster for name in driver.large_clusters}
+    assert asked == {16}
+
+
+def test_without_room_for_any_plan_that_is_said(driver):
+    driver.room_for = 0
+    with pytest.raises(cuda_launch.NoRoom, match="has no room on GPU 0"):
+        cuda_launch.load_first([FUSED], 0)
+    assert driver.launched == []
 
 
 def test_a_batch_beyond_the_grid_is_refused_before_any_launch(driver):
