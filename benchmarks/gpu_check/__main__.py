@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.gpu_check.job import Job, Options
 from benchmarks.gpu_check.parts import PARTS, part_called
 from benchmarks.gpu_check.process import ROOT
-from benchmarks.gpu_check.report import check, is_correct, write
+from benchmarks.gpu_check.report import check, files_in, is_correct
 from benchmarks.gpu_check.table import markdown
 from cbam_deploy.errors import DeployError
 
@@ -20,18 +20,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 def main(arguments: list[str] | None = None) -> int:
     """Run the check; 1 where results are wrong, 3 without a GPU."""
     given = _parser().parse_args(arguments)
-    options = Options(given.dry_run, given.every, given.engines and given.engines.resolve())
+    engines = given.engines and given.engines.resolve()
+    options = Options(given.dry_run, given.every, tuple(given.share), engines)
     if given.part:
         Job(given.file, options, given.seconds).carry_out(part_called(given.part).run)
         return 0
     parts = [part for part in PARTS if given.only is None or part.name in given.only]
     command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(arguments or sys.argv[1:])])
     try:
-        report = check(parts, options, command)
-        print(markdown(report))
         folder = given.output or (None if options.dry else RESULTS)
+        report = check(parts, options, command, folder)
+        print(markdown(report))
         if folder is not None:
-            print("written:", *write(report, folder), file=sys.stderr)
+            print("written:", *files_in(folder, report), file=sys.stderr)
     except DeployError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     inner.add_argument("--part", help=argparse.SUPPRESS)
     inner.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     inner.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    inner.add_argument("--share", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
     return parser
 
 

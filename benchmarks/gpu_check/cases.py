@@ -6,6 +6,7 @@ arithmetic goes wrong first; and maps that nothing divides.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gpu_check.gate_cases import MAPS
 from benchmarks.gpu_check.storage import encode
 from benchmarks.kernel_report import FORMATS, OTHERS, gate_of, gates
 from cbam_deploy.gates.description import CBAM
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.geometry import DeviceLimits, fused_candidates, plan
+from cbam_deploy.plugins.geometry import DeviceLimits, plan, ranked_plans
 from cbam_deploy.plugins.launches import LaunchPlan
 
 VALUES = ("constant", "negative", "minus_zero", "extreme", "nan", "inf", "minus_inf")
@@ -27,6 +29,7 @@ INTEGER_VALUES = ("constant", "negative", "extreme")
 SMALL = (20, 5, 5)  # channels, height, width: nothing divides it
 TAILS = ((3, 9, 11, 1), (100, 13, 7, 9), (64, 1, 1, 4), (33, 30, 33, 5))  # and hidden units
 _WITH_RESIDUAL = operator_for(CBAM, residual=True, activation="relu")
+_TIMED = (("float16", "nhwc"), ("int8", "nhwc"))
 _SCALES = {"x_scale": 0.05, "r_scale": 0.04, "y_scale": 0.03}
 
 
@@ -57,9 +60,15 @@ class Case:
         return f"{self.gate}{size}{storage}, {vector}, batch {self.batch}, {self.values}"
 
 
-def all_cases(limits: DeviceLimits) -> list[Case]:
-    """Every case on a device, those with one reference next to each other."""
-    return sorted(set(_cases(limits)), key=lambda case: (repr(reference_key(case)), str(case)))
+@functools.cache
+def all_cases(limits: DeviceLimits) -> tuple[Case, ...]:
+    """Every case on a device, what is also timed first, those with one reference side by side."""
+
+    def order(case: Case) -> tuple[object, ...]:
+        timed = (case.gate.dtype, case.gate.layout) in _TIMED and case.values == "normal"
+        return not timed, repr(reference_key(case)), str(case)
+
+    return tuple(sorted(set(_cases(limits)), key=order))
 
 
 def reference_key(case: Case) -> tuple[object, ...]:
@@ -83,10 +92,13 @@ def _cases(limits: DeviceLimits) -> Iterator[Case]:
             padded = replace(small, stored=24, operator=operator_for(CBAM))
             yield from _both(padded, limits)
             yield from _both(replace(small, alignment=small.element_bytes), limits)
-        middle = _scaled(Gate(_WITH_RESIDUAL, 512, 28, 28, 32, 7, **of_maps))
-        if (dtype, layout) in (("float16", "nhwc"), ("float32", "nchw"), ("int8", "chw32")):
-            for candidate in fused_candidates(middle, limits):
-                yield Case(candidate)
+        # All geometries of what the timing parts compare, and of one gate more.
+        compared = {**dict.fromkeys(_TIMED, MAPS), ("float32", "nchw"): MAPS[1:2]}
+        for channels, size in compared.get((dtype, layout), ()):
+            gate = _scaled(Gate(_WITH_RESIDUAL, channels, size, size, channels // 16, 7, **of_maps))
+            for batch in (1, 2):
+                for one in ranked_plans(gate, limits, batch=batch):
+                    yield Case(one, batch)
 
 
 def _both(

@@ -1,51 +1,22 @@
-"""The gate as PyTorch computes it, eagerly and by `torch.compile`; and a part that compiles it.
+"""Part: compile by `torch.compile` every gate that is timed through it.
 
-Compiling nearly a hundred gates one after the other takes longer than the whole check may. So a
-few processes compile them beforehand, at the same time, into the cache that PyTorch keeps on disk.
+One after the other they take longer than the whole check may. So a few processes compile them
+beforehand, at the same time, into the cache that PyTorch keeps on disk.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from benchmarks.gpu_check.contenders import compiled, draw_maps
 from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
 from benchmarks.gpu_check.job import Job
-from cbam_deploy.gates.description import CBAM
-from cbam_deploy.models.gate import AttentionGate
 
 _PROCESSES = 12
-Gate = Callable[[Tensor, Tensor], Tensor]
-
-
-def pytorch_gate(case: GateCase, device: str) -> AttentionGate:
-    """`AttentionGate`, called with a map and a residual, in the case's type."""
-    torch.manual_seed(0)
-    gate = AttentionGate(case.gate.channels, CBAM).eval()
-    return gate.to(device, getattr(torch, case.gate.dtype))
-
-
-def compiled_gate(case: GateCase, device: str, backend: str = "inductor") -> Gate:
-    """The same through `torch.compile`, for the case's shape alone."""
-    torch._dynamo.reset()
-    compiled: Gate = torch.compile(
-        pytorch_gate(case, device), backend=backend, fullgraph=True, dynamic=False
-    )
-    return compiled
-
-
-def draw_maps(case: GateCase, device: str) -> tuple[Tensor, Tensor]:
-    """A map and a residual of random numbers, in the case's type and layout."""
-    gate = case.gate
-    shape = (case.batch, gate.channels, gate.height, gate.width)
-    memory = torch.channels_last if gate.layout == "nhwc" else torch.contiguous_format
-    maps = (torch.randn(shape, dtype=getattr(torch, gate.dtype), device=device) for _ in range(2))
-    x, r = (one.contiguous(memory_format=memory) for one in maps)
-    return x, r
 
 
 def run(job: Job) -> None:
@@ -63,8 +34,10 @@ def run(job: Job) -> None:
         compiling = pool.map_async(_compile, shares, chunksize=1)
         ended = compiling.get(timeout=max(1.0, job.seconds_left))
         problems = [problem for share in ended for problem in share]
-        compiled = len(cases) - len(problems)
-        job.note(f"{compiled} of {len(cases)} gates compiled by {len(shares)} processes.")
+        job.note(
+            f"{len(cases) - len(problems)} of {len(cases)} gates compiled by "
+            f"{len(shares)} processes."
+        )
         for names, problem in problems:
             job.row(**names, problem=problem)
     except multiprocessing.TimeoutError:
@@ -83,8 +56,7 @@ def _compile(cases: Sequence[GateCase]) -> list[Problem]:
     problems = []
     for case in cases:
         try:
-            x, r = draw_maps(case, "cuda")
-            compiled_gate(case, "cuda")(x, r)
+            compiled(case, "cuda")(draw_maps(case, "cuda"))
             torch.cuda.synchronize()
         except Exception as error:
             problems.append((case.names(), f"{type(error).__name__}: {error}"))

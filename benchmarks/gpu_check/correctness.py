@@ -6,15 +6,18 @@ has to give the same bits.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.buffers import held_buffers
+from benchmarks.gpu_check.buffers import DeviceBuffers, held_buffers
 from benchmarks.gpu_check.cases import Case, Inputs, all_cases, draw, reference_key
 from benchmarks.gpu_check.job import Failed, Job
 from benchmarks.gpu_check.storage import decode, encode, from_storage, to_storage
 from cbam_deploy.gates.reference import Bounded, apply_gate, disagreement
 from cbam_deploy.plugins.cuda_launch import (
+    NoRoom,
     Parameters,
     call,
     current_device,
@@ -23,7 +26,7 @@ from cbam_deploy.plugins.cuda_launch import (
 )
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES, DeviceLimits
 
-DRY_CAPABILITY = 90
+DRY_LIMITS = replace(KNOWN_DEVICES[90], large_clusters=True)
 _DRY_ADDRESS = 1 << 40
 
 
@@ -39,7 +42,7 @@ def run_small(job: Job) -> None:
 
 def limits(dry: bool) -> DeviceLimits:
     """Limits of this GPU, or in a dry run of an H200."""
-    return KNOWN_DEVICES[DRY_CAPABILITY] if dry else device_limits(0)
+    return DRY_LIMITS if dry else device_limits(0)
 
 
 def check(job: Job, cases: list[Case]) -> None:
@@ -58,6 +61,9 @@ def check(job: Job, cases: list[Case]) -> None:
         lost = False
         try:
             problem, error = _try(case, inputs, expected)
+        except NoRoom as reason:
+            job.row(case=str(case), note=str(reason))
+            continue
         except RuntimeError as failure:
             problem, error, lost = str(failure), None, not _device_answers()
         job.row(
@@ -95,28 +101,33 @@ def _reference(case: Case) -> tuple[Inputs, Bounded]:
 def _try(case: Case, inputs: Inputs, expected: Bounded) -> tuple[str | None, float | None]:
     """Run a case twice on GPU 0; what is wrong, and the largest error relative to its bound."""
     loaded = load(case.plan, 0)
-    gate = case.gate
     with current_device(0), held_buffers() as buffers:
-        stored = to_storage(gate, inputs.x)
-        buffers.put("x", stored)
-        if inputs.r is not None:
-            buffers.put("r", to_storage(gate, inputs.r))
-        for name, weight in vars(inputs.weights).items():
-            if weight is not None:
-                buffers.put(name, weight)
-        for name, size in case.plan.workspace:
-            buffers.allocate(name, 4 * size * case.batch)
-        buffers.allocate("y", stored.nbytes)
+        dtype = put_inputs(case, inputs, buffers)
         results = []
         for _ in range(2):
             buffers.poison("y")
             for name, _ in case.plan.workspace:
                 buffers.poison(name)
             loaded.launch(buffers.addresses, case.batch, 0)
-            results.append(buffers.get("y", stored.dtype))
+            results.append(buffers.get("y", dtype))
     if results[0].tobytes() != results[1].tobytes():
         return "two runs give different bits", None
     return _judge(case, results[0], expected)
+
+
+def put_inputs(case: Case, inputs: Inputs, buffers: DeviceBuffers) -> np.dtype[np.generic]:
+    """All buffers of a case's plan, y and the workspace poisoned; returns the maps' dtype."""
+    stored = to_storage(case.gate, inputs.x)
+    buffers.put("x", stored)
+    if inputs.r is not None:
+        buffers.put("r", to_storage(case.gate, inputs.r))
+    for name, weight in vars(inputs.weights).items():
+        if weight is not None:
+            buffers.put(name, weight)
+    for name, size in case.plan.workspace:
+        buffers.allocate(name, 4 * size * case.batch)
+    buffers.allocate("y", stored.nbytes)
+    return stored.dtype
 
 
 def _judge(

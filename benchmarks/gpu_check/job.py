@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 PASSED, FAILED, ERROR = "passed", "failed", "error"
-INCOMPLETE, SKIPPED, DRY = "incomplete", "skipped", "dry run"
+INCOMPLETE, SKIPPED, DRY, RUNNING = "incomplete", "skipped", "dry run", "cut off"
+_WORST = (FAILED, ERROR, INCOMPLETE, SKIPPED, RUNNING, DRY, PASSED)
 
 
 class Failed(Exception):
@@ -35,11 +36,13 @@ class Options:
     Attributes:
         dry: do all but launching kernels and timing; needs no GPU.
         every: take only every so-manieth case of each part.
+        share: which of how many shares of these to take: a part may have several processes.
         engines: folder with TensorRT-RTX engines, or ONNX files to build them from.
     """
 
     dry: bool = False
     every: int = 1
+    share: tuple[int, int] = (0, 1)
     engines: Path | None = None
 
 
@@ -79,7 +82,8 @@ class Job:
 
     def each(self, items: Sequence[Item]) -> list[Item]:
         """The items that are to be looked at."""
-        return list(items[:: self.options.every])
+        first, shares = self.options.share
+        return list(items[:: self.options.every])[first::shares]
 
     def in_time(self, items: Sequence[Item]) -> Iterator[Item]:
         """Yield `items` while there is time; says so when some had to be left out."""
@@ -125,7 +129,9 @@ class Outcome:
 
 def read_outcome(name: str, file: Path, seconds: float | None, ending: str) -> Outcome:
     """Read what a part wrote; `ending` says how its process ended, for when it could not itself."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+    lines = [json.loads(line) for line in whole.splitlines()]
     found: dict[str, list[Any]] = {"row": [], "note": [], "incomplete": [], "end": []}
     for line in lines:
         for key in found:
@@ -139,3 +145,16 @@ def read_outcome(name: str, file: Path, seconds: float | None, ending: str) -> O
     if found["incomplete"] and status in (PASSED, DRY):
         status, reason = INCOMPLETE, found["incomplete"][-1]
     return Outcome(name, status, reason, seconds, tuple(found["note"]), tuple(found["row"]))
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """What the processes of one part found, as bad as the worst of them."""
+    worst = min(outcomes, key=lambda one: _WORST.index(one.status))
+    return Outcome(
+        worst.name,
+        worst.status,
+        worst.reason,
+        max((one.seconds for one in outcomes if one.seconds is not None), default=None),
+        tuple(dict.fromkeys(note for one in outcomes for note in one.notes)),
+        tuple(row for one in outcomes for row in one.rows),
+    )

@@ -1,4 +1,4 @@
-"""Part: compile every kernel that the other parts launch, on all processors; needs no GPU."""
+"""Part: compile every kernel that the timing parts launch, on all processors; needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from benchmarks.gpu_check.cases import all_cases
+from benchmarks.gpu_check.candidates import candidate_cases
 from benchmarks.gpu_check.correctness import limits
 from benchmarks.gpu_check.gate_cases import gate_cases
 from benchmarks.gpu_check.job import Job
 from cbam_deploy.plugins.cuda_launch import compile_plan
-from cbam_deploy.plugins.geometry import plan
+from cbam_deploy.plugins.geometry import plan, ranked_plans
 from cbam_deploy.plugins.launches import LaunchPlan
 
 
 def run(job: Job) -> None:
     """Fill the cache of compiled kernels; what is left out here is compiled when it is needed."""
     device = limits(job.dry)
-    plans = [case.plan for case in job.each(all_cases(device))]
-    plans += [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
+    plans = [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
+    for case in job.each(candidate_cases()):
+        plans += ranked_plans(case.gate, device, batch=case.batch)
     programs = {tuple(launch.kernel.name for launch in one.launches): one for one in plans}
     # Spawned, since the driver that this process has loaded does not survive a fork.
     context = multiprocessing.get_context("spawn")

@@ -1,7 +1,8 @@
 """Part: what gates cost a whole network, and what fusing them saves.
 
-CBAM-ResNet-50 in FP16, channels-last, under CUDA graphs: without gates (plain), with gates as
-standard operators (unfused), with fused gates. The fused network's logits are checked against FP32.
+CBAM-ResNet-50 in FP16, channels-last, under CUDA graphs: without gates but with the addition and
+ReLU after each block in one kernel, as fused gates have them (plain), with gates as standard
+operators (unfused), with fused gates. The fused network's logits are checked against FP32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from benchmarks.gpu_check.gate_cases import BATCHES
 from benchmarks.gpu_check.job import Failed, Job
 from benchmarks.gpu_check.timing import Timer, described_clocks
 from cbam_deploy import create_model
+from cbam_deploy.models.gate import AttentionGate
 
 PLAIN, UNFUSED, FUSED = "plain", "unfused", "fused"
 _SLACK = 2.0
@@ -55,7 +57,7 @@ def check(job: Job, setting: Setting) -> dict[str, nn.Module]:
     """The networks by kind; raises `Failed` unless fused gates are as exact as unfused ones."""
     torch.backends.cudnn.allow_tf32 = False  # FP32 is what FP16 is compared with
     networks = {
-        PLAIN: create_model(setting.name, attention="none", seed=0),
+        PLAIN: plain_network(setting),
         UNFUSED: create_model(setting.name, seed=0),
         FUSED: create_model(setting.name, seed=0, fused=True),
     }
@@ -75,6 +77,36 @@ def check(job: Job, setting: Setting) -> dict[str, nn.Module]:
             f"by {unfused:.2g} unfused."
         )
     return networks
+
+
+def plain_network(setting: Setting) -> nn.Module:
+    """The network with `AddRelu` in the place of each gate."""
+    network = create_model(setting.name, seed=0)
+    add_relu = AddRelu("inductor" if setting.device == "cuda" else "eager")
+    for module in network.modules():
+        if isinstance(module, AttentionGate):
+            module.operators = add_relu
+    return network
+
+
+class AddRelu:
+    """relu(x + residual) in one kernel, for the place of a gate's operators."""
+
+    def __init__(self, backend: str) -> None:
+        self._flat = torch.compile(
+            lambda x, r: torch.relu(x + r), backend=backend, dynamic=True, fullgraph=True
+        )
+
+    def computes(self, _gate: AttentionGate) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, _gate: AttentionGate, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Of two maps [N, C, H, W] in channels last."""
+        assert residual is not None
+        nhwc = x.permute(0, 2, 3, 1)
+        y = self._flat(nhwc.reshape(-1), residual.permute(0, 2, 3, 1).reshape(-1))
+        return y.view(nhwc.shape).permute(0, 3, 1, 2)
 
 
 def measure(job: Job, setting: Setting, networks: dict[str, nn.Module], timer: Timer) -> None:

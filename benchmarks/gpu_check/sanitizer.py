@@ -1,24 +1,21 @@
-"""Part: the small cases of `correctness` under compute-sanitizer's memcheck and racecheck."""
+"""Part: the small cases of `correctness` under compute-sanitizer's tools."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from benchmarks.gpu_check.job import PASSED, Failed, Job, Skipped, read_outcome
-from benchmarks.gpu_check.process import command_of, kill
+from benchmarks.gpu_check.process import command_of, find_program, kill
 
-TOOLS = ("memcheck", "racecheck")
+TOOLS = ("memcheck", "racecheck", "synccheck")
 _FOUND = 86
-_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 
 
 def run(job: Job) -> None:
-    """Run both tools, each with half of the time."""
-    program = find()
+    """Run the tools one after the other, each with its share of the time."""
+    program = find_program("compute-sanitizer")
     if program is None and not job.dry:
         raise Skipped("compute-sanitizer is not installed")
     problems = []
@@ -34,11 +31,6 @@ def run(job: Job) -> None:
             problems.append(f"{tool}: {problem}")
     if problems:
         raise Failed("; ".join(problems))
-
-
-def find() -> str | None:
-    """The program, on the path or where the CUDA toolkit puts it."""
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], *_PLACES]))
 
 
 def sanitized(tool: str, program: str, file: Path, job: Job, seconds: float) -> list[str]:

@@ -10,7 +10,7 @@ Rows = list[dict[str, Any]]
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The whole report, as `report.assemble` makes it."""
+    """The whole report, as `report.check` makes it."""
     gpu = report["gpu"] or "no GPU"
     lines = [f"# GPU check: {gpu}, {report['date']}", ""]
     if report["dry_run"]:
@@ -32,7 +32,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     targets = judged(report)
     if targets:
-        lines += ["", "## Targets on an H200, and the worst that was found", "", *_table(targets)]
+        lines += ["", "## Targets, and the worst that was found", "", *_table(targets)]
     for part in report["parts"]:
         lines += _section(part)
     return "\n".join(lines) + "\n"
@@ -47,7 +47,7 @@ def _section(part: dict[str, Any]) -> list[str]:
         lines += [note, ""]
     if rows and "case" in rows[0]:
         lines += [_summary(rows), ""]
-        rows = [row for row in rows if row.get("problem")]
+        rows = [row for row in rows if row.get("problem") or row.get("note")]
     return [*lines, *_table(rows)]
 
 

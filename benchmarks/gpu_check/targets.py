@@ -1,4 +1,4 @@
-"""What the fused gate is to reach on an H200, and what was found: the worst case of each target."""
+"""What the fused gate is to reach, and what was found: the worst case of each target."""
 
 from __future__ import annotations
 
@@ -31,50 +31,53 @@ class Target:
 
     def judge(self, rows: list[Row]) -> Row:
         """The worst figure, and whether it reaches the bound; neither where there is none."""
-        found = [row[self.column] for row in rows if self.applies(row) and self.column in row]
+        found = [row for row in rows if self.column in row and self.applies(row)]
         if not found:
-            return {"target": self.name, "worst": None, "met": "not measured"}
-        worst = max(found) if self.at_most else min(found)
-        met = worst <= self.bound if self.at_most else worst >= self.bound
-        return {"target": self.name, "worst": worst, "met": "yes" if met else "no"}
+            return {"target": self.name, "worst": None, "of": 0, "met": "not measured"}
+        figures = [row[self.column] for row in found]
+        worst = max(figures) if self.at_most else min(figures)
+        holds = [one <= self.bound if self.at_most else one >= self.bound for one in figures]
+        return {
+            "target": self.name,
+            "worst": worst,
+            "of": len(found),
+            "met": "yes" if all(holds) else f"no, in {holds.count(True)} of {len(holds)}",
+        }
+
+
+def _is_judged_type(row: Row) -> bool:
+    """Whether a row is of a type and layout that bandwidth is asked of."""
+    return row["dtype"] in ("float16", "int8") and row["layout"] == "nhwc"
 
 
 TARGETS = (
     Target(
-        "at least 90% of copy bandwidth: FP16 and INT8, batch 32 and more, the three larger maps",
-        "gates",
-        "percent_of_copy",
-        90.0,
-        False,
-        lambda row: (
-            row.get("dtype") in ("float16", "int8")
-            and row["batch"] >= 32
-            and row["map"] in _LARGE_MAPS
-        ),
+        "FP16 and INT8, channels last, batch 32 and more, the three larger maps: at least 92% of"
+        " the speed of torch.add(x, r, out=y)",
+        *("gates", "percent_of_add", 92.0, False),
+        lambda row: _is_judged_type(row) and row["batch"] >= 32 and row["map"] in _LARGE_MAPS,
     ),
     Target(
-        "at least 3 times as fast as torch.compile",
-        "gates",
-        "compiled_over_fused",
-        3.0,
-        False,
-        lambda row: "dtype" in row,
+        "these at batch 1, on all maps: at most 2.0 times as long as that addition, each less an"
+        " empty launch",
+        *("gates", "over_add_less_empty", 2.0, True),
+        lambda row: _is_judged_type(row) and row["batch"] == 1,
     ),
     Target(
-        "at most 5 us per gate at batch 1, under a CUDA graph, FP16",
-        "gates",
-        "fused_us",
-        5.0,
-        True,
-        lambda row: row.get("batch") == 1 and row["dtype"] == "float16",
+        "at least as fast as torch.compile",
+        *("compiled", "compiled_over_gate", 1.0, False),
+        lambda row: "map" in row,
     ),
     Target(
-        "CBAM-ResNet-50 in FP16 at batch 128 at most 1.15 times as slow as plain ResNet-50",
-        "networks",
-        "over_plain",
-        1.15,
-        True,
-        lambda row: row["network"] == "fused" and row["batch"] == 128,
+        "at least 1.6 times as fast as torch.compile on maps that do not fit in L2",
+        *("compiled", "compiled_over_gate", 1.6, False),
+        lambda row: row["fits_l2"] == "no",
+    ),
+    Target(
+        "CBAM-ResNet-50 in FP16: at most 1.05 times as long as plain ResNet-50 whose addition and"
+        " ReLU are fused alike",
+        *("networks", "over_plain", 1.05, True),
+        lambda row: row["network"] == "fused",
     ),
 )
 

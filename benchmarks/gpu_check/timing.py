@@ -13,22 +13,25 @@ from statistics import median
 import torch
 
 from cbam_deploy.machine import clocks
+from cbam_deploy.plugins.cuda_launch import call, current_device
 
 REPLAYS = 15
 _FLUSH_FACTOR = 4
 _MOST_SETS = 256
+_EMPTY_LAUNCHES = 64
+_EMPTY_PTX = b".version 7.0\n.target sm_75\n.address_size 64\n.visible .entry empty() { ret; }\n\0"
 
 
 class Timer:
     """Times functions on the current CUDA device."""
 
     def __init__(self) -> None:
-        self._l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        self._flush = torch.empty(_FLUSH_FACTOR * self._l2_bytes, dtype=torch.uint8, device="cuda")
+        self.l2_bytes: int = torch.cuda.get_device_properties(0).L2_cache_size
+        self._flush = torch.empty(_FLUSH_FACTOR * self.l2_bytes, dtype=torch.uint8, device="cuda")
 
     def sets(self, set_bytes: int) -> int:
         """How many sets of buffers it takes so that none is still in L2 when its turn comes."""
-        return min(_MOST_SETS, max(2, -(-2 * self._l2_bytes // set_bytes)))
+        return min(_MOST_SETS, max(2, -(-2 * self.l2_bytes // set_bytes)))
 
     def seconds(self, contenders: Sequence[Callable[[], object]]) -> list[float]:
         """Median duration of each contender, which enqueues its work on the current stream.
@@ -55,6 +58,26 @@ class Timer:
         target = torch.empty_like(source)
         (seconds,) = self.seconds([lambda: target.copy_(source)])
         return 2 * size / seconds
+
+    def empty_launch_seconds(self) -> float:
+        """A kernel that does nothing, one of many in a graph."""
+        launch = empty_kernel()
+        (seconds,) = self.seconds([lambda: [launch() for _ in range(_EMPTY_LAUNCHES)]])
+        return seconds / _EMPTY_LAUNCHES
+
+
+def empty_kernel() -> Callable[[], None]:
+    """Enqueues a kernel that does nothing on the current stream."""
+    with current_device(0):
+        module = call("cuModuleLoadData", _EMPTY_PTX)
+        function = call("cuModuleGetFunction", module, b"empty")
+
+    def launch() -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        with current_device(0):
+            call("cuLaunchKernel", function, 1, 1, 1, 32, 1, 1, 0, stream, 0, 0)
+
+    return launch
 
 
 def described_clocks() -> str:

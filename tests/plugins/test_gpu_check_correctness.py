@@ -13,17 +13,18 @@ import pytest
 import torch
 from gpu_check_jobs import outcome_of
 
-from benchmarks.gpu_check import buffers, cases, correctness, storage
+from benchmarks.gpu_check import buffers, candidates, cases, correctness, storage
 from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
 from benchmarks.gpu_check.job import FAILED, PASSED
 from benchmarks.kernel_report import FORMATS
 from cbam_deploy.gates.description import CBAM
 from cbam_deploy.gates.operators import GATE_OPERATORS, operator_for
 from cbam_deploy.gates.reference import Weights, apply_gate
+from cbam_deploy.plugins.cuda_launch import NoRoom
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.geometry import KNOWN_DEVICES
+from cbam_deploy.plugins.geometry import fused_candidates
 
-LIMITS = KNOWN_DEVICES[90]
+LIMITS = correctness.limits(dry=True)
 
 
 def test_cases_are_of_every_kernel_type_layout_and_operator():
@@ -35,13 +36,22 @@ def test_cases_are_of_every_kernel_type_layout_and_operator():
     }
     names = ("CbamGate", "CbamGateAddRelu", "SeGate", "SeGateAddRelu")
     assert kinds >= {(name, *one, count) for name in names for one in FORMATS for count in (1, 3)}
-    assert {launch.cluster for case in every for launch in case.plan.launches} == {1, 2, 4, 8}
+    assert {launch.cluster for case in every for launch in case.plan.launches} == {1, 2, 4, 8, 16}
     assert {case.gate.kernel_size for case in every} == {0, 1, 3, 7, 15}
     assert {one.gate for one in GATE_OPERATORS.values()} < {
         case.gate.operator.gate for case in every if case.gate.dtype == "bfloat16"
     }
     assert {len(case.plan.launches) for case in every} == {1, 2, 3, 4}
     assert sum(case.is_small for case in every) > 100
+
+
+def test_every_fused_plan_that_is_timed_is_checked():
+    checked = {case.plan.launches[0].kernel for case in cases.all_cases(LIMITS)}
+    timed = candidates.candidate_cases()
+    assert {(case.gate.channels, case.gate.height) for case in timed} == set(MAPS)
+    for gate in {case.gate for case in timed}:
+        for one in fused_candidates(gate, LIMITS):
+            assert one.launches[0].kernel in checked
 
 
 def test_timed_gates_are_those_of_resnet_50():
@@ -191,6 +201,16 @@ def test_a_launch_that_fails_is_a_wrong_case(answers, case, gpu, tmp_path):
     assert found.status == FAILED
     assert len(found.rows) == (2 if answers else 1), "the others are tried where that is possible"
     assert "answers X" in found.rows[0]["problem"]
+
+
+def test_a_cluster_without_room_is_no_wrong_case(case, gpu, tmp_path, monkeypatch):
+    def refuse(plan, device):
+        raise NoRoom("a cluster of its blocks has no room")
+
+    monkeypatch.setattr(correctness, "load", refuse)
+    found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
+    assert found.status == PASSED
+    assert found.rows == ({"case": str(case), "note": "a cluster of its blocks has no room"},)
 
 
 def test_two_launches_that_differ_in_a_bit_are_a_wrong_case(case, gpu, tmp_path):

@@ -1,0 +1,73 @@
+"""Part: every plan of the timed gates, beside what the cost model predicts of it.
+
+So that the constants of ``cbam_deploy/plugins/cost_model.py`` can be corrected by what is.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.gpu_check.contenders import device_weights, kernels, seconds_each
+from benchmarks.gpu_check.correctness import limits
+from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
+from benchmarks.gpu_check.job import Job
+from benchmarks.gpu_check.plans import described, predicted
+from benchmarks.gpu_check.timing import Timer
+from cbam_deploy.plugins.cuda_launch import NoRoom, load
+from cbam_deploy.plugins.geometry import DeviceLimits, ranked_plans
+
+DEVICE = "cuda"
+BATCHES = (32, 1, 64)
+FORMATS = (("float16", "nhwc"), ("int8", "nhwc"))
+
+
+@torch.no_grad()
+def run(job: Job) -> None:
+    """Time all plans of each gate in turns."""
+    job.note("Phases were not left out one at a time: the kernels have no switch for it.")
+    device = limits(job.dry)
+    timer = None if job.dry else Timer()
+    for case in job.in_time(job.each(candidate_cases())):
+        measure(job, case, device, timer)
+
+
+def candidate_cases() -> list[GateCase]:
+    """The gates of ResNet-50, those of FP16 first."""
+    every = {case.gate: None for case in gate_cases()}
+    gates = [gate for one in FORMATS for gate in every if (gate.dtype, gate.layout) == one]
+    cases = [GateCase(gate, batch) for batch in BATCHES for gate in gates]
+    return sorted(cases, key=lambda case: case.gate.dtype != "float16")
+
+
+def measure(job: Job, case: GateCase, device: DeviceLimits, timer: Timer | None) -> None:
+    """A row for each plan, the predicted fastest first; without a timer nothing is launched."""
+    loaded, rows = {}, {}
+    for one in ranked_plans(case.gate, device, batch=case.batch):
+        if timer is None:
+            predicted(one, case.batch, device)
+            job.row(**case.names(), plan=described(one))
+            continue
+        row: dict[str, object] = {**case.names(), "plan": described(one)}
+        row.update(predicted(one, case.batch, device))
+        try:
+            loaded[described(one)] = found = load(one, 0)
+        except NoRoom:
+            job.row(**row, problem="no room for its cluster")
+            continue
+        if found.active_clusters[0] is not None:
+            row["active_clusters"] = found.active_clusters[0]
+        rows[described(one)] = row
+    if timer is None:
+        return
+    weights = device_weights(case, DEVICE)
+    contenders = {name: kernels(one, case, weights) for name, one in loaded.items()}
+    seconds = seconds_each(timer, case, contenders, DEVICE)
+    best = min(seconds.values())
+    for name, row in rows.items():
+        us = seconds[name] * 1e6
+        job.row(
+            **row,
+            measured_us=us,
+            measured_over_predicted=us / row["predicted_us"],
+            fastest="yes" if seconds[name] == best else "",
+        )
