@@ -42,32 +42,31 @@ def candidate_cases() -> list[GateCase]:
 def measure(job: Job, case: GateCase, device: DeviceLimits, timer: Timer | None) -> None:
     """A row for each plan, the predicted fastest first; without a timer nothing is launched."""
     loaded, rows = {}, {}
-    for one in ranked_plans(case.gate, device, batch=case.batch):
-        if timer is None:
-            predicted(one, case.batch, device)
-            job.row(**case.names(), plan=described(one))
-            continue
+    for number, one in enumerate(ranked_plans(case.gate, device, batch=case.batch)):
         row: dict[str, object] = {**case.names(), "plan": described(one)}
-        row.update(predicted(one, case.batch, device))
+        figures = predicted(one, case.batch, device)
+        if timer is None:
+            job.row(**row)
+            continue
+        row.update(figures)
         try:
-            loaded[described(one)] = found = load(one, 0)
+            found = load(one, 0)
         except NoRoom:
             job.row(**row, problem="no room for its cluster")
             continue
         if found.active_clusters[0] is not None:
             row["active_clusters"] = found.active_clusters[0]
-        rows[described(one)] = row
+        loaded[str(number)], rows[str(number)] = found, row
     if timer is None:
         return
     weights = device_weights(case, DEVICE)
-    contenders = {name: kernels(one, case, weights) for name, one in loaded.items()}
+    contenders = {number: kernels(one, case, weights) for number, one in loaded.items()}
     seconds = seconds_each(timer, case, contenders, DEVICE)
-    best = min(seconds.values())
-    for name, row in rows.items():
-        us = seconds[name] * 1e6
+    for number, row in rows.items():
+        us = seconds[number] * 1e6
         job.row(
             **row,
             measured_us=us,
             measured_over_predicted=us / row["predicted_us"],
-            fastest="yes" if seconds[name] == best else "",
+            fastest="yes" if seconds[number] == min(seconds.values()) else "",
         )

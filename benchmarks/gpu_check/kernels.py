@@ -19,10 +19,11 @@ from cbam_deploy.plugins.launches import LaunchPlan
 def run(job: Job) -> None:
     """Fill the cache of compiled kernels; what is left out here is compiled when it is needed."""
     device = limits(job.dry)
-    plans = [plan(case.gate, device, batch=case.batch) for case in job.each(gate_cases())]
-    for case in job.each(candidate_cases()):
+    plans = [plan(case.gate, device, batch=case.batch) for case in gate_cases()]
+    for case in candidate_cases():
         plans += ranked_plans(case.gate, device, batch=case.batch)
-    programs = {tuple(launch.kernel.name for launch in one.launches): one for one in plans}
+    found = {tuple(launch.kernel.name for launch in one.launches): one for one in plans}
+    programs = dict(job.each(list(found.items())))
     # Spawned, since the driver that this process has loaded does not survive a fork.
     context = multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)), context)

@@ -22,7 +22,8 @@ def run(job: Job) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}
     if job.dry:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "benchmarks.gpu_check", "tests/gpu"]
     done = subprocess.run(
         command + ["--collect-only"] * job.dry,
         cwd=ROOT,

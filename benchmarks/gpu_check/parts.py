@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.gpu_check.job import Job
 
-TOTAL_SECONDS = 570.0
+TOTAL_SECONDS = 560.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Part:
 PARTS = (
     Part("correctness", "correctness:run", 95, needed=True, processes=12),
     Part("kernels", "kernels:run", 25),
-    Part("gates", "gates:run", 100),
+    Part("gates", "gates:run", 95),
     Part("networks", "networks:run", 55),
     Part("candidates", "candidates:run", 60),
     Part("torch.compile", "compiled_gates:run", 50),
@@ -49,7 +49,7 @@ PARTS = (
     Part("warm", "warm:run", 10),
     Part("sanitizer", "sanitizer:run", 60),
     Part("counters", "counters:run", 25),
-    Part("operators", "operators:run", 30),
+    Part("operators", "operators:run", 25),
     Part("TensorRT-RTX", "rtx:run", 10),
 )
 INNER = (

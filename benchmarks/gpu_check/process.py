@@ -61,6 +61,7 @@ def run_in_process(
             process = subprocess.Popen(
                 command_of(part, file, options, seconds),
                 cwd=ROOT,
+                env={**os.environ, **({"OMP_NUM_THREADS": "1"} if options.share[1] > 1 else {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

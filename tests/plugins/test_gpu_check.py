@@ -37,7 +37,8 @@ IDENTIFYING = {"case", "map", "dtype", "layout", "batch", "network", "tool", "fi
 BARE = """
 import runpy, sys
 for name in ("onnx", "onnxruntime", "onnx_ir", "onnxscript", "typer", "rich", "polygraphy",
-             "jinja2", "safetensors", "matplotlib", "PIL", "sklearn", "hypothesis"):
+             "jinja2", "safetensors", "matplotlib", "PIL", "sklearn", "hypothesis", "msgspec",
+             "lazy_loader"):
     sys.modules[name] = None
 sys.argv = ["gpu_check", *sys.argv[1:]]
 runpy.run_module("benchmarks.gpu_check", run_name="__main__")
