@@ -3,11 +3,15 @@
 #include <dlfcn.h>
 #include <stddef.h>
 
-void* getPluginRegistry(void) {
+static void* answer(const char* name) {
   void* library = dlopen(REGISTRY_LIBRARY, RTLD_NOW);
-  void* (*function)(void) = library ? (void* (*)(void))dlsym(library, "getPluginRegistry") : NULL;
+  void* (*function)(void) = library ? (void* (*)(void))dlsym(library, name) : NULL;
   return function ? function() : NULL;
 }
+
+void* getPluginRegistry(void) { return answer("getPluginRegistry"); }
+void* getLogger(void) { return answer("getLogger"); }
+int getInferLibVersion(void) { return 110400; }
 
 void* getBuilderPluginRegistry(int capability) { return NULL; }
 void* createInferBuilder_INTERNAL(void* logger, int version) { return NULL; }

@@ -1,0 +1,275 @@
+"""The plugin library between a host that plays TensorRT and a stand-in for the CUDA driver.
+
+`native/host.cpp` makes TensorRT's calls in the builder's and in the executor's order, checks what
+the protocol asks of a plugin, and hands out memory of exactly the sizes that it was told. The kernels
+really run, on threads. Library and allocator are those of AddressSanitizer and
+UndefinedBehaviorSanitizer, and where contexts run side by side those of ThreadSanitizer. What this
+does not show: TensorRT's own builder, and a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from native_build import Programs, build_driver, sanitized
+from native_cases import CAPABILITY, CASES, LoweredGate, Node, stand_in_image
+
+from cbam_deploy.gates.reference import Bounded, disagreement
+from cbam_deploy.plugins.gate import round_up
+from cbam_deploy.plugins.launch_program import Image, ProgramLaunch, Target, read_program
+
+CBAM = CASES[0]
+CONTEXTS = ["2@0,1@2,3@1", "1@3,1@0", "4@0"]
+"""What each context runs: so many images, from which on."""
+
+FUSED, STAGED = 11, 3  # tactics of the cases
+
+
+@pytest.fixture(scope="session")
+def driver(built) -> Path:
+    return build_driver(built, set().union(*(case.kernels for case in CASES)))
+
+
+@pytest.fixture(scope="session")
+def programs(built, driver) -> Programs:
+    return sanitized(built, "memory", driver).on(CAPABILITY)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What host and library said, and the folder that engines and results are in."""
+
+    case: LoweredGate
+    said: list[str]
+    folder: Path
+
+    def of(self, word: str) -> list[str]:
+        """What follows a word that lines begin with."""
+        return [line.removeprefix(word).strip() for line in self.said if line.startswith(word)]
+
+
+def in_all_contexts(case: LoweredGate, folder: Path, formats: tuple[str, ...]) -> list[str]:
+    """Build an engine for each format and tactic, and run each in all contexts."""
+    lines = case.node.field_lines(folder)
+    for format_ in formats:
+        lines += [*case.input_lines(folder, format_), f"build {case.dtype} {format_} 1 2 4"]
+        for tactic in case.plans[format_]:
+            place = folder / f"{format_}.{tactic}"
+            lines += [f"run {tactic} {place} {' '.join(CONTEXTS)}", f"save {tactic} {place}"]
+    return [*lines, "offers"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def session(request, programs, tmp_path_factory) -> Session:
+    case, folder = request.param, tmp_path_factory.mktemp("session")
+    return Session(case, programs.run(in_all_contexts(case, folder, case.formats)), folder)
+
+
+def check_results(case: LoweredGate, format_: str, folder: Path) -> None:
+    for tactic in case.plans[format_]:
+        for context, batches in enumerate(CONTEXTS):
+            for number, batch in enumerate(batches.split(",")):
+                size, first = map(int, batch.split("@"))
+                part = slice(first, first + size)
+                expected = Bounded(case.expected.value[part], case.expected.error[part])
+                y = case.result(format_, folder / f"{format_}.{tactic}.{context}.{number}")
+                assert disagreement(case.gate(format_), y, expected) is None
+
+
+def test_engines_compute_the_gate_in_every_format_and_tactic(session):
+    for format_ in session.case.formats:
+        check_results(session.case, format_, session.folder)
+
+
+def test_contexts_of_one_engine_run_side_by_side_without_races(built, driver, tmp_path):
+    programs = sanitized(built, "threads", driver).on(CAPABILITY)
+    programs.run(in_all_contexts(CBAM, tmp_path, ("HWC8",)))
+    check_results(CBAM, "HWC8", tmp_path)
+
+
+def test_maps_are_offered_in_the_programs_formats_and_all_else_in_float(session):
+    program = session.case.node.program
+    expected = set()
+    for format_ in session.case.formats:
+        of_map = f"{session.case.dtype}:{format_}"
+        inputs = [of_map if name in program.maps else "float32:LINEAR" for name in program.inputs]
+        expected.add(" ".join([*inputs, of_map]))
+    offered = session.of("offer")
+    assert set(offered) == expected
+    assert len(offered) == len(expected)
+
+
+def test_creator_is_found_by_name_and_names_its_fields(session):
+    assert session.of("creator") == ["cbam_deploy FusedGate 1"]
+    assert session.of("field") == ["program 6", "images 3"]  # kCHAR, kINT8
+
+
+def test_workspace_is_what_the_largest_batch_needs_in_any_tactic(session):
+    expected = []
+    for plans in session.case.plans.values():
+        sizes = [[4 * count * session.case.images for _, count in one.workspace] for one in plans.values()]
+        expected.append(max(sum(round_up(size, 256) for size in one) for one in sizes))
+    assert list(map(int, session.of("workspace"))) == expected
+
+
+def test_an_engine_holds_one_format_one_tactic_and_every_image_of_it(session):
+    case = session.case
+    for format_, plans in case.plans.items():
+        for tactic, chosen in plans.items():
+            place = f"{session.folder}/{format_}.{tactic}"
+            program = read_program(Path(f"{place}.program").read_text())
+            (target,) = program.targets
+            (kept,) = target.formats
+            assert (target.capability, kept.dtype, kept.layout) == (CAPABILITY, case.dtype, format_)
+            assert [one.number for one in kept.tactics] == [tactic]
+            entries = {launch.kernel.name for launch in chosen.launches}
+            content = Path(f"{place}.images").read_bytes()
+            assert {image.entry for image in program.images} == entries
+            for image in program.images:
+                assert image.offset is not None
+                carried = content[image.offset : image.offset + image.bytes]
+                assert carried == stand_in_image(image.entry, image.architecture)
+
+
+def test_timing_cache_tells_programs_apart_but_not_what_people_call_them(programs, tmp_path):
+    program = CBAM.node.program
+    (target,) = program.targets
+    renamed = replace(program, gate="the same elsewhere")
+    fewer = replace(program, targets=(Target(CAPABILITY, target.formats[:1]),))
+    lines = CBAM.input_lines(tmp_path, "HWC8")
+    for one in (program, renamed, fewer):
+        lines += Node(one, CBAM.node.images).field_lines(tmp_path)
+        lines.append("build float16 HWC8 1 2 4")
+    said = Session(CBAM, programs.run(lines), tmp_path)
+    same, as_well, other = said.of("timing cache id")
+    assert same == as_well != other
+    assert said.of("metadata") == [program.gate, renamed.gate, fewer.gate]
+
+
+def with_shared_memory(node: Node, shared_bytes: int) -> Node:
+    """The fused tactic in HWC8 alone, with more shared memory than it needs."""
+
+    def more(launch: ProgramLaunch) -> ProgramLaunch:
+        return replace(launch, shared_bytes=shared_bytes)
+
+    (target,) = node.program.targets
+    form = target.formats[0]
+    fused = next(one for one in form.tactics if one.number == FUSED)
+    fused = replace(fused, launches=tuple(map(more, fused.launches)))
+    targets = (replace(target, formats=(replace(form, tactics=(fused,)),)),)
+    return Node(replace(node.program, targets=targets), node.images)
+
+
+def test_gates_that_share_a_kernel_may_need_different_shared_memory(programs, tmp_path):
+    lines = CBAM.input_lines(tmp_path, "HWC8")
+    for shared_bytes in (100_000, 60_000):
+        lines += with_shared_memory(CBAM.node, shared_bytes).field_lines(tmp_path)
+        lines += ["build float16 HWC8 1 1 1", f"hold {FUSED}"]
+    assert programs.run([*lines, "again", "release"])[-1] == "ran again"
+
+
+def test_an_image_may_lie_in_another_gate_of_the_network(programs, tmp_path):
+    images = tuple(replace(image, offset=None) for image in CBAM.node.program.images)
+    other = Node(replace(CBAM.node.program, images=images), b"\0")
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path), "parse"]
+    lines += [*other.field_lines(tmp_path), "build float16 HWC8 1 2 4", f"run {FUSED} {tmp_path}/y 1@0"]
+    lines += ["release", f"run {FUSED} {tmp_path}/y 1@0"]
+    lines.append("build float16 HWC8 1 2 4")
+    said = programs.run(lines)
+    assert said.count(f"ran {FUSED}") == 2, "an engine has its images"
+    assert said[-1] == "refused supportsFormatCombination 0"
+    assert "lies in another gate" in said[-2]
+
+
+def test_one_plugin_runs_on_one_gpu_and_then_on_another(programs, tmp_path):
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
+    lines += ["build float16 HWC8 1 1 1", f"hold {STAGED}", "gpu 1", "again", "gpu 0", "again"]
+    said = programs.run([*lines, "release"], STAND_IN_GPUS="2")
+    assert said.count("ran again") == 2
+
+
+def test_where_no_cluster_fits_the_next_tactic_is_taken(programs, tmp_path):
+    """As on a partition of a GPU."""
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
+    lines.append("build float16 HWC8 1 2 4")
+    said = Session(CBAM, programs.run(lines, STAND_IN_CLUSTER="1"), tmp_path)
+    assert [line.split()[0] for line in said.of("engine")] == [str(STAGED)]
+
+
+def test_an_engine_says_what_the_gpu_lacks(programs, tmp_path):
+    """Built where clusters fit; and nothing else was kept."""
+    build = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
+    programs.run([*build, "build float16 HWC8 1 2 4", f"save {FUSED} {tmp_path}/engine"])
+    engine = Node(
+        read_program((tmp_path / "engine.program").read_text()),
+        (tmp_path / "engine.images").read_bytes(),
+    )
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *engine.field_lines(tmp_path)]
+    lines += [f"engine {FUSED} float16 HWC8 0", f"run {FUSED} {tmp_path}/y 1@0"]
+    *_, reason, refused = programs.run(lines, STAND_IN_CLUSTER="1")
+    assert refused == "refused onShapeChange"
+    assert "no room for clusters of 2 blocks" in reason
+
+
+TWO_TARGETS = tuple(replace(CBAM.node.program.targets[0], capability=one) for one in (87, 89))
+
+
+def test_a_gpu_without_kernels_is_told_which_there_are(programs, tmp_path):
+    program = replace(CBAM.node.program, targets=TWO_TARGETS)
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *Node(program, CBAM.node.images).field_lines(tmp_path)]
+    said = programs.run([*lines, "offers"], STAND_IN_CAPABILITY="75")
+    sentence = "kernels for sm_87 and sm_89, this GPU is sm_75; lower again with --target sm_75"
+    assert sum(sentence in line for line in said) == 1
+    assert not any(line.startswith("offer") for line in said)
+
+
+def test_shared_memory_that_the_gpu_has_not_got_is_said(programs, tmp_path):
+    node = with_shared_memory(CBAM.node, 100_000)
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *node.field_lines(tmp_path), "offers"]
+    *_, reason = programs.run(lines, STAND_IN_SHARED_BYTES="65536")
+    assert "needs 100000 bytes of shared memory, this GPU has 65536" in reason
+
+
+# Which of a kernel's images a GPU takes; the driver refuses those that it cannot run.
+CHOICES = {
+    90: ({"sm_80": False, "sm_90": True, "compute_80": False}, True),
+    89: ({"sm_80": False, "sm_86": True, "compute_80": False}, True),
+    87: ({"sm_86": False, "compute_75": False, "compute_86": True}, True),  # no Tegra part's code
+    120: ({"sm_90": False, "compute_90": True}, True),
+    86: ({"sm_87": False, "compute_87": False}, False),
+}
+
+
+@pytest.mark.parametrize("capability", CHOICES)
+def test_a_gpu_takes_its_own_machine_code_or_the_latest_ptx(capability, programs, tmp_path):
+    """Of all images only the one that is to be taken is whole."""
+    choices, runs = CHOICES[capability]
+    images, content = [], b""
+    for launch in CBAM.plans["HWC8"][STAGED].launches:
+        for architecture, chosen in choices.items():
+            entry = launch.kernel.name
+            data = stand_in_image(entry, architecture) if chosen else b"not to be loaded"
+            key = f"{len(images):016x}"
+            images.append(Image(entry, architecture, key, len(content), len(data)))
+            content += data
+    (target,) = CBAM.node.program.targets
+    form = target.formats[0]
+    staged = tuple(one for one in form.tactics if one.number == STAGED)
+    targets = (Target(75, (replace(form, tactics=staged),)),)
+    node = Node(replace(CBAM.node.program, images=tuple(images), targets=targets), content)
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *node.field_lines(tmp_path), "offers"]
+    said = programs.run(lines, STAND_IN_CAPABILITY=str(capability))
+    assert any(line.startswith("offer") for line in said) == runs, said
+    if not runs:
+        assert f"do not run on this GPU, sm_{capability}" in said[-1]
+
+
+def test_without_a_driver_a_plugin_says_so(programs, tmp_path):
+    alone = replace(programs, driver=None)
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path), "parse"]
+    said = alone.run([*lines, "offers-anyhow"])
+    assert "libcuda.so.1" in said[-1]
+    assert not any(line.startswith("offer") for line in said)
+
