@@ -83,7 +83,9 @@ def build_host(folder: Path, *flags: str, linked: Iterable[str] = ()) -> Path:
     return build(folder, "host", [compiled], "-pthread", *linked)
 
 
-def build_driver(folder: Path, kernels: Iterable[tuple[Kernel, int, int]], warp: int = WARP) -> Path:
+def build_driver(
+    folder: Path, kernels: Iterable[tuple[Kernel, int, int]], warp: int = WARP
+) -> Path:
     """Folder of a ``libcuda.so.1`` with kernels, each with its cluster's and block's size."""
     listed = sorted(set(kernels), key=lambda one: one[0].name)
     listing = "".join(

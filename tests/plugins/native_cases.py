@@ -128,7 +128,9 @@ class LoweredGate:
             name: random_maps(gate, self.images, "normal", rng) for name in self.node.program.maps
         }
         weights = {
-            name: value for name, value in vars(random_weights(gate, rng)).items() if name not in maps
+            name: value
+            for name, value in vars(random_weights(gate, rng)).items()
+            if name not in maps
         }
         return maps | {name: value for name, value in weights.items() if value is not None}
 

@@ -1,10 +1,10 @@
 """The plugin library between a host that plays TensorRT and a stand-in for the CUDA driver.
 
 `native/host.cpp` makes TensorRT's calls in the builder's and in the executor's order, checks what
-the protocol asks of a plugin, and hands out memory of exactly the sizes that it was told. The kernels
-really run, on threads. Library and allocator are those of AddressSanitizer and
-UndefinedBehaviorSanitizer, and where contexts run side by side those of ThreadSanitizer. What this
-does not show: TensorRT's own builder, and a GPU.
+the protocol asks of a plugin, and hands out memory of exactly the sizes that it was told. The
+kernels really run, on threads. All is under AddressSanitizer and UndefinedBehaviorSanitizer, and
+what runs side by side under ThreadSanitizer. What this does not show: TensorRT's own builder, and a
+GPU.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ def test_creator_is_found_by_name_and_names_its_fields(session):
 def test_workspace_is_what_the_largest_batch_needs_in_any_tactic(session):
     expected = []
     for plans in session.case.plans.values():
-        sizes = [[4 * count * session.case.images for _, count in one.workspace] for one in plans.values()]
+        sizes = [
+            [4 * count * session.case.images for _, count in one.workspace]
+            for one in plans.values()
+        ]
         expected.append(max(sum(round_up(size, 256) for size in one) for one in sizes))
     assert list(map(int, session.of("workspace"))) == expected
 
@@ -174,7 +177,11 @@ def test_an_image_may_lie_in_another_gate_of_the_network(programs, tmp_path):
     images = tuple(replace(image, offset=None) for image in CBAM.node.program.images)
     other = Node(replace(CBAM.node.program, images=images), b"\0")
     lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path), "parse"]
-    lines += [*other.field_lines(tmp_path), "build float16 HWC8 1 2 4", f"run {FUSED} {tmp_path}/y 1@0"]
+    lines += [
+        *other.field_lines(tmp_path),
+        "build float16 HWC8 1 2 4",
+        f"run {FUSED} {tmp_path}/y 1@0",
+    ]
     lines += ["release", f"run {FUSED} {tmp_path}/y 1@0"]
     lines.append("build float16 HWC8 1 2 4")
     said = programs.run(lines)
@@ -218,7 +225,10 @@ TWO_TARGETS = tuple(replace(CBAM.node.program.targets[0], capability=one) for on
 
 def test_a_gpu_without_kernels_is_told_which_there_are(programs, tmp_path):
     program = replace(CBAM.node.program, targets=TWO_TARGETS)
-    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *Node(program, CBAM.node.images).field_lines(tmp_path)]
+    lines = [
+        *CBAM.input_lines(tmp_path, "HWC8"),
+        *Node(program, CBAM.node.images).field_lines(tmp_path),
+    ]
     said = programs.run([*lines, "offers"], STAND_IN_CAPABILITY="75")
     sentence = "kernels for sm_87 and sm_89, this GPU is sm_75; lower again with --target sm_75"
     assert sum(sentence in line for line in said) == 1
@@ -272,4 +282,3 @@ def test_without_a_driver_a_plugin_says_so(programs, tmp_path):
     said = alone.run([*lines, "offers-anyhow"])
     assert "libcuda.so.1" in said[-1]
     assert not any(line.startswith("offer") for line in said)
-

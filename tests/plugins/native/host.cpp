@@ -1,6 +1,7 @@
 // Plays TensorRT's part for the plugin library, call by call: parser and builder, then engine and
 // execution contexts. Takes commands from standard input, a line each:
 //
+//   say TEXT                  print the command
 //   library FILE              load it, and take its creator
 //   images COUNT              images in the files of maps
 //   map NAME FILE C H W       an input that is a feature map, in the order of the node's inputs
@@ -479,6 +480,12 @@ void build(DataType type, TensorFormat format, Profile profile) {
   std::size_t const workspace =
       builds(*profiled).getWorkspaceSize(wanted.data(), count(), &wanted.back(), 1);
   std::cout << "workspace " << workspace << '\n';
+  auto const configured_anew = [&](std::int32_t tactic) {
+    Plugin const again = cloned(*profiled);
+    accept(runs(*again).setTactic(tactic), "setTactic");
+    configure(*again);
+    return builds(*again).getWorkspaceSize(wanted.data(), count(), &wanted.back(), 1);
+  };
   auto const at_opt = shapes(type, format, profile.opt);
   void* stream = nullptr;
   cuda("cuStreamCreate", &stream, 1U);
@@ -488,6 +495,7 @@ void build(DataType type, TensorFormat format, Profile profile) {
       IPluginV3OneRuntime& runtime = prepare(timed, *profiled, tactic, tactic, at_opt);
       Batch(profile.opt, 0, workspace).run(runtime, at_opt, stream);
     }
+    require(configured_anew(tactic) == workspace, "the workspace is that of one tactic alone");
     Plugin chosen = cloned(*profiled);
     configure(*chosen);
     accept(runs(*chosen).setTactic(tactic), "setTactic");
@@ -759,9 +767,10 @@ Input input(std::istream& line, bool is_map) {
   return made;
 }
 
-void execute(std::istream& line) {
+void execute(std::istringstream& line) {
   auto const command = next<std::string>(line);
   if (command == "library") return load(next<std::string>(line));
+  if (command == "say") return void(std::cout << line.str() << std::endl);
   if (command == "images") return void(images = next<std::int64_t>(line));
   if (command == "map" || command == "weight")
     return inputs.push_back(input(line, command == "map"));
