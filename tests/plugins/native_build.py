@@ -106,12 +106,20 @@ def build_driver(
 
 @dataclass(frozen=True)
 class Programs:
-    """A library, the host to drive it, and the folder of the driver that both find, if any."""
+    """A library and the host to drive it.
+
+    Attributes:
+        library, host: files.
+        driver: folder of the driver that both find, if any.
+        environment: of the host.
+        registry: the library whose plugin registry loads ours; None: the host does.
+    """
 
     library: Path
     host: Path
     driver: Path | None
     environment: dict[str, str] = field(default_factory=dict)
+    registry: Path | None = None
 
     def on(self, capability: int) -> Programs:
         """The same with a GPU of another compute capability."""
@@ -121,9 +129,12 @@ class Programs:
         """What the host, given its commands, and the library say, in order."""
         variables = {**os.environ, **self.environment, **environment}
         variables["LD_LIBRARY_PATH"] = str(self.driver or "")
+        first = f"library {self.library}"
+        if self.registry is not None:
+            first = f"registry {self.registry} {self.library}"
         done = subprocess.run(
             [self.host],
-            input="".join(f"{line}\n" for line in [f"library {self.library}", *lines]),
+            input="".join(f"{line}\n" for line in [first, *lines]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,6 +3,7 @@
 //
 //   say TEXT                  print the command
 //   library FILE              load it, and take its creator
+//   registry FILE LIBRARY     the same through TensorRT's registry (11.x), of the library FILE
 //   images COUNT              images in the files of maps
 //   map NAME FILE C H W       an input that is a feature map, in the order of the node's inputs
 //   weight NAME FILE SIZE...  any other input
@@ -189,7 +190,6 @@ struct Held {
 };
 
 // Everything that a script has made so far.
-void* library;
 IPluginCreatorV3One* creator;
 std::vector<Input> inputs;
 std::int64_t images = 1;
@@ -702,8 +702,26 @@ void misuse(std::string const& name) {
   cuda.enter();
 }
 
+void describe_creator() {
+  std::cout << "creator " << creator->getPluginNamespace() << ' ' << creator->getPluginName() << ' '
+            << creator->getPluginVersion() << '\n';
+  PluginFieldCollection const* const names = creator->getFieldNames();
+  for (std::int32_t i = 0; i < names->nbFields; ++i)
+    std::cout << "field " << names->fields[i].name << ' '
+              << static_cast<std::int32_t>(names->fields[i].type) << '\n';
+}
+
+void take(IPluginCreatorInterface* found) {
+  require(found != nullptr, "no creator");
+  InterfaceInfo const info = found->getInterfaceInfo();
+  require(!std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE") && info.major == 1 && info.minor == 0,
+          "the creator is of another kind");
+  creator = static_cast<IPluginCreatorV3One*>(found);
+  describe_creator();
+}
+
 void load(std::string const& file) {
-  library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   require(library != nullptr, library ? "" : dlerror());
   using GetCreators = IPluginCreatorInterface* const* (*)(std::int32_t&);
   auto const get = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
@@ -711,16 +729,18 @@ void load(std::string const& file) {
   std::int32_t found = 0;
   IPluginCreatorInterface* const* const creators = get(found);
   require(found == 1, "not one creator");
-  InterfaceInfo const info = creators[0]->getInterfaceInfo();
-  require(!std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE") && info.major == 1 && info.minor == 0,
-          "the creator is of another kind");
-  creator = static_cast<IPluginCreatorV3One*>(creators[0]);
-  std::cout << "creator " << creator->getPluginNamespace() << ' ' << creator->getPluginName() << ' '
-            << creator->getPluginVersion() << '\n';
-  PluginFieldCollection const* const names = creator->getFieldNames();
-  for (std::int32_t i = 0; i < names->nbFields; ++i)
-    std::cout << "field " << names->fields[i].name << ' '
-              << static_cast<std::int32_t>(names->fields[i].type) << '\n';
+  take(creators[0]);
+}
+
+void load(std::string const& registry, std::string const& file) {
+  using cbam_deploy::tensorrt::call;
+  constexpr int kLoadLibrary = 6, kGetCreator = 10;  // places in IPluginRegistry of 11.x
+  void* const tensorrt = dlopen(registry.c_str(), RTLD_NOW | RTLD_LOCAL);
+  require(tensorrt != nullptr, tensorrt ? "" : dlerror());
+  auto const get = reinterpret_cast<void* (*)()>(dlsym(tensorrt, "getPluginRegistry"));
+  require(get != nullptr, "no getPluginRegistry");
+  require(call<void*>(get(), kLoadLibrary, file.c_str()) != nullptr, "loadLibrary gives null");
+  take(call<IPluginCreatorInterface*>(get(), kGetCreator, "FusedGate", "1", "cbam_deploy"));
 }
 
 template <typename T>
@@ -770,6 +790,10 @@ Input input(std::istream& line, bool is_map) {
 void execute(std::istringstream& line) {
   auto const command = next<std::string>(line);
   if (command == "library") return load(next<std::string>(line));
+  if (command == "registry") {
+    auto const registry = next<std::string>(line);
+    return load(registry, next<std::string>(line));
+  }
   if (command == "say") return void(std::cout << line.str() << std::endl);
   if (command == "images") return void(images = next<std::int64_t>(line));
   if (command == "map" || command == "weight")

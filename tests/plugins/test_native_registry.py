@@ -1,0 +1,128 @@
+"""TensorRT's genuine plugin registry takes the plugin library, however it comes to the process.
+
+What is genuine: TensorRT-RTX's library with its registry, and the Python bindings of TensorRT 11.4
+over it. What is not: the rest of TensorRT, for which small stand-ins are loaded. The bindings can
+create a plugin but hand none of its work out, so cloning and serializing are asked in C++, by the
+host of `test_native_host`, of the creator that the registry gives it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from native_build import Programs, build_driver, build_host, build_library
+from native_cases import CAPABILITY, CASES
+
+HERE = Path(__file__).parent
+STAND_INS = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
+CASE = CASES[0]
+CREATOR = ["cbam_deploy FusedGate 1"]
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Path:
+    """TensorRT-RTX's library."""
+    found = importlib.util.find_spec("tensorrt_rtx_libs")
+    if found is None:
+        pytest.skip("needs tensorrt_rtx_libs, of the extra rtx")
+    return Path(*found.submodule_search_locations or ()) / "libtensorrt_rtx.so.1"
+
+
+@pytest.fixture(scope="session")
+def stand_ins(rtx, tmp_path_factory) -> Path:
+    """A folder with stand-ins for TensorRT's libraries."""
+    if importlib.util.find_spec("tensorrt_bindings") is None:
+        pytest.skip("needs tensorrt_bindings, of the extra dev")
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("stand_ins")
+    for name in STAND_INS:
+        output = folder / f"lib{name}.so.11"
+        options = ["-shared", "-fPIC", f"-Wl,-soname,{output.name}", "-o", str(output)]
+        define = f'-DREGISTRY_LIBRARY="{rtx}"'
+        source = HERE / "stand_ins" / f"{name}.c"
+        subprocess.run([compiler, *options, define, str(source), "-ldl"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library(built) -> Path:
+    return build_library(built, "-O1")
+
+
+def met(how: str, library: Path, stand_ins: Path, folder: Path) -> dict[str, dict]:
+    """What the registry said after each step of `native_registry.py`."""
+    lines = CASE.node.field_lines(folder)
+    files = [line.split(" ")[4] for line in lines if line.startswith("field ")]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(stand_ins)}
+    if how == "preload":
+        environment["LD_PRELOAD"] = str(library)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "native_registry.py"), how, str(library), *files],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "its launch program is damaged: its last line is cut off" in done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module", params=["load", "dlopen", "preload"])
+def steps(request, library, stand_ins, tmp_path_factory):
+    return request.param, met(request.param, library, stand_ins, tmp_path_factory.mktemp("fields"))
+
+
+def test_creator_is_there_after_loading_and_before_it_only_if_preloaded(steps):
+    how, said = steps
+    assert said["start"]["creators"] == (CREATOR if how == "preload" else [])
+    assert said["load" if how == "load" else "creator"]["creators"] == CREATOR
+    assert said["load"]["answer"], "also where the library had registered itself"
+
+
+def test_loading_twice_registers_once(steps):
+    _, said = steps
+    assert not said["load again"]["answer"], "as for every library whose plugins are there already"
+    assert said["load again"]["creators"] == CREATOR
+
+
+def test_a_library_that_is_given_back_is_gone_and_may_come_again(steps):
+    _, said = steps
+    assert said["deregister"]["creators"] == []
+    assert (said["load anew"]["answer"], said["load anew"]["creators"]) == (True, CREATOR)
+
+
+def test_a_second_copy_of_the_library_does_no_harm(steps):
+    """As an engine has one that carries its plugins."""
+    _, said = steps
+    assert said["copy"]["creators"] == CREATOR
+
+
+def test_plugin_is_made_from_fields_with_its_three_capabilities(steps):
+    _, said = steps
+    answers = {step: one["answer"] for step, one in said.items()}
+    assert answers["creator"] == ["PLUGIN CREATOR_V3ONE", 1, 0]
+    assert answers["fields"] == [["program", "CHAR"], ["images", "INT8"]]
+    assert answers["core"] == ["cbam_deploy", "FusedGate", "1"]
+    assert answers["build"] == [1, 100, CASE.node.program.gate]
+    assert answers["runtime"] == "PLUGIN_V3ONE_RUNTIME"
+    assert answers["damaged"] is None
+
+
+def test_creator_from_the_registry_serves_builder_and_engine(rtx, built, library, tmp_path):
+    """Create, clone, serialize, create again, run."""
+    driver = build_driver(built, set().union(*(case.kernels for case in CASES)))
+    programs = Programs(library, build_host(built), driver, registry=rtx).on(CAPABILITY)
+    lines = [*CASE.input_lines(tmp_path, "HWC8"), *CASE.node.field_lines(tmp_path)]
+    said = programs.run([*lines, "build float16 HWC8 1 2 4", f"run 3 {tmp_path}/y 1@0 2@0"])
+    assert said[0] == "creator cbam_deploy FusedGate 1"
+    assert said[-1] == "ran 3"
