@@ -126,3 +126,42 @@ def test_creator_from_the_registry_serves_builder_and_engine(rtx, built, library
     said = programs.run([*lines, "build float16 HWC8 1 2 4", f"run 3 {tmp_path}/y 1@0 2@0"])
     assert said[0] == "creator cbam_deploy FusedGate 1"
     assert said[-1] == "ran 3"
+
+
+# Of each version: its file's name, and in the tables of its registry and logger the places of
+# getCreator, registerCreator, deregisterCreator and log. `test_native_headers` finds them in
+# TensorRT's headers.
+VERSIONS = {
+    100000: ("libnvinfer.so.10", (14, 12, 15), 0),
+    101600: ("libnvinfer.so.10", (14, 12, 15), 0),
+    110400: ("libnvinfer.so.11", (10, 8, 11), 4),
+}
+
+
+def said_beside(version: int, name: str, place: int, built, library, folder: Path) -> list[str]:
+    """What is said where a stand-in for a version of TensorRT is in the process already."""
+    tensorrt = folder / name
+    options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", f"-DVERSION={version}"]
+    options += [f"-DREGISTER={place}", "-o", str(tensorrt), str(HERE / "stand_ins" / "numbered.c")]
+    subprocess.run(["gcc", *options], check=True)
+    programs = Programs(library, build_host(built), None)
+    return programs.run(["fields", "parse"], LD_PRELOAD=str(tensorrt))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_of_tensorrt_is_called_at_its_own_places(version, built, library, tmp_path):
+    name, (find, register, deregister), log = VERSIONS[version]
+    said = said_beside(version, name, register, built, library, tmp_path)
+    calls = [line for line in said if line.startswith(("registry", "logger"))]
+    assert calls == [
+        *(f"registry {place}" for place in (find, register)),  # when it is loaded
+        f"registry {deregister}",  # when its creators are asked for, to be registered by others
+        f"logger {log} 1 cbam_deploy: a gate: it has no launch program",
+    ]
+
+
+@pytest.mark.parametrize("version", [80600, 120000])
+def test_a_version_whose_interface_is_not_known_is_left_alone(version, built, library, tmp_path):
+    said = said_beside(version, "libnvinfer.so.11", 8, built, library, tmp_path)
+    assert not any(line.startswith(("registry", "logger")) for line in said)
+    assert "cbam_deploy: a gate: it has no launch program" in said
