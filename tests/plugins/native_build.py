@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
-import shutil
+import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from host_device import HOST, KERNELS, WARP
 
-import cbam_deploy.plugins
 from cbam_deploy.plugins.entries import Kernel
+from cbam_deploy.plugins.native_library import FLAGS, build_plugin
+from cbam_deploy.plugins.native_library import NATIVE as LIBRARY
 
-LIBRARY = Path(cbam_deploy.plugins.__file__).parent / "native"
 NATIVE = Path(__file__).parent / "native"
 SANITIZERS = {
     "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
@@ -25,62 +26,85 @@ SANITIZERS = {
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror")
 
 
-def build(
+def once(
+    folder: Path, name: str, made_from: Iterable[str | Path], make: Callable[[Path], None]
+) -> Path:
+    """The file `name` that ``make(path)`` writes, whoever asks for it at the same time.
+
+    It is made anew when one of the texts or files that it is `made_from` changes.
+    """
+    key = hashlib.sha256()
+    for one in made_from:
+        key.update(one.encode() if isinstance(one, str) else one.read_bytes())
+        key.update(b"\0")
+    output = folder / f"native-{key.hexdigest()[:16]}" / name
+    output.parent.mkdir(exist_ok=True)
+    with (output.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            part = output.with_name(f"part.{name}")
+            make(part)
+            part.rename(output)
+    return output
+
+
+def compiled(
     folder: Path,
     name: str,
     sources: Iterable[Path],
     *flags: str,
     compiler: str = "g++",
     depends: Iterable[Path] = (),
-    text: str = "",
 ) -> Path:
-    """Compile `sources` to a file called `name`, once, whoever asks for it at the same time.
-
-    `depends` are files and `text` is text that it is built anew for.
-    """
+    """The file `name` that `sources` compile to; `depends` are files that they include."""
     sources = list(sources)
     command = [compiler, *flags]
-    key = hashlib.sha256("\0".join([*command, text]).encode())
-    for path in sorted([*sources, *depends]):
-        key.update(path.read_bytes())
-    output = folder / f"native-{key.hexdigest()[:16]}" / name
-    output.parent.mkdir(exist_ok=True)
-    with (output.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.exists():
-            part = output.with_name("part")
-            command += ["-o", str(part), *map(str, sources), "-ldl"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[:4000]
-            part.rename(output)
-    return output
+
+    def make(output: Path) -> None:
+        options = ["-o", str(output), *map(str, sources), "-ldl"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:4000]
+
+    return once(folder, name, [*command, *sources, *sorted(depends)], make)
 
 
-def build_library(folder: Path, *flags: str, compiler: str = "g++") -> Path:
-    """The plugin library."""
-    sources = sorted(LIBRARY.glob("*.cpp"))
+def packaged_library(folder: Path, arch: str = platform.machine()) -> Path:
+    """The plugin library as users get it."""
+
+    def make(output: Path) -> None:
+        build_plugin(output.parent, arch=arch).path.rename(output)
+
+    made_from = [arch, *FLAGS, *sorted(path for path in LIBRARY.iterdir() if path.is_file())]
+    return once(folder, f"{arch}.so", made_from, make)
+
+
+def build_library(folder: Path, *flags: str) -> Path:
+    """The plugin library, with `flags` that `native_library.build_plugin` does not give it."""
     options = ("-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", *WARNINGS)
-    headers = LIBRARY.glob("*.h")
-    return build(
+    return compiled(
         folder,
         "libcbam_deploy_plugin.so",
-        sources,
+        sorted(LIBRARY.glob("*.cpp")),
         *options,
         *flags,
-        compiler=compiler,
-        depends=headers,
+        depends=LIBRARY.glob("*.h"),
     )
 
 
-def build_host(folder: Path, *flags: str, linked: Iterable[str] = ()) -> Path:
+def build_host(
+    folder: Path, *flags: str, linked: Iterable[str] = (), compiler: str = "g++"
+) -> Path:
     """The program that plays TensorRT's part, compiled with `flags`, once for all that is `linked`.
 
     Linked with a sanitizer, it has that one's allocator and its eyes on threads.
     """
     options = ("-std=c++17", "-O0", *WARNINGS, f"-I{LIBRARY}", *flags)
     header = LIBRARY / "tensorrt.h"
-    compiled = build(folder, "host.o", [NATIVE / "host.cpp"], "-c", *options, depends=[header])
-    return build(folder, "host", [compiled], "-pthread", *linked)
+    source = NATIVE / "host.cpp"
+    object_ = compiled(
+        folder, "host.o", [source], "-c", *options, compiler=compiler, depends=[header]
+    )
+    return compiled(folder, "host", [object_], "-pthread", *linked, compiler=compiler)
 
 
 def build_driver(
@@ -91,17 +115,22 @@ def build_driver(
     listing = "".join(
         f"KERNEL({kernel.name}, {cluster}, {threads})\n" for kernel, cluster, threads in listed
     )
-    definitions = "".join(kernel.text for kernel, _, _ in listed)
-    key = hashlib.sha256((listing + definitions).encode()).hexdigest()[:16]
-    (folder / f"{key}.inc").write_text(listing)
-    (folder / f"{key}.defs").write_text(definitions)
+    texts = {"KERNELS": listing, "DEFINITIONS": "".join(kernel.text for kernel, _, _ in listed)}
+    files = {
+        macro: once(folder, f"{macro.lower()}.inc", [text], functools.partial(_write, text))
+        for macro, text in texts.items()
+    }
     options = ["-std=c++20", "-O0", "-fno-strict-aliasing", "-Wall", "-Werror", "-pthread"]
     options += ["-Wno-unknown-pragmas", "-shared", "-fPIC", f"-DCBAM_HOST_WARP={warp}"]
-    options += [f'-DKERNELS="{folder}/{key}.inc"', f'-DDEFINITIONS="{folder}/{key}.defs"']
+    options += [f'-D{macro}="{file}"' for macro, file in files.items()]
     options += [f"-I{KERNELS}", f"-I{HOST}"]
     headers = [*KERNELS.glob("*.cuh"), HOST / "cuda_on_threads.hpp"]
     sources = [HOST / "driver.cpp"]
-    return build(folder, "libcuda.so.1", sources, *options, depends=headers).parent
+    return compiled(folder, "libcuda.so.1", sources, *options, depends=headers).parent
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 @dataclass(frozen=True)
@@ -113,6 +142,7 @@ class Programs:
         driver: folder of the driver that both find, if any.
         environment: of the host.
         registry: the library whose plugin registry loads ours; None: the host does.
+        emulator: command that runs a host of another architecture.
     """
 
     library: Path
@@ -120,6 +150,7 @@ class Programs:
     driver: Path | None
     environment: dict[str, str] = field(default_factory=dict)
     registry: Path | None = None
+    emulator: tuple[str, ...] = ()
 
     def on(self, capability: int) -> Programs:
         """The same with a GPU of another compute capability."""
@@ -133,7 +164,7 @@ class Programs:
         if self.registry is not None:
             first = f"registry {self.registry} {self.library}"
         done = subprocess.run(
-            [self.host],
+            [*self.emulator, self.host],
             input="".join(f"{line}\n" for line in [first, *lines]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -151,8 +182,3 @@ def sanitized(folder: Path, sanitizer: str, driver: Path | None) -> Programs:
     flags = SANITIZERS[sanitizer]
     library = build_library(folder, "-O0", "-g1", *flags)
     return Programs(library, build_host(folder, linked=flags), driver)
-
-
-def compiler(name: str) -> str | None:
-    """A compiler, if the machine has it."""
-    return shutil.which(name)

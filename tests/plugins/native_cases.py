@@ -16,7 +16,6 @@ from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_c
 from cbam_deploy.gates.reference import Bounded, Weights, apply_gate
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate, round_up
-from cbam_deploy.plugins.geometry import fused_candidates, plan
 from cbam_deploy.plugins.launch_program import (
     Image,
     LaunchProgram,
@@ -27,8 +26,12 @@ from cbam_deploy.plugins.launch_program import (
 )
 from cbam_deploy.plugins.launches import LaunchPlan
 from cbam_deploy.plugins.layouts import FORMATS, Dtype
+from cbam_deploy.plugins.tactics import STAGED, tactics
 
 CAPABILITY = LIMITS.capability
+FUSED = 20_000 + LIMITS.small_block
+"""The tactic of clusters of two blocks."""
+
 CHAR, INT8 = 6, 3
 """TensorRT's PluginFieldType."""
 
@@ -77,14 +80,12 @@ class LoweredGate:
 
     @cached_property
     def plans(self) -> dict[str, dict[int, LaunchPlan]]:
-        """By format and tactic: the largest cluster and the staged kernels."""
-        found: dict[str, dict[int, LaunchPlan]] = {}
-        for format_ in self.formats:
-            gate = self.gate(format_)
-            staged = plan(gate, LIMITS, batch=64, strategy="staged")
-            fused = [one for one in fused_candidates(gate, LIMITS) if one.launches[0].cluster <= 2]
-            found[format_] = {11: fused[-1], 3: staged}
-        return found
+        """By format, two of the tactics that a lowered gate has."""
+        offered = {format_: tactics(self.gate(format_), LIMITS) for format_ in self.formats}
+        return {
+            format_: {number: plans[number] for number in (FUSED, STAGED)}
+            for format_, plans in offered.items()
+        }
 
     @property
     def kernels(self) -> set[tuple[Kernel, int, int]]:

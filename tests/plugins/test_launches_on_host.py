@@ -7,15 +7,13 @@ the results to be. What it does not show is that a GPU's driver takes the machin
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from gpu_check_jobs import ROOT
-from host_device import HOST, KERNELS
+from native_build import build_driver
 
 from benchmarks.gpu_check import cases
 from benchmarks.gpu_check.job import PASSED, read_outcome
@@ -38,7 +36,12 @@ def chosen():
 @pytest.fixture(scope="module")
 def driver(built, chosen, cache):
     """Folder of a ``libcuda.so.1`` that can launch the kernels of the cases."""
-    return build_driver(built, chosen)
+    for case in chosen:
+        compile_plan(case.plan, DEVICE.capability)
+    launches = [launch for case in chosen for launch in case.plan.launches]
+    return build_driver(
+        built, {(one.kernel, one.cluster, one.threads) for one in launches}, warp=32
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,34 +51,6 @@ def cache(pytestconfig):
         folder = str(pytestconfig.cache.mkdir("kernels"))
         patch.setenv("XDG_CACHE_HOME", folder)
         yield folder
-
-
-def build_driver(built, chosen):
-    launches = {launch.kernel.name: launch for case in chosen for launch in case.plan.launches}
-    listing = "".join(
-        f"KERNEL({name}, {launches[name].cluster}, {launches[name].threads})\n"
-        for name in sorted(launches)
-    )
-    definitions = "".join(launches[name].kernel.text for name in sorted(launches))
-    for case in chosen:
-        compile_plan(case.plan, DEVICE.capability)
-    texts = [path.read_text() for path in sorted([*KERNELS.glob("*.cuh"), *HOST.iterdir()])]
-    key = hashlib.sha256("\0".join([listing, definitions, *texts]).encode()).hexdigest()[:16]
-    folder = built / f"driver-{key}"
-    library = folder / "libcuda.so.1"
-    if not library.exists():
-        folder.mkdir(exist_ok=True)
-        (folder / "kernels.inc").write_text(listing)
-        (folder / "definitions.inc").write_text(definitions)
-        command = ["g++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-Wall", "-Werror"]
-        command += ["-Wno-unknown-pragmas", "-pthread", "-shared", "-fPIC", "-DCBAM_HOST_WARP=32"]
-        command += [f'-DKERNELS="{folder}/kernels.inc"', f"-I{KERNELS}", f"-I{HOST}"]
-        command += [f'-DDEFINITIONS="{folder}/definitions.inc"']
-        command += ["-o", f"{library}.part", str(HOST / "driver.cpp")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:4000]
-        Path(f"{library}.part").rename(library)
-    return folder
 
 
 def run_python(driver, *arguments):

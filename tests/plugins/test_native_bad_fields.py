@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from native_build import Programs, build_driver, sanitized
-from native_cases import CAPABILITY, CASES, CHAR, INT8
+from native_cases import CAPABILITY, CASES, CHAR, INT8, STAGED
 
 from cbam_deploy.plugins.launch_program import text
 
@@ -191,7 +191,7 @@ def serialized(programs, tmp_path_factory) -> Whole:
     """The fields of an engine."""
     folder = tmp_path_factory.mktemp("engine")
     lines = [*CASE.input_lines(folder, "CHW32"), *CASE.node.field_lines(folder)]
-    programs.run([*lines, "build int8 CHW32 1 2 4", f"save 3 {folder}/engine"])
+    programs.run([*lines, "build int8 CHW32 1 2 4", f"save {STAGED} {folder}/engine"])
     return Whole(*((folder / f"engine.{one}").read_bytes() for one in ("program", "images")))
 
 

@@ -1,8 +1,8 @@
 """Our declaration of TensorRT's plugin interface against NVIDIA's own headers.
 
 Where the environment variable TENSORRT_INCLUDE_DIR names the folder of NvInferRuntime.h, of any
-version from 10.0 on: the same layout, and library and host that each know the interface from another
-of the two work together. Of CUDA's headers TensorRT's need two typedefs.
+version from 10.0 on: the same layout, and library and host that each know the interface from the
+other of the two work together. Of CUDA's headers TensorRT's need two typedefs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_build import LIBRARY, NATIVE, Programs, build, build_driver, build_host, build_library
-from native_cases import CAPABILITY, CASES
+from native_build import (
+    LIBRARY,
+    NATIVE,
+    Programs,
+    build_driver,
+    build_host,
+    build_library,
+    compiled,
+)
+from native_cases import CAPABILITY, CASES, STAGED
 
 CUDA = """
 typedef struct CUstream_st* cudaStream_t;
@@ -37,7 +45,7 @@ def headers(built) -> list[str]:
 
 
 def test_layout_is_the_same(headers, built):
-    program = build(
+    program = compiled(
         built,
         "layout",
         [NATIVE / "layout.cpp"],
@@ -55,10 +63,13 @@ def test_library_and_host_understand_each_other(theirs, headers, built, tmp_path
         for name in ("host", "library")
     }
     driver = build_driver(built, set().union(*(case.kernels for case in CASES)))
-    library, host = build_library(built, "-O0", *flags["library"]), build_host(built, *flags["host"])
+    library, host = (
+        build_library(built, "-O0", *flags["library"]),
+        build_host(built, *flags["host"]),
+    )
     programs = Programs(library, host, driver).on(CAPABILITY)
     lines = [*CASE.input_lines(tmp_path, "HWC8"), *CASE.node.field_lines(tmp_path), "offers"]
-    lines += ["build float16 HWC8 1 2 4", f"run 3 {tmp_path}/y 1@0 2@0,3@1"]
+    lines += ["build float16 HWC8 1 2 4", f"run {STAGED} {tmp_path}/y 1@0 2@0,3@1"]
     said = programs.run(lines)
-    assert said[-1] == "ran 3"
+    assert said[-1] == f"ran {STAGED}"
     assert sum(line.startswith("offer") for line in said) == len(CASE.formats)

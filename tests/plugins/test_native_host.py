@@ -12,19 +12,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+from host_device import LIMITS
 from native_build import Programs, build_driver, sanitized
-from native_cases import CAPABILITY, CASES, LoweredGate, Node, stand_in_image
+from native_cases import CAPABILITY, CASES, FUSED, STAGED, LoweredGate, Node, stand_in_image
+from onnx import helper, numpy_helper
 
+from cbam_deploy.gates.operators import DOMAIN, in_lower_case, is_lowered
 from cbam_deploy.gates.reference import Bounded, disagreement
+from cbam_deploy.graphs.gate_functions import set_functions
+from cbam_deploy.plugins.compile import CompiledKernels
 from cbam_deploy.plugins.gate import round_up
 from cbam_deploy.plugins.launch_program import Image, ProgramLaunch, Target, read_program
+from cbam_deploy.plugins.lowering import lower_gates
 
 CBAM = CASES[0]
 CONTEXTS = ["2@0,1@2,3@1", "1@3,1@0", "4@0"]
 """What each context runs: so many images, from which on."""
-
-FUSED, STAGED = 11, 3  # tactics of the cases
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +56,11 @@ class Session:
         return [line.removeprefix(word).strip() for line in self.said if line.startswith(word)]
 
 
-def in_all_contexts(case: LoweredGate, folder: Path, formats: tuple[str, ...]) -> list[str]:
+def in_all_contexts(
+    case: LoweredGate, folder: Path, formats: tuple[str, ...], node: Node | None = None
+) -> list[str]:
     """Build an engine for each format and tactic, and run each in all contexts."""
-    lines = case.node.field_lines(folder)
+    lines = (node or case.node).field_lines(folder)
     for format_ in formats:
         lines += [*case.input_lines(folder, format_), f"build {case.dtype} {format_} 1 2 4"]
         for tactic in case.plans[format_]:
@@ -282,3 +290,66 @@ def test_without_a_driver_a_plugin_says_so(programs, tmp_path):
     said = alone.run([*lines, "offers-anyhow"])
     assert "libcuda.so.1" in said[-1]
     assert not any(line.startswith("offer") for line in said)
+
+
+def network(case: LoweredGate) -> ir.Model:
+    """An ONNX network of the gate of a case, between Q and DQ where its maps are integers."""
+    operator, float_ = case.operator, "float16" if case.dtype == "float16" else "float32"
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(float_))
+    shape = ["N", case.channels, case.height, case.width]
+    names = in_lower_case(operator.inputs)
+    maps, nodes, constants = case.node.program.maps, [], dict(case.inputs)
+    for name in maps:
+        del constants[name]
+    reads = {name: name for name in names}
+    gate = case.gate(case.formats[0])
+    if case.dtype == "int8":
+        scales = {name: getattr(gate, f"{name}_scale") for name in (*maps, "y")}
+        constants |= {f"{name}_scale": np.float32(value) for name, value in scales.items()}
+        constants["zero"] = np.int8(0)
+        for name in maps:
+            reads[name] = f"{name}_real"
+            nodes += [
+                helper.make_node(op, [before, f"{name}_scale", "zero"], [after])
+                for op, before, after in (
+                    ("QuantizeLinear", name, f"{name}_integers"),
+                    ("DequantizeLinear", f"{name}_integers", f"{name}_real"),
+                )
+            ]
+    gated = "gated" if case.dtype == "int8" else "y"
+    inputs = [reads[name] for name in names]
+    nodes.append(helper.make_node(operator.name, inputs, [gated], name="gate", domain=DOMAIN))
+    if case.dtype == "int8":
+        nodes.append(helper.make_node("QuantizeLinear", [gated, "y_scale", "zero"], ["y_integers"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["y_integers", "y_scale", "zero"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "a_gate",
+        [helper.make_tensor_value_info(name, kind, shape) for name in maps],
+        [helper.make_tensor_value_info("y", kind, shape)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=10))
+    set_functions(model)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_lowered_network_runs(case, programs, tmp_path, monkeypatch):
+    """From ONNX: what `lower` writes into a node, with the stand-in's images for NVRTC's."""
+
+    def compiled(kernels, architecture):
+        (kernel,) = kernels
+        image = stand_in_image(kernel.name, architecture)
+        return CompiledKernels(architecture, image, (kernel.name,), "", b".version 9.0\n\0")
+
+    monkeypatch.setattr("cbam_deploy.plugins.images.compile_kernels", compiled)
+    model = network(case)
+    lower_gates(model, [LIMITS])
+    (node,) = filter(is_lowered, model.graph)
+    program = read_program(node.attributes.get_string("program"))
+    images = node.attributes["images"].as_tensor().tobytes()
+    programs.run(in_all_contexts(case, tmp_path, case.formats, Node(program, images)))
+    for format_ in case.formats:
+        check_results(case, format_, tmp_path)
