@@ -125,20 +125,17 @@ def plan(
     *,
     batch: int = 8,
     strategy: Strategy = "auto",
-    splits: int | None = None,
 ) -> LaunchPlan:
     """The kernels and geometry for `gate` that are predicted to be fastest.
 
     The plan is right for every batch; `batch` is the one it is to be fast for. ``fused`` and
-    ``staged`` leave no choice between the two. `splits` fixes the parts in which the first staged
-    launch writes a channel's statistics, as another plan of the same gate has them, so that
-    launches of both may follow one another.
+    ``staged`` leave no choice between the two.
 
     Raises:
-        BadInput: `strategy` is ``fused`` and the map is too large for it, the gate's hidden layer
-            alone exceeds the shared memory of a block, or `splits` cannot be had.
+        BadInput: `strategy` is ``fused`` and the map is too large for it, or the gate's statistics
+            exceed the shared memory of a block.
     """
-    return ranked_plans(gate, limits, batch=batch, strategy=strategy, splits=splits)[0]
+    return ranked_plans(gate, limits, batch=batch, strategy=strategy)[0]
 
 
 def ranked_plans(
@@ -147,7 +144,6 @@ def ranked_plans(
     *,
     batch: int = 8,
     strategy: Strategy = "auto",
-    splits: int | None = None,
 ) -> tuple[LaunchPlan, ...]:
     """Every plan for `gate`, by predicted duration, the fastest first; arguments as for `plan`.
 
@@ -160,7 +156,7 @@ def ranked_plans(
             raise BadInput(f"{gate}: too large for the fused kernel", "use the staged kernels")
     else:
         try:
-            plans += staged_candidates(gate, limits, batch, splits)
+            plans += staged_candidates(gate, limits, batch)
         except BadInput:
             if not plans:
                 raise
@@ -198,16 +194,15 @@ def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
 
 
 def staged_candidates(
-    gate: Gate, limits: DeviceLimits, batch: int, splits: int | None = None
+    gate: Gate, limits: DeviceLimits, batch: int
 ) -> tuple[LaunchPlan, ...]:
     """The staged kernels in a few geometries; arguments as for `plan`.
 
     Raises:
-        BadInput: the gate's statistics exceed the shared memory of a block, or `splits` cannot be
-            had.
+        BadInput: the gate's statistics exceed the shared memory of a block.
     """
     plans = (
-        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads, splits)
+        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads)
         for blocks in _BLOCKS_PER_MULTIPROCESSOR
         for threads in (limits.small_block, limits.large_block)
     )
@@ -251,12 +246,12 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
 
 def _staged(
-    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, splits: int | None
+    gate: Gate, limits: DeviceLimits, wanted: int, threads: int
 ) -> LaunchPlan:
     """The staged kernels on about `wanted` blocks per image, each of so many `threads`."""
     in_place = not _gating_fits(gate, limits, threads)
     shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
-    statistics_cut = _statistics_cut(gate, wanted, splits, in_place)
+    statistics_cut = _statistics_cut(gate, wanted, in_place)
     parts, _ = statistics_cut.splits(gate)
 
     def tiling(positions: int, channels: int) -> Tiling:
@@ -291,7 +286,7 @@ def _staged(
     return staged_plan(gate, launches)
 
 
-def _statistics_cut(gate: Gate, wanted: int, splits: int | None, in_place: bool) -> Cut:
+def _statistics_cut(gate: Gate, wanted: int, in_place: bool) -> Cut:
     """Slices of the launch that computes the channels' statistics."""
     channels = _part(gate.stored, _channel_unit(gate), wanted)
     blocks = -(-wanted * channels // gate.stored)
@@ -300,9 +295,7 @@ def _statistics_cut(gate: Gate, wanted: int, splits: int | None, in_place: bool)
         least = -(-gate.positions // _MOST_POSITIONS)  # as in the last launch
         most = max(least, most)
     wanted = max(least, min(most, blocks))
-    cut = Cut(_part(gate.positions, _positions_unit(gate), splits or wanted), channels)
-    if splits and (cut.splits(gate)[0] != splits or splits > most):
-        raise BadInput(f"{gate}: its statistics cannot be split in {splits}", "leave splits out")
+    cut = Cut(_part(gate.positions, _positions_unit(gate), wanted), channels)
     return cut
 
 

@@ -9,9 +9,10 @@ keeps stay those of the same kernels:
 
 from __future__ import annotations
 
-from cbam_deploy.errors import BadInput
+from dataclasses import replace
+
 from cbam_deploy.plugins.gate import Gate
-from cbam_deploy.plugins.geometry import DeviceLimits, fused_candidates, kept_part, plan
+from cbam_deploy.plugins.geometry import DeviceLimits, ranked_plans
 from cbam_deploy.plugins.launches import LaunchPlan
 
 STAGED = 1
@@ -19,7 +20,10 @@ MOST_FUSED = 3  # each costs the builder's time, and its kernel's size in the fi
 
 
 def tactics(gate: Gate, limits: DeviceLimits, batch: int = 8) -> dict[int, LaunchPlan]:
-    """The plans worth timing, by number, the one to prefer first.
+    """The plans worth timing, by number, in the order of their predicted durations.
+
+    Among them are the staged plan for `batch`, which needs no clusters, and the fused one for a
+    single image.
 
     Args:
         gate: what is computed.
@@ -29,22 +33,21 @@ def tactics(gate: Gate, limits: DeviceLimits, batch: int = 8) -> dict[int, Launc
     Raises:
         BadInput: there are none.
     """
-    found: dict[int, LaunchPlan] = {}
-    candidates = fused_candidates(gate, limits)
-    if candidates:
-        preferred = (plan(gate, limits, batch=one, strategy="fused") for one in (batch, 1))
-        by_kept_part = sorted(candidates, key=kept_part, reverse=True)
-        for one in (*preferred, *by_kept_part):
-            if len(found) < MOST_FUSED:
-                found.setdefault(_number(one), one)
-    try:
-        found[STAGED] = plan(gate, limits, batch=batch, strategy="staged")
-    except BadInput:
-        if not found:
-            raise
-    return found
+    # The library asks the driver whether a cluster has room, and leaves out what has none.
+    limits = replace(limits, large_clusters=limits.largest_cluster > 1)
+    ranked = ranked_plans(gate, limits, batch=batch)
+    alone = ranked_plans(gate, limits, batch=1)
+    staged = [one for one in ranked if not _is_fused(one)]
+    fused = [one for one in ranked if _is_fused(one)]
+    for_one = [one for one in alone if _is_fused(one)]
+    wanted = [*dict.fromkeys([*fused[:1], *for_one[:1], *fused])][:MOST_FUSED] + staged[:1]
+    return {_number(one): one for one in ranked if one in wanted}
 
 
-def _number(fused: LaunchPlan) -> int:
-    (launch,) = fused.launches
-    return 10_000 * launch.cluster + launch.threads
+def _is_fused(one: LaunchPlan) -> bool:
+    return len(one.launches) == 1
+
+
+def _number(one: LaunchPlan) -> int:
+    first = one.launches[0]
+    return 10_000 * first.cluster + first.threads if _is_fused(one) else STAGED
