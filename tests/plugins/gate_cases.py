@@ -6,6 +6,7 @@ Shapes, cuts and what is kept in shared memory are drawn by Hypothesis.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,25 +153,39 @@ CHOICES: dict[str, tuple] = {
 LAST: tuple[Last, ...] = ("none", *get_args(Activation))
 
 
+# What a gate is made of meets a layout, and whether numbers are levels; how a float is stored is
+# apart from both, so that the types of floats take turns.
+FLOATS = ("float32", "float16", "bfloat16")
+GROUPS = (
+    *((FLOATS, layout) for layout in ("nchw", "nhwc")),
+    *((("int8",), layout) for layout in ("nchw", "nhwc", "chw32")),
+)
+
+
 def generated(seed: int = 0) -> tuple[Variant, ...]:
-    """Variants in which every choice of every field stands, in each type and layout.
+    """Variants in which every choice of every field stands, in each layout of floats and of INT8.
 
     The operators are drawn: of a few, the one that has most of what is still missing.
     """
     made: list[Variant] = []
     orders = get_args(Arrangement)
-    for number, (key, tilings) in enumerate(TILINGS.items()):
-        rng = random.Random(f"{seed} {key}")
+    for number, (dtypes, layout) in enumerate(GROUPS):
+        rng = random.Random(f"{seed} {dtypes} {layout}")
         missing = {(name, value) for name, values in CHOICES.items() for value in values}
         missing |= {("last", value) for value in LAST} | {("residual", True)}
         missing |= {("cluster", 1), ("cluster", 2)}
-        # Staged kernels, of which one gate needs several: each order once in each type.
+        # Staged kernels, of which one gate needs several: half of the orders in each.
         missing |= {("staged", order) for order in orders[number % 2 :: 2]}
-        while missing:
-            drawn = [_drawn(*key, tilings[len(made) % 2], rng) for _ in range(1000)]
+        kinds = [(d, layout, tiling) for tiling in range(2) for d in dtypes]
+        missing |= {("kind", kind) for kind in kinds}
+        for dtype, _, tiling in itertools.cycle(kinds):
+            tile = TILINGS[dtype, layout][tiling]
+            drawn = [_drawn(dtype, layout, tile, rng) for _ in range(400)]
             best = max(drawn, key=lambda variant: len(_choices(variant) & missing))
-            missing -= _choices(best)
+            missing -= _choices(best) | {("kind", (dtype, layout, tiling))}
             made.append(best)
+            if not missing:
+                break
     return tuple(made)
 
 

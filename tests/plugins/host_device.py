@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,11 +41,19 @@ class HostDevice:
     kernels: tuple[str, ...]
 
     def run(
-        self, plan: LaunchPlan, weights: Weights, x: NDArray, r: NDArray | None, folder: Path
+        self,
+        plan: LaunchPlan,
+        weights: Weights,
+        x: NDArray,
+        r: NDArray | None,
+        folder: Path,
+        *,
+        omitted_barrier: int = -1,
     ) -> NDArray:
         """Y [N, C, H, W] of x and r [N, C, H, W], by carrying out `plan`.
 
-        Where r is x itself, the kernels get one address for both.
+        Where r is x itself, the kernels get one address for both. Of kernels whose barriers have
+        numbers, `omitted_barrier` is left out.
         """
         gate, batch = plan.gate, x.shape[0]
         inputs = {"x": to_storage(gate, x), **vars(weights)}
@@ -69,7 +79,16 @@ class HostDevice:
             lines += arguments
         lines.append(f"save y {folder / 'y'}")
         done = subprocess.run(
-            [self.program], input="\n".join(lines), text=True, capture_output=True, check=False
+            [self.program],
+            input="\n".join(lines),
+            env={
+                **os.environ,
+                "CBAM_HOST_OMIT": str(omitted_barrier),
+                "TSAN_OPTIONS": "halt_on_error=1",
+            },
+            text=True,
+            capture_output=True,
+            check=False,
         )
         if done.returncode or done.stderr:
             raise RuntimeError(f"exit {done.returncode}\n{done.stderr}")
@@ -137,7 +156,10 @@ def _compile(
         "\0".join([source, listing, definitions, *command, *texts]).encode()
     ).hexdigest()[:16]
     program = folder / f"{source}-{key}"
-    if not program.exists():
+    with (folder / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Of two workers, one builds it.
+        if program.exists():
+            return program
         (folder / f"{key}.inc").write_text(listing)
         (folder / f"{key}.defs").write_text(definitions)
         command += [
