@@ -100,6 +100,17 @@ def once(
 
 
 @pytest.fixture(scope="session")
+def network_onnx(tmp_path_factory) -> Path:
+    """A CBAM-ResNet-20 for ten classes with the initial weights of seed 0, gates fused."""
+    from cbam_deploy import export_onnx
+
+    def export(path: Path) -> None:
+        export_onnx("resnet20", path, num_classes=10)
+
+    return once(tmp_path_factory, "network", "network.onnx", export)
+
+
+@pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The folder of a CBAM-ResNet-20 trained on the digits, above 98% on the held-out split."""
     from cbam_deploy import train

@@ -223,13 +223,27 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.slow
+LARGE_AND_QUICK = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4096), nn.Linear(4096, 10)
+    )
+"""
+
+
 @pytest.mark.parametrize("command", WRITERS)
 def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, arguments_of, command):
     earlier = tiny_disk / "out"
     if command != "train":
         earlier.write_text("earlier")
-    ended = cli(*arguments_of(WRITERS, command), earlier)
+    arguments = arguments_of(WRITERS, command)
+    if "resnet20" in arguments:
+        network = tiny_disk.with_name("network.py")
+        network.write_text(LARGE_AND_QUICK)
+        arguments[1:2] = [f"{network}:build", "--image-size", "8"]
+    ended = cli(*arguments, earlier)
     assert ended.code == 2
     assert "no space left" in ended.error
     if command == "train":

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from cbam_deploy import export_onnx, inspect
+from cbam_deploy import inspect
 from cbam_deploy.engines.manifest import Manifest, ShapeRange, dumps, manifest_path
 from cbam_deploy.errors import BadInput
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -20,11 +20,9 @@ def shown(result):
     return text.getvalue()
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    path = tmp_path_factory.mktemp("network") / "network.onnx"
-    export_onnx("resnet20", path, num_classes=10)
-    return path
+@pytest.fixture
+def network(network_onnx):
+    return network_onnx
 
 
 def build(folder, onnx_file):

@@ -13,12 +13,21 @@ COMMANDS = {
     "fuse": ["{model}", "-o", "out.onnx"],
     "convert": ["{model}", "-o", "out.onnx", "--precision", "int8", "--calibration", "digits"],
     "build-engine": ["{model}", "-o", "out.engine"],
-    "validate": ["{model}", "--every-node", "--report", "out.json", "--batch", "64"],
+    "validate": ["{model}", "--reference", "{factory}", "--every-node", "--report", "out.json"],
     "evaluate": ["{model}", "--data", "digits", "--report", "out.json"],
     "bench": ["{model}", "--seconds", "60", "--report", "out.json"],
     "train": ["resnet50", "--data", "digits", "-o", "run"],
     "demo": ["-o", "demo"],
 }
+NETWORK = """
+from torch import nn
+
+def build():
+    middle = [nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.ReLU()) for _ in range(4)]
+    return nn.Sequential(
+        nn.Conv2d(3, 128, 3), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)
+    )
+"""
 LIBRARY = {
     "fuse": "onnx",
     "build-engine": "tensorrt_rtx",
@@ -40,23 +49,25 @@ def wait_until_loaded(process, library):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A network large enough that every command takes a while over it."""
+def words(tmp_path_factory):
+    """A network that takes every command a while, and the factory that made it."""
     from cbam_deploy import export_onnx
 
-    path = tmp_path_factory.mktemp("large") / "resnet50.onnx"
-    export_onnx("resnet50", path, num_classes=10, image_size=64)
-    return path
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "network.py").write_text(NETWORK)
+    model, factory = folder / "network.onnx", f"{folder}/network.py:build"
+    export_onnx(factory, model, image_size=32)
+    return {"model": model, "factory": factory}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_interrupted_command_leaves_no_trace(command, model, tmp_path):
+def test_interrupted_command_leaves_no_trace(command, words, tmp_path):
     for name in ("out.onnx", "out.engine", "out.json"):
         (tmp_path / name).write_text("earlier")
     process = subprocess.Popen(
         [sys.executable, "-m", "cbam_deploy", command]
-        + [word.format(model=model) for word in COMMANDS[command]],
+        + [word.format(**words) for word in COMMANDS[command]],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -176,15 +176,8 @@ def test_real_files_are_measured_with_their_memory(matmul):
     assert json.dumps(report.to_json())
 
 
-@pytest.mark.slow
-def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(digits_run, digits_onnx):
-    report = bench(
-        [digits_onnx],
-        weights=digits_run / "best.safetensors",
-        batches=(2,),
-        seconds=0.2,
-        relative_to="pytorch",
-    )
+def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(network_onnx):
+    report = bench([network_onnx], pytorch=True, batches=(2,), seconds=0.1, relative_to="pytorch")
     artefact, torch = report.entries
     assert (torch.artefact, torch.runtime, torch.sha256) == ("pytorch", "pytorch-cpu", None)
     assert artefact.relative.value == median_ratio(artefact, torch)

@@ -295,26 +295,36 @@ def test_an_empty_folder_is_refused(fp32, tmp_path):
         convert(fp32, tmp_path / "half.onnx", calibration=str(tmp_path / "empty"))
 
 
-@pytest.mark.slow
-def test_cbam_resnet50_keeps_its_outputs_and_its_engines_shrink(tmp_path):
-    pytest.importorskip("tensorrt_rtx")
-    from cbam_deploy import build_engine, export_onnx
-
-    export_onnx("resnet50", tmp_path / "fp32.onnx", image_size=64)
+def test_cbam_resnet20_keeps_its_outputs(network_onnx, tmp_path):
     options = {"calibration": "photos", "images": 4}
-    half = convert(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", **options)
+    half = convert(network_onnx, tmp_path / "fp16.onnx", **options)
     int8 = convert(
-        tmp_path / "fp32.onnx",
-        tmp_path / "int8.onnx",
-        precision="int8",
-        method="minmax",
-        **options,
+        network_onnx, tmp_path / "int8.onnx", precision="int8", method="minmax", **options
     )
     assert half.kept_fp32 == int8.kept_fp32 == ()
     assert half.cosine >= 0.9999
     # A signal-to-noise ratio of 20 dB.
     assert int8.cosine >= 0.995
     assert len(nodes(read_model(half.path), "Cast")) == 4
+    onnx.checker.check_model(half.path, full_check=True)
+
+
+def test_engines_shrink_with_the_precision_of_their_weights(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from cbam_deploy import build_engine
+
+    text = """(float[batch, 3, 16, 16] input) => (float[batch, 512, h, w] y)
+    {
+      a = Conv <strides = [4, 4]> (input, w1)
+      b = Relu (a)
+      c = Conv <pads = [1, 1, 1, 1]> (b, w2)
+      y = Relu (c)
+    }"""
+    weights = {"w1": normal(512, 3, 4, 4), "w2": normal(512, 512, 3, 3, scale=0.02)}
+    write_model(network(text, **weights), tmp_path / "fp32.onnx")
+    for precision in ("fp16", "int8"):
+        options = {"precision": precision, "calibration": "photos", "images": 2}
+        convert(tmp_path / "fp32.onnx", tmp_path / f"{precision}.onnx", **options)
     sizes = {
         name: build_engine(
             tmp_path / f"{name}.onnx",
@@ -326,7 +336,6 @@ def test_cbam_resnet50_keeps_its_outputs_and_its_engines_shrink(tmp_path):
     }
     assert sizes["fp16"] <= 0.56 * sizes["fp32"]
     assert sizes["int8"] <= 0.45 * sizes["fp32"]
-    onnx.checker.check_model(half.path, full_check=True)
 
 
 @pytest.mark.slow

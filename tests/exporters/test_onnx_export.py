@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from cbam_deploy import validate
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.exporters import export_onnx, fuse, onnx_export
+from cbam_deploy.exporters import export_onnx, onnx_export
 from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.gates.fusion import fuse_model
 from cbam_deploy.exporters.int8.placement import is_feature_map
@@ -38,8 +38,14 @@ from cbam_deploy.tracing.torch_graph import export_program, trace
 FACTORY = """
 from torch import nn
 
+from cbam_deploy.gates.description import CBAM
+from cbam_deploy.models.gate import AttentionGate
+
 def plain():
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+def gated():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), AttentionGate(16, CBAM), nn.Conv2d(16, 4, 1))
 
 class Two(nn.Module):
     def forward(self, x):
@@ -55,11 +61,16 @@ class OneBatch(nn.Module):
 """
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """A CBAM-ResNet-20 of four classes for pictures of 16 pixels, and its result."""
+@pytest.fixture(scope="module")
+def module():
+    return gated_networks.lively(gated_networks.Residual()).train()
+
+
+@pytest.fixture(scope="module")
+def exported(module, tmp_path_factory):
+    """What exporting that module says."""
     path = tmp_path_factory.mktemp("exported") / "net.onnx"
-    return export_onnx("resnet20", path, num_classes=4, image_size=16, seed=3)
+    return export_onnx(module, path, image_size=SIZE)
 
 
 @pytest.fixture
@@ -68,20 +79,20 @@ def factories(tmp_path):
     return lambda name: f"{tmp_path / 'own.py'}:{name}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_export_in_a_precision_is_export_and_convert(exported, tmp_path, precision):
+def test_export_in_a_precision_is_export_and_convert(factories, tmp_path, precision):
     options = {"precision": precision}
     if precision == "int8":
         options |= {"calibration": "digits", "images": 8}
-    convert(exported.path, tmp_path / "converted.onnx", **options, seed=3)
-    result = export_onnx(
-        "resnet20", tmp_path / "net.onnx", num_classes=4, image_size=16, seed=3, **options
-    )
+    model = {"model": factories("gated"), "image_size": SIZE, "seed": 3}
+    first = export_onnx(output=tmp_path / "fp32.onnx", **model)
+    convert(first.path, tmp_path / "converted.onnx", **options, seed=3)
+    result = export_onnx(output=tmp_path / "net.onnx", **model, **options)
     assert result.path.read_bytes() == (tmp_path / "converted.onnx").read_bytes()
     assert result.provenance.precision == precision
     assert result.sha256 == result.conversion.sha256
-    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "converted.onnx"}
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"own.py", "fp32.onnx", "converted.onnx", "net.onnx"}
 
 
 def maps_between_kernels(model):
@@ -90,14 +101,19 @@ def maps_between_kernels(model):
     return sum(is_feature_map(value) for node in made for value in node.outputs)
 
 
-def test_a_fused_gate_stores_one_map_more_than_the_plain_network():
-    counts = {}
-    for attention in ("none", "cbam"):
-        module = create_model("resnet20", attention=attention, num_classes=2, seed=0).eval()
-        model = trace(module, 32, "logits", "resnet20")
-        fuse_model(model)
-        counts[attention] = maps_between_kernels(model)
-    assert counts == {"none": 21, "cbam": 21 + 9}  # One of each convolution, one of each block.
+class Plain(gated_networks.Residual):
+    """The network without its gates."""
+
+    def __init__(self):
+        super().__init__()
+        for block in self.blocks:
+            block.gate = nn.Identity()
+
+
+def test_a_fused_gate_stores_one_map_more_than_the_plain_network(exported):
+    plain = trace(Plain().eval(), SIZE, None, "plain")
+    assert maps_between_kernels(plain) == 4  # One of each convolution,
+    assert maps_between_kernels(read_model(exported.path)) == 4 + 3  # and one of each gate.
 
 
 def run(path, pictures):
@@ -106,20 +122,20 @@ def run(path, pictures):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_file_computes_what_pytorch_computes_at_any_batch(exported, batch):
-    pictures = torch.randn((batch, 3, 16, 16), generator=torch.Generator().manual_seed(batch))
-    model = create_model("resnet20", num_classes=4, seed=3).eval()
+def test_file_computes_what_pytorch_computes_at_any_batch(network_onnx, batch):
+    pictures = torch.randn((batch, 3, 32, 32), generator=torch.Generator().manual_seed(batch))
+    model = create_model("resnet20", num_classes=10, seed=0).eval()
     with torch.inference_mode():
         expected = model(pictures).numpy()
-    (found,) = run(exported.path, pictures)
-    assert found.shape == (batch, 4)
+    (found,) = run(network_onnx, pictures)
+    assert found.shape == (batch, 10)
     # The FP32 bound that validation.tolerances derives.
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 def test_result_is_true_to_the_file(exported):
     assert exported.bytes == exported.path.stat().st_size
-    assert exported.gates == {"CbamGateAddRelu": 9}
+    assert exported.gates == {"CbamGateAddRelu": 2, "SeGateAddRelu": 1}
     assert exported.refused == ()
     assert exported.provenance == read_provenance(exported.path)
     assert 0 < exported.max_relative_error < 1e-4
@@ -128,95 +144,94 @@ def test_result_is_true_to_the_file(exported):
     assert data["provenance"]["gates"] == exported.gates
 
 
-def test_graph_has_the_promised_interface(exported):
-    graph = onnx.load(exported.path).graph
+def test_graph_has_the_promised_interface(network_onnx):
+    graph = onnx.load(network_onnx).graph
 
     def shape(value):
         sizes = value.type.tensor_type.shape.dim
         return [size.dim_param or size.dim_value for size in sizes]
 
-    assert [(v.name, shape(v)) for v in graph.input] == [("input", ["batch", 3, 16, 16])]
-    assert [(v.name, shape(v)) for v in graph.output] == [("logits", ["batch", 4])]
+    assert [(v.name, shape(v)) for v in graph.input] == [("input", ["batch", 3, 32, 32])]
+    assert [(v.name, shape(v)) for v in graph.output] == [("logits", ["batch", 10])]
 
 
-def test_no_batch_normalization_is_left(exported):
-    assert "BatchNormalization" not in {n.op_type for n in onnx.load(exported.path).graph.node}
+def test_no_batch_normalization_is_left(network_onnx):
+    assert "BatchNormalization" not in {n.op_type for n in onnx.load(network_onnx).graph.node}
 
 
-def test_values_keep_the_names_of_the_exported_program(residual_onnx, tmp_path):
-    module = gated_networks.lively(gated_networks.Residual())
+def test_values_keep_the_names_of_the_exported_program(module, exported):
     examples = [torch.randn(2, 3, SIZE, SIZE)]
-    program = export_program(module, examples, None, "network", pictures(SIZE).specs)
+    program = export_program(module.eval(), examples, None, "network", pictures(SIZE).specs)
     names = {node.name for node in program.exported_program.graph.nodes}
-    fuse(residual_onnx, tmp_path / "fused.onnx")
-    for path in (residual_onnx, tmp_path / "fused.onnx"):
-        assert {name for n in onnx.load(path).graph.node for name in n.output} <= names
+    assert {name for n in onnx.load(exported.path).graph.node for name in n.output} <= names
 
 
-def test_provenance_rebuilds_the_model(exported):
-    identity = read_provenance(exported.path).model
+def test_provenance_rebuilds_the_model(network_onnx):
+    identity = read_provenance(network_onnx).model
     assert identity is not None
     assert identity.name == "resnet20"
-    assert (identity.attention, identity.gate, identity.num_classes) == ("cbam", CBAM, 4)
-    pictures = torch.zeros(1, 3, 16, 16)
+    assert (identity.attention, identity.gate, identity.num_classes) == ("cbam", CBAM, 10)
+    pictures = torch.zeros(1, 3, 32, 32)
     expected = load_model(identity)(pictures).detach().numpy()
-    np.testing.assert_allclose(run(exported.path, pictures)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(run(network_onnx, pictures)[0], expected, atol=1e-5)
     with pytest.raises(BadInput, match="not those recorded"):
         load_model(replace(identity, seed=4))
 
 
-def test_same_model_gives_the_same_bytes(residual_onnx, tmp_path):
-    module = gated_networks.lively(gated_networks.Residual())
-    export_onnx(module, tmp_path / "net.onnx", image_size=SIZE)
+def test_same_model_gives_the_same_bytes(exported, residual_onnx, tmp_path):
     model = read_model(residual_onnx)
     fuse_model(model)
-    set_provenance(model, read_provenance(tmp_path / "net.onnx"))
+    set_provenance(model, read_provenance(exported.path))
     write_model(model, tmp_path / "again.onnx")
-    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
+    assert (tmp_path / "again.onnx").read_bytes() == exported.path.read_bytes()
 
 
-def test_file_tells_nothing_of_the_machine(exported):
-    content = exported.path.read_bytes()
+def test_file_tells_nothing_of_the_machine(network_onnx):
+    content = network_onnx.read_bytes()
     for telltale in (b".py", b'File "', sys.prefix.encode(), b"stack_trace"):
         assert telltale not in content
 
 
-def test_file_runs_in_a_bare_onnxruntime(exported, tmp_path):
+def test_file_runs_in_a_bare_onnxruntime(network_onnx, tmp_path):
     """In a process that could not import this package, torch or onnx if it tried."""
     program = f"""
 import sys
 for name in ("cbam_deploy", "torch", "onnx", "onnxscript", "onnx_ir"):
     sys.modules[name] = None
 import numpy, onnxruntime
-session = onnxruntime.InferenceSession({str(exported.path)!r}, providers=["CPUExecutionProvider"])
-(logits,) = session.run(None, {{"input": numpy.ones((2, 3, 16, 16), numpy.float32)}})
+session = onnxruntime.InferenceSession({str(network_onnx)!r}, providers=["CPUExecutionProvider"])
+(logits,) = session.run(None, {{"input": numpy.ones((2, 3, 32, 32), numpy.float32)}})
 numpy.save({str(tmp_path / "logits.npy")!r}, logits)
 """
     subprocess.run([sys.executable, "-I", "-c", program], check=True)
-    expected = load_model(exported.provenance.model)(torch.ones(2, 3, 16, 16)).detach().numpy()
+    model = load_model(read_provenance(network_onnx).model)
+    expected = model(torch.ones(2, 3, 32, 32)).detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
 
 
-def test_without_fusion_gates_stay_standard_ops(tmp_path):
-    module = gated_networks.lively(gated_networks.Residual())
-    result = export_onnx(module, tmp_path / "plain.onnx", image_size=SIZE, fuse=False)
-    model = onnx.load(tmp_path / "plain.onnx")
+def test_without_fusion_gates_stay_standard_ops(factories, tmp_path):
+    path = tmp_path / "plain.onnx"
+    result = export_onnx(factories("gated"), path, image_size=SIZE, fuse=False)
+    model = onnx.load(path)
     assert (result.gates, result.refused) == ({}, ())
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.functions) == 0
 
 
 def test_module_is_exported_as_it_is_and_left_as_it_was(tmp_path):
-    module = gated_networks.lively(gated_networks.Residual()).train()
+    module = gated_networks.lively(gated_networks.Block(CBAM)).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    result = export_onnx(module, tmp_path / "own.onnx", image_size=SIZE)
+    channels = gated_networks.CHANNELS
+    inputs = [f"input:Nx{channels}x{SIZE}x{SIZE}"]
+    result = export_onnx(module, tmp_path / "own.onnx", inputs=inputs)
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert result.gates == {"CbamGateAddRelu": 2, "SeGateAddRelu": 1}
+    assert result.gates == {"CbamGateAddRelu": 1}
     assert result.provenance.model is None
-    pictures = torch.rand(2, 3, SIZE, SIZE)
-    expected = module.eval()(pictures).detach().numpy()
-    np.testing.assert_allclose(run(tmp_path / "own.onnx", pictures)[0], expected, rtol=1e-4)
+    maps = torch.rand(2, channels, SIZE, SIZE)
+    expected = module.eval()(maps).detach().numpy()
+    (found,) = run(tmp_path / "own.onnx", maps)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 def test_factory_is_exported_and_named_in_provenance(factories, tmp_path):
@@ -257,7 +272,7 @@ def test_file_that_differs_from_pytorch_is_not_put_in_place(tmp_path, monkeypatc
 
     def mistaken(*arguments):
         model = trace(*arguments)
-        weight = model.graph.initializers["stem.weight"]
+        weight = model.graph.initializers["0.weight"]
         weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.1))
         return model
 
@@ -265,7 +280,7 @@ def test_file_that_differs_from_pytorch_is_not_put_in_place(tmp_path, monkeypatc
     output = tmp_path / "out.onnx"
     output.write_text("earlier")
     with pytest.raises(CheckFailed, match="differs from PyTorch"):
-        export_onnx(gated_networks.lively(gated_networks.Residual()), output, image_size=SIZE)
+        export_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), output, image_size=SIZE)
     assert output.read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
 

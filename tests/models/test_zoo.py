@@ -59,14 +59,11 @@ def test_cbam_adds_a_k_by_k_convolution_and_its_batchnorm_per_block_to_se() -> N
     assert added == blocks * (weights + batchnorm)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("resnet18", BasicBlock), ("resnet50", Bottleneck), ("resnext50_32x4d", Bottleneck)],
-)
+@pytest.mark.parametrize(("name", "kind"), [("resnet18", BasicBlock), ("resnet50", Bottleneck)])
 def test_gate_stands_between_last_batchnorm_and_residual_addition(
     name: str, kind: type[nn.Module]
 ) -> None:
-    model = create_model(name, num_classes=10, stem="cifar", seed=0).eval()
+    model = create_model(name, num_classes=10, seed=0).eval()
     blocks = [module for module in model.modules() if isinstance(module, kind)]
     assert len(blocks) == {"resnet18": 8}.get(name, 16)
     block = blocks[-2]
@@ -82,7 +79,7 @@ def test_gate_stands_between_last_batchnorm_and_residual_addition(
     for label, module in {"block": block, "bn": last, "gate": block.gate}.items():
         module.register_forward_hook(keep(label))
     with torch.no_grad():
-        model(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        model(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
         shortcut = block.downsample(seen["block in"])
     assert torch.equal(seen["gate in"], seen["bn out"])
     assert not torch.equal(seen["gate out"], seen["gate in"])
@@ -134,10 +131,16 @@ def test_plain_parts_are_named_as_in_torchvision(
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_gives_logits(name: str) -> None:
-    model = create_model(name, num_classes=7, stem="cifar", seed=0).eval()
+    with torch.device("meta"):
+        model = create_model(name, num_classes=7).eval()
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnext50_32x4d", "mobilenet"])
+def test_logits_are_numbers_that_depend_on_the_picture(name: str) -> None:
+    model = create_model(name, num_classes=7, seed=0).eval()
     with torch.no_grad():
-        logits = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-    assert logits.shape == (2, 7)
+        logits = model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert torch.isfinite(logits).all()
     assert not torch.equal(logits[0], logits[1])
 

@@ -1,4 +1,4 @@
-"""A small exported network, and ways to damage a copy of it."""
+"""Ways to damage a copy of a small exported network."""
 
 import numpy as np
 import onnx
@@ -8,16 +8,6 @@ from onnx import numpy_helper
 from cbam_deploy.engines.manifest import Manifest, ShapeRange, dumps, manifest_path
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import ModelIdentity, Provenance, file_sha256
-
-
-@pytest.fixture(scope="session")
-def network_onnx(tmp_path_factory):
-    """A CBAM-ResNet-20 for ten classes with initial weights, gates fused."""
-    from cbam_deploy import export_onnx
-
-    path = tmp_path_factory.mktemp("network") / "network.onnx"
-    export_onnx("resnet20", path, num_classes=10)
-    return path
 
 
 @pytest.fixture
