@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Tests run side by side: more threads than one each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Some tests import ONNX Runtime before the package, which sets this too.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Everywhere the same examples: a run that fails fails again, here as in CI. Tests do not time.
+settings.register_profile("same_examples", derandomize=True, deadline=None)
+settings.load_profile("same_examples")
 
 
 def pytest_collection_finish() -> None:

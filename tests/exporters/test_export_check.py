@@ -115,7 +115,7 @@ def test_the_remedy_for_a_batch_that_the_code_fixes_works(name, tmp_path):
     [
         lambda net, y, x: y if x.size(2) < 12 else 2 * y,
         lambda net, y, x: y + x.reshape(x.size(0), 3, 64).sum((1, 2))[:, None],
-        lambda net, y, x: y + torch.stack([x[:, 0, i, 0] for i in range(x.size(2))]).sum(),
+        lambda net, y, x: y + sum(x[:, 0, i, 0].sum() for i in range(0, x.size(2), 4)),
     ],
 )
 def test_the_remedy_for_a_size_that_the_code_fixes_works(last, tmp_path):

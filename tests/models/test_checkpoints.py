@@ -100,9 +100,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, suffix: str, content: 
 
 @pytest.mark.parametrize("name", ["raw.pt", "legacy.pth", "plain.safetensors"])
 @given(data=st.data())
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_checkpoints_are_refused_or_still_tensors(
     tmp_path: Path, name: str, data: st.DataObject
 ) -> None:

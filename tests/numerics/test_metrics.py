@@ -47,7 +47,7 @@ def test_sums_of_float32_tensors_are_exact_to_float64_rounding():
     assert error.snr_db == pytest.approx(snr_db, rel=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     arrays(np.float32, (6, 4), elements=st.floats(-100, 100, width=32)),
     arrays(np.float32, (6, 4), elements=st.floats(-100, 100, width=32)),

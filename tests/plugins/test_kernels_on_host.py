@@ -44,7 +44,7 @@ def host(built) -> HostDevice:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_kernels_compute_the_gate(variant: Variant, data, host, tmp_path):
     check(data, variant, host, tmp_path)
@@ -57,7 +57,8 @@ def host_of_generated(built) -> HostDevice:
 
 
 @pytest.mark.parametrize("variant", GENERATED, ids=str)
-@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
+# The first example is the smallest, a map of one position.
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_kernels_compute_what_the_language_says(
     variant: Variant, data, host_of_generated, tmp_path

@@ -144,8 +144,6 @@ spellings = st.builds(
 
 @settings(
     max_examples=120,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(spellings)

@@ -71,7 +71,7 @@ def test_a_detector_of_free_size_is_fused(tmp_path, fused):
     report, path = fused(tmp_path / "exported.onnx")
     for height, width in ((64, 96), (96, 32)):
         assert_computes(path, module, picture(1, height, width))
-    expected = ["CbamGateMeanLinearAdd"] * 3 + ["CbamGateMeanLinear"]
+    expected = ["CbamGateMeanLinearAdd"] * 2 + ["CbamGateMeanLinear"]
     assert [operator for _, operator in report.fused] == expected
 
 

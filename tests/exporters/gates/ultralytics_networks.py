@@ -77,17 +77,17 @@ class C2f(nn.Module):
 
 
 class Detector(nn.Module):
-    """A YOLO in small: three maps of predictions, at strides 4, 8 and 16."""
+    """A YOLO in small: two maps of predictions, at strides 4 and 8."""
 
     def __init__(self, channels=16):
         super().__init__()
         self.stem = Conv(3, channels, 3, 2)
-        self.down = nn.ModuleList(Conv(channels, channels, 3, 2) for _ in range(3))
-        self.stages = nn.ModuleList(C2f(channels, channels) for _ in range(3))
+        self.down = nn.ModuleList(Conv(channels, channels, 3, 2) for _ in range(2))
+        self.stages = nn.ModuleList(C2f(channels, channels) for _ in range(2))
         self.cbam = UltralyticsCbam(channels, kernel_size=3)
         self.up = nn.Upsample(None, 2, "nearest")
-        self.merge = nn.ModuleList(Conv(2 * channels, channels) for _ in range(2))
-        self.heads = nn.ModuleList(nn.Conv2d(channels, 6, 1) for _ in range(3))
+        self.merge = Conv(2 * channels, channels)
+        self.heads = nn.ModuleList(nn.Conv2d(channels, 6, 1) for _ in range(2))
 
     def forward(self, x):
         x = self.stem(x)
@@ -95,8 +95,6 @@ class Detector(nn.Module):
         for down, stage in zip(self.down, self.stages, strict=True):
             x = stage(down(x))
             maps.append(x)
-        maps[-1] = self.cbam(maps[-1])
-        for level in (1, 0):
-            joined = torch.cat([self.up(maps[level + 1]), maps[level]], 1)
-            maps[level] = self.merge[level](joined)
+        fine, coarse = maps[0], self.cbam(maps[1])
+        maps = [self.merge(torch.cat([self.up(coarse), fine], 1)), coarse]
         return tuple(head(one) for head, one in zip(self.heads, maps, strict=True))
