@@ -106,7 +106,7 @@ def test_no_data_race(variant, host, tmp_path):
     run(variant, host, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "file"), enumerate(barriers()))
+@pytest.mark.parametrize(("number", "file"), list(enumerate(barriers())))
 def test_a_removed_barrier_is_caught(number, file, host, tmp_path):
     staged = (STAGED, SPATIAL_FIRST_STAGED, LINEAR_STAGED)
     variants = staged if file == "staged.cuh" else (FUSED_NHWC, SUM)
