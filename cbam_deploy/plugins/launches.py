@@ -380,7 +380,7 @@ def _cut(cut: Cut) -> tuple[tuple[str, int], ...]:
 
 
 def _scales(gate: Gate) -> tuple[tuple[str, int], ...]:
-    """The scales' bits: TensorRT passes an embedded kernel nothing but pointers and integers."""
+    """The scales' bits: a kernel is passed nothing but pointers and integers."""
     return tuple(
         (name, struct.unpack("<i", struct.pack("<f", getattr(gate, name)))[0])
         for name in ("x_scale", "r_scale", "y_scale")

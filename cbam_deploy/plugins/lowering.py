@@ -57,6 +57,7 @@ from cbam_deploy.plugins.launch_program import (
 from cbam_deploy.plugins.launches import LaunchPlan
 from cbam_deploy.plugins.layouts import FORMATS, Dtype, Format
 from cbam_deploy.plugins.tactics import tactics
+from cbam_deploy.terminal import visible
 
 NATIVE, AS_PLUGIN = "native", "plugin"
 
@@ -221,7 +222,7 @@ def _planned(node: ir.Node, name: str, targets: Sequence[DeviceLimits], batch: i
                 for launch in plan.launches
             ]
         of_targets.append(Target(limits.capability, tuple(formats)))
-    place = " ".join(name.split())
+    place = visible(" ".join(name.split()))
     sizes = (gate.channels, gate.height, gate.width)
     return _Planned(
         node=node,

@@ -42,7 +42,7 @@ def offered(cli, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "offers"),
     [
-        ("bu", ["build-engine"]),
+        ("bu", ["build-plugin", "build-engine"]),
         ("ex", ["export"]),
         ("fuse --re", ["--report"]),
         ("--ver", ["--version", "--verbose"]),

@@ -84,6 +84,21 @@ block ({float}[batch, C, S, S] x) => ({float}[batch, C, S, S] y)
 }}
 """
 
+CHAIN = """
+<ir_version: 10, opset_import: ["" : 21, "cbam_deploy" : 1]>
+chain ({float}[batch, C, S, S] x, {float}[batch, C, S, S] other) => ({float}[batch, C, S, S] y)
+{{
+  x_integers = QuantizeLinear (x, x_scale, zero)
+  x_real = DequantizeLinear (x_integers, x_scale, zero)
+  first = cbam_deploy.{op} (x_real, {r} {weights})
+  first_integers = QuantizeLinear (first, y_scale, zero)
+  first_real = DequantizeLinear (first_integers, y_scale, zero)
+  second = cbam_deploy.{op} (first_real, {r} {weights})
+  second_integers = QuantizeLinear (second, r_scale, zero)
+  y = DequantizeLinear (second_integers, r_scale, zero)
+}}
+"""
+
 # What a plugin node stands for.
 MEANING = """
 <domain: "meaning", opset_import: ["" : 21, "cbam_deploy" : 1]>
@@ -333,6 +348,20 @@ def test_every_format_and_parameter_is_one_that_the_library_knows(dtype):
             assert {word for word in words if isinstance(word, str)} <= names
             assert "y" in words
     assert read_program(text(program)) == program
+
+
+def test_int8_gates_in_a_row_hand_on_integers():
+    model = network(CHAIN, "SeGate")
+    gate = ir.to_proto(model).functions[0]
+    expected = run(model, maps())
+    lower_gates(model, [ORIN])
+    assert [node.op_type for node in model.graph] == [
+        "QuantizeLinear",
+        "FusedGate",
+        "FusedGate",
+        "DequantizeLinear",
+    ]
+    np.testing.assert_array_equal(run(with_meaning(model, "SeGate", gate), maps())[0], expected[0])
 
 
 def test_int8_gate_reads_what_q_wrote_and_leaves_dq_to_its_other_readers():
