@@ -23,11 +23,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from cbam_deploy.errors import BadInput
@@ -46,6 +44,7 @@ from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate, round_up, weight_sizes
 from cbam_deploy.plugins.geometry import DeviceLimits
 from cbam_deploy.plugins.images import TENSORRT, KernelImages, ptx_version
+from cbam_deploy.plugins.int8_maps import Int8Maps
 from cbam_deploy.plugins.launch_program import (
     LaunchProgram,
     MapFormat,
@@ -165,7 +164,7 @@ class _Planned:
 
     node: ir.Node
     program: LaunchProgram
-    integers: _Integers | None
+    integers: Int8Maps | None
     kernels: tuple[tuple[Kernel, int], ...]  # with the capability that they are planned for
 
     def replace_node(self, program: LaunchProgram, carried: bytes) -> None:
@@ -197,8 +196,7 @@ class _Planned:
         inputs = list(self.node.inputs)
         if self.integers:
             count = len(self.program.maps)
-            readers = (value.producer() for value in inputs[:count] if value is not None)
-            inputs[:count] = [reader.inputs[0] for reader in readers if reader is not None]
+            inputs[:count] = self.integers.read(inputs[:count])
         return inputs
 
 
@@ -208,7 +206,7 @@ def _planned(node: ir.Node, name: str, targets: Sequence[DeviceLimits], batch: i
     assert operator is not None
     names = in_lower_case(operator.inputs)
     values = dict(zip(names, (_known(value, node) for value in node.inputs), strict=True))
-    integers = _Integers.around(node, operator)
+    integers = Int8Maps.around(node, operator)
     gate = _gate(operator, values, integers)
     of_targets, kernels = [], []
     for limits in targets:
@@ -257,55 +255,6 @@ def _formats(
         raise fault
 
 
-@dataclass(frozen=True)
-class _Integers:
-    """The int8 tensors that a gate's inputs are read from and its output is written to.
-
-    Attributes:
-        scales: of the maps that it reads, then of the one that it writes.
-        quantizers: the Q nodes behind the gate.
-    """
-
-    scales: tuple[float, ...]
-    quantizers: tuple[ir.Node, ...]
-
-    @classmethod
-    def around(cls, node: ir.Node, operator: GateOperator) -> _Integers | None:
-        """Those of `node`; None where it is not int8 all around."""
-        maps = node.inputs[: len(operator.maps)]
-        readers = [value.producer() if value is not None else None for value in maps]
-        before = [_int8_scale(reader, "DequantizeLinear") for reader in readers]
-        output = node.outputs[0]
-        quantizers = tuple(output.consumers())
-        behind = {_int8_scale(quantizer, "QuantizeLinear") for quantizer in quantizers}
-        scales = (*before, *behind)
-        if output.is_graph_output() or len(behind) != 1 or None in scales:
-            return None
-        return cls(tuple(scale for scale in scales if scale is not None), quantizers)
-
-
-def _int8_scale(node: ir.Node | None, op: str) -> float | None:
-    """The scale of a Q or DQ between float and int8 with one scale and no zero point, else None."""
-    if node is None or node.op_type != op or node.domain not in ("", "ai.onnx"):
-        return None
-    integer = node.inputs[0] if op == "DequantizeLinear" else node.outputs[0]
-    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    types = {value.dtype for value in (integer, zero_point) if value is not None}
-    types.add(ir.DataType(node.attributes.get_int("output_dtype", 0)))
-    scale, zero = _constant(node.inputs[1]), _constant(zero_point)
-    if ir.DataType.INT8 not in types or scale is None or scale.size != 1:
-        return None
-    if zero_point is not None and (zero is None or zero.any()):
-        return None
-    value = float(scale.reshape(()))
-    return value if 0.0 < value < float("inf") else None
-
-
-def _constant(value: ir.Value | None) -> NDArray[Any] | None:
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor.numpy() if tensor is not None else None
-
-
 def _known(value: ir.Value | None, node: ir.Node) -> ir.Value:
     """`value`, if all of its shape but the batch is known before the network runs."""
     if value is None or value.shape is None:
@@ -322,7 +271,7 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else 0 for size in value.shape or ())
 
 
-def _gate(operator: GateOperator, inputs: dict[str, ir.Value], integers: _Integers | None) -> Gate:
+def _gate(operator: GateOperator, inputs: dict[str, ir.Value], integers: Int8Maps | None) -> Gate:
     """What is computed of `inputs`, the float ones, in the layout that suits it best."""
     maps = in_lower_case(operator.maps)
     for name, value in inputs.items():
