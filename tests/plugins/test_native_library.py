@@ -78,6 +78,7 @@ def test_the_library_is_built_anew_when_a_header_changes(sources):
 
 
 def test_a_library_that_came_with_the_package_is_taken_first(sources, programs):
+    assert plugin_library() != sources / LIBRARY
     programs()
     (sources / LIBRARY).write_bytes(b"a library")
     assert plugin_library() == sources / LIBRARY
