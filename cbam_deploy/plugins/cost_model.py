@@ -27,15 +27,14 @@ LAUNCH_SECONDS = 1.3e-6
 WAVE_SECONDS = 0.5e-6
 """To start the blocks of a wave and to drain their last writes. Guess."""
 CLUSTER_BARRIER_SECONDS = 0.6e-6
-"""Arrive with release, wait with acquire. Guess: the memory fence of the release dominates; the way
-between multiprocessors alone is about 180 clocks (arXiv 2402.13499)."""
+"""Arrive with release, wait with acquire. Guess: mostly the memory fence of the release."""
 BLOCK_BARRIER_SECONDS = 0.03e-6
 """A barrier of one block. Guess."""
 MEMORY_SECONDS, L2_SECONDS = 0.8e-6, 0.25e-6
 """A load's round trip where many are under way. Guess: a few times what a lone load takes."""
 
 L2_BYTES_PER_CLOCK = 24
-"""Of each multiprocessor, from L2, all at once. Guess: below the A100 whitepaper's 5120 of 108."""
+"""Of each multiprocessor, from L2, where all read at once. Guess."""
 SHARED_BYTES_PER_CLOCK = 128
 """CUDA C++ Programming Guide 13.0, "Shared Memory": 32 banks of 4 bytes."""
 L2_SHARE = 0.5
