@@ -5,6 +5,9 @@ So that the constants of ``cbam_deploy/plugins/cost_model.py`` can be corrected 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from benchmarks.gpu_check.contenders import device_weights, kernels, seconds_each
@@ -13,6 +16,7 @@ from benchmarks.gpu_check.gate_cases import GateCase, gate_cases
 from benchmarks.gpu_check.job import Job
 from benchmarks.gpu_check.plans import described, predicted
 from benchmarks.gpu_check.timing import Timer
+from cbam_deploy.plugins.cost_model import Chip
 from cbam_deploy.plugins.cuda_launch import NoRoom, load
 from cbam_deploy.plugins.geometry import DeviceLimits, ranked_plans
 
@@ -26,9 +30,19 @@ def run(job: Job) -> None:
     """Time all plans of each gate in turns."""
     job.note("Phases were not left out one at a time: the kernels have no switch for it.")
     device = limits(job.dry)
-    timer = None if job.dry else Timer()
+    if job.dry:
+        for case in job.in_time(job.each(candidate_cases())):
+            rehearse(job, case, device)
+        return
+    timer = Timer()
+    copy = timer.copy_bytes_per_second()
+    on = replace(device.chip, memory_bytes_per_s=copy)
+    job.note(
+        f"Predicted for {copy / 1e9:.0f} GB/s, as a copy has them here; plans are chosen for "
+        f"{device.chip.memory_bytes_per_s / 1e9:.0f} GB/s, those of the datasheet."
+    )
     for case in job.in_time(job.each(candidate_cases())):
-        measure(job, case, device, timer)
+        measure(job, case, device, on, timer)
 
 
 def candidate_cases() -> list[GateCase]:
@@ -39,16 +53,19 @@ def candidate_cases() -> list[GateCase]:
     return sorted(cases, key=lambda case: case.gate.dtype != "float16")
 
 
-def measure(job: Job, case: GateCase, device: DeviceLimits, timer: Timer | None) -> None:
-    """A row for each plan, the predicted fastest first; without a timer nothing is launched."""
+def rehearse(job: Job, case: GateCase, device: DeviceLimits) -> None:
+    """A row for each plan, without its figures."""
+    for one in ranked_plans(case.gate, device, batch=case.batch):
+        predicted(one, case.batch, device.chip)
+        job.row(**case.names(), plan=described(one))
+
+
+def measure(job: Job, case: GateCase, device: DeviceLimits, on: Chip, timer: Timer) -> None:
+    """A row for each plan, the predicted fastest first; `on` is what predictions are for."""
     loaded, rows = {}, {}
     for number, one in enumerate(ranked_plans(case.gate, device, batch=case.batch)):
-        row: dict[str, object] = {**case.names(), "plan": described(one)}
-        figures = predicted(one, case.batch, device)
-        if timer is None:
-            job.row(**row)
-            continue
-        row.update(figures)
+        row: dict[str, Any] = {**case.names(), "plan": described(one)}
+        row |= predicted(one, case.batch, on)
         try:
             found = load(one, 0)
         except NoRoom:
@@ -57,8 +74,6 @@ def measure(job: Job, case: GateCase, device: DeviceLimits, timer: Timer | None)
         if found.active_clusters[0] is not None:
             row["active_clusters"] = found.active_clusters[0]
         loaded[str(number)], rows[str(number)] = found, row
-    if timer is None:
-        return
     weights = device_weights(case, DEVICE)
     contenders = {number: kernels(one, case, weights) for number, one in loaded.items()}
     seconds = seconds_each(timer, case, contenders, DEVICE)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cbam_deploy.plugins.cost_model import resident_blocks, seconds
-from cbam_deploy.plugins.geometry import DeviceLimits
+from cbam_deploy.plugins.cost_model import Chip, resident_blocks, seconds
 from cbam_deploy.plugins.launches import LaunchPlan
 
 
@@ -14,10 +13,10 @@ def described(plan: LaunchPlan) -> str:
     return f"{kind} {blocks} x {plan.launches[0].threads}"
 
 
-def predicted(plan: LaunchPlan, batch: int, limits: DeviceLimits) -> dict[str, float]:
+def predicted(plan: LaunchPlan, batch: int, on: Chip) -> dict[str, float]:
     """The cost model's duration, and the clusters that it takes to run at the same time."""
     launch = plan.launches[0]
-    figures: dict[str, float] = {"predicted_us": seconds(plan, batch, limits.chip) * 1e6}
+    figures: dict[str, float] = {"predicted_us": seconds(plan, batch, on) * 1e6}
     if launch.cluster > 1:
-        figures["predicted_clusters"] = resident_blocks(launch, limits.chip) // launch.cluster
+        figures["predicted_clusters"] = resident_blocks(launch, on) // launch.cluster
     return figures

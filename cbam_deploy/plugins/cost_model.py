@@ -7,9 +7,9 @@ the other, because no more loads than `LOADS` are in flight per thread. A launch
     launch + max(device memory, L2, waves x round trips)
            + waves x (start + barriers + shared memory)
 
-Arithmetic is left out: every plan of one gate does much the same. So are bank conflicts, and the
-halves of L2. All constants stand in this module with their source; ``make gpu-check`` sets the
-predicted beside the measured.
+Arithmetic is left out: every plan of one gate does much the same. So are bank conflicts. All
+constants stand in this module with their source; ``make gpu-check`` sets the predicted beside the
+measured.
 """
 
 from __future__ import annotations
@@ -73,17 +73,32 @@ class Chip:
         return self.multiprocessors * L2_BYTES_PER_CLOCK * self.clock_hz
 
 
-# NVIDIA's datasheets of T4, A100 80GB SXM, A10, L4, H100 SXM, B200, RTX PRO 6000 (Blackwell):
-# multiprocessors, GB/s, L2 in MiB, boost clock in MHz. Clock and L2 of the B200 are guesses.
-_DATASHEETS: dict[int, tuple[int, int, int, int]] = {
-    75: (40, 320, 4, 1590),
-    80: (108, 2039, 40, 1410),
-    86: (72, 600, 6, 1695),
-    89: (58, 300, 48, 2040),
-    90: (132, 3350, 50, 1980),
-    100: (148, 8000, 126, 1965),
-    120: (188, 1792, 128, 2617),
+@dataclass(frozen=True)
+class Datasheet:
+    """Multiprocessors, GB/s of device memory, MiB of L2, boost clock in MHz."""
+
+    multiprocessors: int
+    gigabytes_per_s: int
+    l2_mebibytes: int
+    megahertz: int
+
+
+# NVIDIA's, of T4, A100 80GB SXM, A10, Jetson AGX Orin 64GB, L4, H100 SXM, B200, Jetson AGX Thor,
+# RTX PRO 6000 Blackwell, DGX Spark; an H200 differs from an H100 in its memory alone, 4800 GB/s.
+# Clock and L2 of the B200, of Thor and of the DGX Spark are guesses.
+DATASHEETS: dict[int, Datasheet] = {
+    75: Datasheet(40, 320, 4, 1590),
+    80: Datasheet(108, 2039, 40, 1410),
+    86: Datasheet(72, 600, 6, 1695),
+    87: Datasheet(16, 204, 4, 1300),
+    89: Datasheet(58, 300, 48, 2040),
+    90: Datasheet(132, 3350, 50, 1980),
+    100: Datasheet(148, 8000, 126, 1965),
+    110: Datasheet(20, 273, 32, 1575),
+    120: Datasheet(188, 1792, 128, 2617),
+    121: Datasheet(48, 273, 24, 2400),
 }
+"""A common product of each compute capability."""
 
 
 def chip(capability: int, multiprocessors: int, shared_bytes: int) -> Chip:
@@ -91,15 +106,15 @@ def chip(capability: int, multiprocessors: int, shared_bytes: int) -> Chip:
 
     So a MIG slice has its share. A GPU that is not in the table counts as the closest earlier one.
     """
-    nearest = max((known for known in _DATASHEETS if known <= capability), default=min(_DATASHEETS))
-    usual, gigabytes, mebibytes, megahertz = _DATASHEETS[nearest]
-    share = min(1.0, multiprocessors / usual)
+    nearest = max((known for known in DATASHEETS if known <= capability), default=min(DATASHEETS))
+    usual = DATASHEETS[nearest]
+    share = min(1.0, multiprocessors / usual.multiprocessors)
     return Chip(
         multiprocessors,
         shared_bytes,
-        share * gigabytes * 1e9,
-        share * mebibytes * 2**20,
-        megahertz * 1e6,
+        share * usual.gigabytes_per_s * 1e9,
+        share * usual.l2_mebibytes * 2**20,
+        usual.megahertz * 1e6,
     )
 
 

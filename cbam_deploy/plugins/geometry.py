@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.plugins.cost_model import Chip, chip, resident_blocks, seconds
+from cbam_deploy.plugins.cost_model import DATASHEETS, Chip, chip, resident_blocks, seconds
 from cbam_deploy.plugins.gate import Gate, round_up
 from cbam_deploy.plugins.launches import (
     Cut,
@@ -82,22 +82,22 @@ class DeviceLimits:
         return chip(self.capability, self.multiprocessors, self.multiprocessor_shared_bytes)
 
 
-# CUDA C++ Programming Guide 13.0, "Memory Information per Compute Capability". The number of
-# multiprocessors is that of a common product: T4, A100, A10, Jetson AGX Orin, L4, H100 and H200,
-# B200, Jetson AGX Thor, RTX PRO 6000, DGX Spark.
+# CUDA C++ Programming Guide 13.0, "Memory Information per Compute Capability".
 KNOWN_DEVICES: dict[int, DeviceLimits] = {
-    capability: DeviceLimits(capability, multiprocessors, block * 1024, whole * 1024)
-    for capability, multiprocessors, block, whole in (
-        (75, 40, 64, 64),
-        (80, 108, 163, 164),
-        (86, 72, 99, 100),
-        (87, 16, 163, 164),
-        (89, 58, 99, 100),
-        (90, 132, 227, 228),
-        (100, 148, 227, 228),
-        (110, 20, 227, 228),
-        (120, 188, 99, 100),
-        (121, 48, 99, 100),
+    capability: DeviceLimits(
+        capability, DATASHEETS[capability].multiprocessors, block * 1024, whole * 1024
+    )
+    for capability, block, whole in (
+        (75, 64, 64),
+        (80, 163, 164),
+        (86, 99, 100),
+        (87, 163, 164),
+        (89, 99, 100),
+        (90, 227, 228),
+        (100, 227, 228),
+        (110, 227, 228),
+        (120, 99, 100),
+        (121, 99, 100),
     )
 }
 

@@ -144,7 +144,8 @@ def test_every_plan_stands_beside_its_prediction(on_cpu, tmp_path, monkeypatch):
     for number, row in enumerate(measured, 1):
         expected = next(one for one in plans if described(one) == row["plan"])
         assert row["measured_us"] == pytest.approx(number)
-        assert row["predicted_us"] == pytest.approx(1e6 * seconds(expected, 1, LIMITS.chip))
+        here = replace(LIMITS.chip, memory_bytes_per_s=1e12)
+        assert row["predicted_us"] == pytest.approx(1e6 * seconds(expected, 1, here))
         assert row["measured_over_predicted"] == pytest.approx(number / row["predicted_us"])
         assert row["active_clusters"] == 7
 
