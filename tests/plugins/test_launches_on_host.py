@@ -23,7 +23,7 @@ from cbam_deploy.plugins.geometry import KNOWN_DEVICES
 DEVICE = KNOWN_DEVICES[80]
 """What the stand-in says it is."""
 
-EVERY = 181
+EVERY = 241
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ import torch
 from benchmarks.gpu_check.cases import all_cases, draw
 from benchmarks.gpu_check.storage import decode
 from cbam_deploy.plugins import torch_cuda
-from cbam_deploy.plugins.geometry import KNOWN_DEVICES, plan
+from cbam_deploy.plugins.geometry import KNOWN_DEVICES, ranked_plans
 from cbam_deploy.gates.reference import apply_gate, disagreement
 from cbam_deploy.plugins.torch_inputs import bind
 
@@ -89,15 +89,21 @@ torch_cuda.planned = lambda gate, batch, device: planned(gate, batch, 0)
 for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::EVERY]:
     gate, inputs = case.gate, draw(case)
     strategy = "auto" if len(case.plan.launches) == 1 else "staged"
-    torch_cuda.plan = lambda *arguments, **options: plan(*arguments, **options, strategy=strategy)
+    torch_cuda.ranked_plans = lambda *given, **named: ranked_plans(
+        *given, **named, strategy=strategy
+    )
     maps = [decode(one, gate.dtype) for one in (inputs.x, inputs.r) if one is not None]
-    tensors = [torch.tensor(one).to(getattr(torch, gate.dtype)) for one in maps]
-    if len(tensors) > 1:  # unlike x, and so to be converted
-        tensors[1] = tensors[1].contiguous(memory_format=torch.channels_last)
+    layouts = [torch.contiguous_format, torch.channels_last]
+    if gate.layout == "nhwc":
+        layouts.reverse()
+    tensors = [  # r unlike x, and so to be converted
+        torch.tensor(one).to(getattr(torch, gate.dtype)).contiguous(memory_format=layout)
+        for one, layout in zip(maps, layouts)
+    ]
     weights = vars(inputs.weights)
     tensors += [torch.tensor(weights[name.lower()]) for name in gate.operator.weights]
     y = torch_cuda.run(gate.operator, bind(gate.operator, tuple(tensors)))
-    assert y.is_contiguous()
+    assert y.is_contiguous(memory_format=layouts[0])
     problem = disagreement(gate, y.double().numpy(), apply_gate(gate, inputs.weights, *maps))
     assert problem is None, f"{case}: {problem}"
 """
