@@ -201,10 +201,14 @@ def staged_candidates(
     Raises:
         BadInput: the gate's statistics exceed the shared memory of a block.
     """
-    plans = (
-        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads)
-        for blocks in _BLOCKS_PER_MULTIPROCESSOR
+    in_place = {
+        threads: not _gating_fits(gate, limits, threads)
         for threads in (limits.small_block, limits.large_block)
+    }
+    plans = (
+        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), *block)
+        for blocks in _BLOCKS_PER_MULTIPROCESSOR
+        for block in in_place.items()
     )
     return tuple(dict.fromkeys(plans))
 
@@ -246,10 +250,12 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
 
 def _staged(
-    gate: Gate, limits: DeviceLimits, wanted: int, threads: int
+    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, in_place: bool
 ) -> LaunchPlan:
-    """The staged kernels on about `wanted` blocks per image, each of so many `threads`."""
-    in_place = not _gating_fits(gate, limits, threads)
+    """The staged kernels on about `wanted` blocks per image, each of so many `threads`.
+
+    `in_place` is as in `spatial_statistics`.
+    """
     shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
     statistics_cut = _statistics_cut(gate, wanted, in_place)
     parts, _ = statistics_cut.splits(gate)

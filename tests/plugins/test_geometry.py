@@ -62,10 +62,10 @@ def gates(draw) -> Gate:
 devices = st.sampled_from(
     [*KNOWN_DEVICES.values(), replace(KNOWN_DEVICES[90], large_clusters=True, multiprocessors=60)]
 )
-hundreds = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@hundreds
+@many
 @given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
 def test_a_launch_has_the_blocks_that_its_cut_needs_and_cuts_no_vector(
     gate, limits, batch, strategy
@@ -123,7 +123,7 @@ def test_a_slice_with_its_halo_holds_what_its_convolution_reads(shape, kernel_si
         assert needed[-1] - needed[0] < cut["window_size"]
 
 
-@hundreds
+@many
 @given(gates(), devices, st.sampled_from([1, 8, 128]), st.sampled_from(["auto", "staged"]))
 def test_no_limit_is_exceeded(gate, limits, batch, strategy):
     launch_plan = plan(gate, limits, batch=batch, strategy=strategy)

@@ -51,7 +51,7 @@ def test_dry_run_does_all_but_launching_with_torch_and_numpy_alone(tmp_path, pyt
     environment = {**os.environ, "XDG_CACHE_HOME": kernels, "OMP_NUM_THREADS": "1"}
     parts = [part.name for part in PARTS if part.name != "operators"]  # collects with pytest
     only = [argument for name in parts for argument in ("--only", name)]
-    arguments = ["--dry-run", "--every", "240", "--output", str(tmp_path), *only]
+    arguments = ["--dry-run", "--every", "400", "--output", str(tmp_path), *only]
     done = subprocess.run(
         [sys.executable, "-c", BARE, *arguments],
         cwd=ROOT,
