@@ -12,6 +12,7 @@ from benchmarks.gpu_check.parts import PARTS, part_called
 from benchmarks.gpu_check.process import ROOT
 from benchmarks.gpu_check.report import check, files_in, is_correct
 from benchmarks.gpu_check.table import markdown
+from benchmarks.gpu_check.targets import judged
 from cbam_deploy.errors import DeployError
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(report))
         if folder is not None:
             print("written:", *files_in(folder, report), file=sys.stderr)
+        for row in judged(report):
+            print(f"{row['met']}: {row['target']}; worst {row['worst']}", file=sys.stderr)
     except DeployError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
