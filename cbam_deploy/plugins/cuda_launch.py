@@ -29,6 +29,9 @@ _LARGE_CLUSTERS = (90, 100, 103)
 """Capabilities of the data centre's GPUs, of which H100 is known to have clusters of 16 blocks."""
 
 
+_NO_SUCH_CLUSTER = "CUDA_ERROR_INVALID_CLUSTER_SIZE"
+
+
 class NoRoom(Exception):
     """A cluster of a plan's blocks has no room on the device, which may be a part of a GPU."""
 
@@ -235,7 +238,12 @@ def _active_clusters(function: Any, launch: Launch) -> int | None:
     config.gridDimX, config.gridDimY, config.gridDimZ = launch.cluster, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
     config.sharedMemBytes = launch.shared_bytes
-    return int(call("cuOccupancyMaxActiveClusters", function, config))
+    try:
+        return int(call("cuOccupancyMaxActiveClusters", function, config))
+    except RuntimeError as error:
+        if _NO_SUCH_CLUSTER in str(error):
+            return 0
+        raise
 
 
 @contextmanager

@@ -35,6 +35,7 @@ STAGED = plan(Gate(SPATIAL_FIRST, 24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="
 class Result(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_INVALID_CLUSTER_SIZE = 912
 
 
 class RecordingDriver:
@@ -64,7 +65,7 @@ class RecordingDriver:
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=self.RELAXED)
         self.context, self.capture = self.OTHER_CONTEXT, self.DEFAULT_CAPTURE
         self.launched, self.shared_limits, self.large_clusters, self.loads = [], {}, [], 0
-        self.room_for = 16  # blocks of a cluster
+        self.room_for, self.largest_known = 16, 16  # blocks of a cluster
         self.initialized = Result.CUDA_SUCCESS
         self.launches_by_name = {}
 
@@ -115,6 +116,8 @@ class RecordingDriver:
         assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (launch.threads, 1, 1)
         assert config.sharedMemBytes == self.shared_limits.get(function, config.sharedMemBytes)
         assert launch.cluster <= 8 or function in self.large_clusters
+        if launch.cluster > self.largest_known:
+            return Result.CUDA_ERROR_INVALID_CLUSTER_SIZE, None
         return Result.CUDA_SUCCESS, 3 * self.room_for // launch.cluster
 
     def cuLaunchKernel(self, function, *rest):  # noqa: N802
@@ -233,6 +236,16 @@ def test_a_cluster_without_room_is_replaced_by_the_next_plan(room_for, largest, 
     assert loaded.plan == next(one for one in plans if one.launches[0].cluster <= largest)
     loaded.launch(addresses(loaded.plan), 1, 0)
     assert len(driver.launched) == len(loaded.plan.launches)
+
+
+def test_a_cluster_that_the_gpu_does_not_know_is_replaced_too(driver):
+    driver.largest_known = 8
+    plans = ranked_plans(Gate(CBAM_ADD_RELU, 2048, 7, 7, 128, 7), LARGE_CLUSTERS, batch=1)
+    assert cuda_launch.load_first(plans, 0).plan.launches[0].cluster == 8
+    driver.cuOccupancyMaxActiveClusters = lambda *_: (Result.CUDA_ERROR_INVALID_VALUE, None)
+    cuda_launch.load.cache_clear()
+    with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters answers"):
+        cuda_launch.load_first(plans, 0)
 
 
 def test_only_a_large_cluster_is_asked_for(driver):
