@@ -27,8 +27,6 @@ from cbam_deploy.plugins.launches import Launch, LaunchPlan
 _HINT = installation_of("kernels")
 _LARGE_CLUSTERS = (90, 100, 103)
 """Capabilities of the data centre's GPUs, of which H100 is known to have clusters of 16 blocks."""
-
-
 _NO_SUCH_CLUSTER = "CUDA_ERROR_INVALID_CLUSTER_SIZE"
 
 
