@@ -73,15 +73,16 @@ def measure(job: Job, case: GateCase, device: DeviceLimits, on: Chip, timer: Tim
             continue
         if found.active_clusters[0] is not None:
             row["active_clusters"] = found.active_clusters[0]
-        loaded[str(number)], rows[str(number)] = found, row
+        name = str(number)
+        loaded[name], rows[name] = found, row
     weights = device_weights(case, DEVICE)
-    contenders = {number: kernels(one, case, weights) for number, one in loaded.items()}
+    contenders = {name: kernels(one, case, weights) for name, one in loaded.items()}
     seconds = seconds_each(timer, case, contenders, DEVICE)
-    for number, row in rows.items():
-        us = seconds[number] * 1e6
+    for name, row in rows.items():
+        us = seconds[name] * 1e6
         job.row(
             **row,
             measured_us=us,
             measured_over_predicted=us / row["predicted_us"],
-            fastest="yes" if seconds[number] == min(seconds.values()) else "",
+            fastest="yes" if seconds[name] == min(seconds.values()) else "",
         )

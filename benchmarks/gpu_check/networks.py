@@ -97,11 +97,16 @@ class AddRelu:
             lambda x, r: torch.relu(x + r), backend=backend, dynamic=True, fullgraph=True
         )
 
-    def computes(self, _gate: AttentionGate) -> bool:
+    def computes(self, gate: AttentionGate) -> bool:  # noqa: ARG002
         """Always."""
         return True
 
-    def __call__(self, _gate: AttentionGate, x: Tensor, residual: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        gate: AttentionGate,  # noqa: ARG002
+        x: Tensor,
+        residual: Tensor | None,
+    ) -> Tensor:
         """Of two maps [N, C, H, W] in channels last."""
         assert residual is not None
         nhwc = x.permute(0, 2, 3, 1)

@@ -168,7 +168,7 @@ def test_what_was_found_is_recorded_while_a_part_runs(monkeypatch):
     half = ROW + "open(file, 'a').write('{\"row\": {')\nimport time; time.sleep(60)"
     monkeypatch.setattr(process, "command_of", script(half))
     monkeypatch.setattr(process, "LOOK_SECONDS", 0.3)
-    seen = []
+    seen: list[Outcome] = []
     process.run_in_process("part", Options(), seconds=0.5, limit=2.0, look=seen.append)
     assert (seen[-1].status, seen[-1].rows) == (RUNNING, ({"n": 1},))
 

@@ -282,8 +282,8 @@ def test_an_empty_launch_is_one_of_many_in_a_graph(monkeypatch):
         return name
 
     monkeypatch.setattr(timing, "call", call)
-    gpu.stream = SimpleNamespace(wait_stream=lambda other: None, cuda_stream=42)
-    monkeypatch.setattr(timing.torch.cuda, "current_stream", lambda: gpu.stream)
+    stream = SimpleNamespace(wait_stream=lambda other: None, cuda_stream=42)
+    monkeypatch.setattr(timing.torch.cuda, "current_stream", lambda: stream)
     assert timing.Timer().empty_launch_seconds() == pytest.approx(0.128e-3 / 64)
     assert len(launched) == 3 * 64, "twice before the capture, once in it"
     assert launched[0] == ("cuModuleGetFunction", 1, 1, 1, 32, 1, 1, 0, 42, 0, 0)
