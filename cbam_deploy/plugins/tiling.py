@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from cbam_deploy.plugins.entries import boolean, element_type
 from cbam_deploy.plugins.gate import Gate
 
-_BATCH = 4  # Tiling::batch
-
 
 @dataclass(frozen=True)
 class Tiling:
@@ -27,32 +25,19 @@ class Tiling:
     warp: int = 32
 
     @property
-    def row_lanes(self) -> int:
-        """R."""
-        return self.threads // self.column_lanes
-
-    @property
     def channel_scratch(self) -> int:
         """Statistics in shared memory for the reduction over positions."""
-        return self._row_scratch if self.gate.storage.rows_are_channels else self._column_scratch
+        return 0 if self.gate.storage.rows_are_channels else self._column_scratch
 
     @property
     def position_scratch(self) -> int:
         """Statistics in shared memory for the reduction over channels."""
-        return self._column_scratch if self.gate.storage.rows_are_channels else self._row_scratch
-
-    @property
-    def _warps_per_row(self) -> int:
-        return max(1, self.column_lanes * self.gate.storage.run_rows // self.warp)
-
-    @property
-    def _row_scratch(self) -> int:
-        alone = self._warps_per_row == 1
-        return 0 if alone else self.row_lanes * _BATCH * self._warps_per_row
+        return self._column_scratch if self.gate.storage.rows_are_channels else 0
 
     @property
     def _column_scratch(self) -> int:
-        warp_rows = self.threads // self.warp // self._warps_per_row
+        warps_per_row = max(1, self.column_lanes * self.gate.storage.run_rows // self.warp)
+        warp_rows = self.threads // self.warp // warps_per_row
         return warp_rows * self.column_lanes * min(4, self.gate.vector)
 
     @property

@@ -36,6 +36,16 @@
 
 namespace cbam {
 
+// Call `send(to)` for every block of the cluster, once among the lanes that hold what is sent.
+template <int blocks, class Holder, class Send>
+__device__ __forceinline__ void for_peers(const Holder& holder, Send send) {
+#pragma unroll
+  for (int i = 0; i < blocks; i += Holder::count) {
+    const int to = i + holder.number;
+    if (blocks % Holder::count == 0 || to < blocks) send(to);
+  }
+}
+
 template <class G, class K, int blocks>
 __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>& a) {
   using Element = typename G::Element;
@@ -87,11 +97,11 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   // No peer's memory may be written before the peer runs.
   if constexpr (blocks > 1) cluster_sync<blocks>();
 
-  const auto read_first = [&](int row, int col, auto& vectors) {
-    tile.read_and_keep(a.x, row, col, vectors);
+  const auto read_first = [&](int row, int step, int col, auto& vectors) {
+    tile.read_and_keep(a.x, row, step, col, vectors);
   };
-  const auto read_again = [&](int row, int col, auto& vectors) {
-    tile.read_again(a.x, row, col, vectors);
+  const auto read_again = [&](int row, int step, int col, auto& vectors) {
+    tile.read_again(a.x, row, step, col, vectors);
   };
   const auto prefetch_residual = [&] {
     if constexpr (K::residual) {
@@ -102,8 +112,10 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   // Phases 1 and 2.
   const auto channel_part = [&](auto read) {
     reduce_channels<K::channel_sees_gated>(
-        tile, own_spatial_gate, channel_scratch, read, [&](int channel, const ChannelStat& stat) {
+        tile, own_spatial_gate, channel_scratch, read,
+        [&](int channel, const ChannelStat& stat, auto holder) {
           if (G::padded && channel >= channels) return;
+          if (holder.number != 0) return;
           const int owner = channel / share;
           cluster_peer<blocks>(partials, owner)[rank * share + channel - owner * share] = stat;
         });
@@ -153,15 +165,14 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   const auto spatial_part = [&](auto read) {
     reduce_positions<K::spatial_sees_gated || K::convolves_channels>(
         tile, channels, channel_weights<K, G::T>(a, gate, described), position_scratch, read,
-        [&](int own_position, const PositionStat& stat) {
+        [&](int own_position, const PositionStat& stat, auto holder) {
           const int p = slice.p0 + own_position;
           const PositionStat at_p = descriptor<K>(stat, channels, scales.x);
-          const int first = max(0, p - reach) / per_block;
-          const int last = min(positions - 1, p + reach) / per_block;
-          for (int to = first; to <= last; ++to) {
+          for_peers<blocks>(holder, [&](int to) {
             const int start = max(0, to * per_block - reach);
-            cluster_peer<blocks>(window, to)[p - start] = at_p;
-          }
+            const int end = min(positions, (to + 1) * per_block + reach);
+            if (p >= start && p < end) cluster_peer<blocks>(window, to)[p - start] = at_p;
+          });
         });
     if constexpr (!K::has_channel || K::channel_sees_gated) prefetch_residual();
     cluster_sync<blocks>();

@@ -29,7 +29,7 @@ __device__ __forceinline__ void weigh(const float* weight, int row, int col,
 }
 
 // Statistics of each channel over the block's slice, of x times `weight` of its positions where it
-// is `weighted`: `emit(channel, stat)`, channels from 0.
+// is `weighted`: `emit(channel, stat, holder)`, channels from 0.
 template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float* weight,
                                                 Stat* scratch, Read read, Emit emit) {
@@ -38,14 +38,14 @@ __device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float
     return G::V;
   };
   if constexpr (G::rows_are_channels) {
-    reduce_rows<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+    reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
   } else {
     reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
   }
 }
 
 // Statistics of each position over all channels, of x times `weight` of them where it is
-// `weighted`: `emit(position, stat)`, positions from the slice's first.
+// `weighted`: `emit(position, stat, holder)`, positions from the slice's first.
 template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channels,
                                                  const float* weight, Stat* scratch, Read read,
@@ -57,7 +57,7 @@ __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channe
   if constexpr (G::rows_are_channels) {
     reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
   } else {
-    reduce_rows<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+    reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
   }
 }
 
@@ -160,7 +160,7 @@ template <class K>
 __device__ __forceinline__ typename K::PositionStat descriptor(typename K::PositionStat stat,
                                                                int channels, float scale) {
   constexpr bool is_max = K::descriptor == Descriptor::max;
-  if constexpr (!is_max && !K::convolves_channels) stat.sum = __fdividef(stat.sum, channels);
+  if constexpr (!is_max && !K::convolves_channels) stat.sum *= __fdividef(1.0f, channels);
   if constexpr (!K::spatial_sees_gated) {
     if constexpr (!is_max) stat.sum *= scale;
     if constexpr (is_max || K::described == 2) stat.max *= scale;
@@ -226,10 +226,10 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
     }
     for (int base = row_lane; base < tile.rows; base += G::R * G::batch) {
       Vector xs[G::batch], rs[G::batch];
-      read(base, col, xs);
+      read(base, G::R, col, xs);
       if constexpr (K::residual) {
         if (!K::residual_may_be_x || r != x) {
-          tile.read(r, base, col, rs);
+          tile.read(r, base, G::R, col, rs);
         } else {
 #pragma unroll
           for (int u = 0; u < G::batch; ++u) rs[u] = xs[u];
@@ -261,7 +261,7 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
           values[i] = apply<K::last>(values[i]) * y_unit;
           if (G::padded && col * G::V + i >= channels) values[i] = 0.0f;
         }
-        Vector::of(values).store(y + tile.at(row, col));
+        Vector::of(values).store(tile.at(y, row, col));
       }
     }
   }

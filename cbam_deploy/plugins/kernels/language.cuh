@@ -33,7 +33,7 @@ __device__ __forceinline__ float hard_sigmoid(float v) {
 template <Function function>
 __device__ __forceinline__ float apply(float v) {
   if constexpr (function == Function::relu) {
-    return v < 0.0f ? 0.0f : v;
+    return max_or_nan(v, 0.0f);
   } else if constexpr (function == Function::leaky_relu) {
     return v < 0.0f ? 0.01f * v : v;
   } else if constexpr (function == Function::silu) {

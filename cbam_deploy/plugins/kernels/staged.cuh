@@ -88,8 +88,10 @@ __device__ __forceinline__ void channel_statistics(const Arguments<typename G::E
       work.slice.c0;
   reduce_channels<K::channel_sees_gated>(
       tile, spatial_gates, scratch,
-      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); },
-      [&](int channel, const Stat& stat) { out[channel] = stat; });
+      [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); },
+      [&](int channel, const Stat& stat, auto holder) {
+        if (holder.number == 0) out[channel] = stat;
+      });
 }
 
 // Mc of channels [c0, c0 + count) of one image, by one block, from the partial statistics of
@@ -170,9 +172,9 @@ __device__ __forceinline__ void spatial_statistics(const Arguments<typename G::E
   const float scale = a.scales().x;
   reduce_positions<K::spatial_sees_gated || K::convolves_channels>(
       tile, shape.channels, channel_weights<K, G::T>(a, gate, described), scratch,
-      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); },
-      [&](int position, const Stat& stat) {
-        out[position] = descriptor<K>(stat, shape.channels, scale);
+      [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); },
+      [&](int position, const Stat& stat, auto holder) {
+        if (holder.number == 0) out[position] = descriptor<K>(stat, shape.channels, scale);
       });
 }
 
@@ -201,7 +203,7 @@ __device__ __forceinline__ void apply_gate(const Arguments<typename G::Element>&
     channel_gates = a.channel_gates + size_t(work.image) * shape.stored + work.slice.c0;
   write_gated<G, K>(
       tile, shape.channels - work.slice.c0, channel_gates, spatial_gates, a.scales(),
-      [&](int row, int col, auto& vectors) { tile.read(a.x, row, col, vectors); }, a.x, a.r, a.y);
+      [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); }, a.x, a.r, a.y);
 }
 
 }  // namespace cbam

@@ -12,9 +12,11 @@
 // functions, `reduce_rows` and `reduce_columns`, serves both in every layout.
 //
 // A block of T threads is a grid of R row lanes by Q column lanes, both powers of two. A thread
-// visits rows r, r + R, ... and columns q, q + Q, ..., the same ones in every phase: what it put
-// into shared memory it alone reads back, without a barrier and without a bank conflict beyond what
-// 16 bytes per lane cost anyway. Sums run in an order fixed by the geometry: same input, same bits.
+// visits rows r, r + R, ... and columns q, q + Q, .... Rows are reduced by one warp each, so there the
+// block is a grid of at most a warp's column lanes (`Tiling::Rows`); between that and anything else
+// that touches what is kept in shared memory lies a barrier. Accesses to it have no bank conflict
+// beyond what 16 bytes per lane cost anyway. Sums run in an order fixed by the geometry: same input,
+// same bits.
 #pragma once
 
 #include "element.cuh"
@@ -99,14 +101,18 @@ struct Tiling {
   static constexpr int warps_per_row = Q * run_rows > kWarp ? Q * run_rows / kWarp : 1;
   static constexpr int warp_rows = T / kWarp / warps_per_row;
 
+  // The same block with no more column lanes than one warp has, so that a warp reduces a row alone.
+  using Rows = Tiling<Element_, layout_, padded_, V_, T_, Q_ / warps_per_row>;
+  // Lanes of a warp that have the same row, and how many hold its statistic in the end.
+  static constexpr int lanes_of_row = Q / warps_per_row;
+  static constexpr int holders = lanes_of_row > batch ? lanes_of_row / batch : 1;
+
   // Vectors' values exchanged between warps at a time, to keep the exchange small.
   static constexpr int exchange = V < 4 ? V : 4;
-  // Statistics that the reductions keep in shared memory: over rows or columns, that is, per channel
-  // or per position.
-  static constexpr int row_scratch = warps_per_row > 1 ? R * batch * warps_per_row : 0;
+  // Statistics that `reduce_columns` keeps in shared memory: that is, per channel or per position.
   static constexpr int column_scratch = warp_rows * Q * exchange;
-  static constexpr int channel_scratch = rows_are_channels ? row_scratch : column_scratch;
-  static constexpr int position_scratch = rows_are_channels ? column_scratch : row_scratch;
+  static constexpr int channel_scratch = rows_are_channels ? 0 : column_scratch;
+  static constexpr int position_scratch = rows_are_channels ? column_scratch : 0;
 
   static_assert(T % Q == 0 && T % kWarp == 0 && Q % run == 0 && R % run_rows == 0);
   static_assert(layout != Layout::chw32 || run * run_rows <= kWarp);
@@ -158,44 +164,52 @@ struct Tile {
     kept_block_stride = kept_rows * 32;
   }
 
-  __device__ __forceinline__ size_t at(int row, int col) const {
-    return origin + offset_of<G>(row, col, row_stride, block_stride);
+  // Where a vector of the slice lies in a tensor of this shape.
+  template <typename T>
+  __device__ __forceinline__ T* at(T* x, int row, int col) const {
+    return x + origin + offset_of<G>(row, col, row_stride, block_stride);
   }
   __device__ __forceinline__ Element* kept_at(int row, int col) const {
     return kept + offset_of<G>(row, col, kept_row_stride, kept_block_stride);
   }
 
-  // Read a batch of vectors, rows `row`, `row + R`, ..., of a tensor of this shape.
-  __device__ __forceinline__ void read(const Element* x, int row, int col,
+  // Read a batch of vectors, rows `row`, `row + step`, ..., of a tensor of this shape.
+  __device__ __forceinline__ void read(const Element* x, int row, int step, int col,
                                        Vector (&vectors)[G::batch]) const {
 #pragma unroll
     for (int u = 0; u < G::batch; ++u) {
-      const int at_row = row + u * G::R;
-      if (at_row < rows) vectors[u] = Vector::load_global(x + at(at_row, col));
+      const int at_row = row + u * step;
+      if (at_row < rows) vectors[u] = Vector::load_global(at(x, at_row, col));
     }
   }
 
   // Read a batch and keep in shared memory what is to be kept.
-  __device__ __forceinline__ void read_and_keep(const Element* x, int row, int col,
+  __device__ __forceinline__ void read_and_keep(const Element* x, int row, int step, int col,
                                                 Vector (&vectors)[G::batch]) const {
-    read(x, row, col, vectors);
+    read(x, row, step, col, vectors);
 #pragma unroll
     for (int u = 0; u < G::batch; ++u) {
-      const int at_row = row + u * G::R;
+      const int at_row = row + u * step;
       if (at_row < kept_rows) vectors[u].store(kept_at(at_row, col));
     }
   }
 
-  // Read the same batch again, from shared memory where it was kept.
-  __device__ __forceinline__ void read_again(const Element* x, int row, int col,
+  // Read a batch again, from shared memory where it was kept.
+  __device__ __forceinline__ void read_again(const Element* x, int row, int step, int col,
                                              Vector (&vectors)[G::batch]) const {
+    if (row + (G::batch - 1) * step < kept_rows) {
+#pragma unroll
+      for (int u = 0; u < G::batch; ++u)
+        vectors[u] = Vector::load_shared(kept_at(row + u * step, col));
+      return;
+    }
 #pragma unroll
     for (int u = 0; u < G::batch; ++u) {
-      const int at_row = row + u * G::R;
+      const int at_row = row + u * step;
       if (at_row < kept_rows) {
         vectors[u] = Vector::load_shared(kept_at(at_row, col));
       } else if (at_row < rows) {
-        vectors[u] = Vector::load_global(x + at(at_row, col));
+        vectors[u] = Vector::load_global(at(x, at_row, col));
       }
     }
   }
@@ -204,80 +218,84 @@ struct Tile {
   __device__ __forceinline__ void prefetch(const Element* r) const {
     for (int row = G::row_lane(); row < rows; row += G::R) {
       for (int col = G::column_lane(); col < cols; col += G::Q) {
-        const Element* address = r + at(row, col);
+        const Element* address = at(r, row, col);
         if (col == 0 || reinterpret_cast<size_t>(address) % 128 == 0) prefetch_to_l2(address);
       }
     }
   }
 };
 
-// Reduce every row: `read(row, col, vectors)` reads a batch, `weigh(row, col, values)` scales a
-// vector in place and returns how many of its elements count, `emit(row, stat)` is called once per
-// row, by one thread. `scratch`: Tiling::row_scratch stats of shared memory. All threads must call.
+// One of the `count` lanes that hold the same statistic, and so can share the work of sending it.
+template <int count_>
+struct Holder {
+  static constexpr int count = count_;
+  int number = 0;
+};
+
+// Reduce every row: `read(row, step, col, vectors)` reads a batch, `weigh(row, col, values)` scales
+// a vector in place and returns how many of its elements count, `emit(row, stat, holder)` is called
+// by every lane that holds the row's statistic in the end. All lanes of a warp must call.
+//
+// The lanes of a row exchange rows for columns: of two lanes, one goes on with half of the batch's
+// rows and the other one with the other half, until each has one row left. That takes 12 shuffles
+// where summing every row over 32 lanes would take 40.
 template <class G, class Stat, class Read, class Weigh, class Emit>
-__device__ __forceinline__ void reduce_rows(int rows, int cols, Stat* scratch, Read read,
-                                            Weigh weigh, Emit emit) {
-  const int row_lane = G::row_lane(), column_lane = G::column_lane();
-  for (int base = 0; base < rows; base += G::R * G::batch) {
-    Stat stats[G::batch];
-    for (int col = column_lane; col < cols; col += G::Q) {
-      typename G::Vector vectors[G::batch];
-      read(base + row_lane, col, vectors);
+__device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh weigh, Emit emit) {
+  using H = typename G::Rows;
+  const int row_lane = H::row_lane(), column_lane = H::column_lane();
+  for (int base = 0; base < rows; base += H::R * H::batch) {
+    Stat stats[H::batch];
+    for (int col = column_lane; col < cols; col += H::Q) {
+      typename H::Vector vectors[H::batch];
+      read(base + row_lane, H::R, col, vectors);
 #pragma unroll
-      for (int u = 0; u < G::batch; ++u) {
-        const int row = base + row_lane + u * G::R;
+      for (int u = 0; u < H::batch; ++u) {
+        const int row = base + row_lane + u * H::R;
         if (row >= rows) break;
-        float values[G::V];
+        float values[H::V];
         vectors[u].unpack(values);
         const int count = weigh(row, col, values);
-        if (count == G::V) {
+        if (count == H::V) {
 #pragma unroll
-          for (int i = 0; i < G::V; ++i) stats[u].add(values[i]);
+          for (int i = 0; i < H::V; ++i) stats[u].add(values[i]);
         } else {
 #pragma unroll
-          for (int i = 0; i < G::V; ++i)
+          for (int i = 0; i < H::V; ++i)
             if (i < count) stats[u].add(values[i]);
         }
       }
     }
+    int left = H::batch, first_row = base + row_lane;
+    Holder<H::holders> holder;
 #pragma unroll
-    for (int u = 0; u < G::batch; ++u) {
+    for (int bit = kWarp / 2; bit > 0; bit /= 2) {
+      if (!H::is_column_bit(bit)) continue;
+      const bool upper = threadIdx.x & bit;
+      if (left > 1) {
+        left /= 2;
+        if (upper) first_row += left * H::R;
 #pragma unroll
-      for (int bit = 1; bit < kWarp; bit *= 2) {
-        if (!G::is_column_bit(bit)) continue;
-        stats[u].add(stats[u].shuffled(bit));
+        for (int u = 0; u < left; ++u) {
+          const Stat sent = upper ? stats[u] : stats[u + left];
+          if (upper) stats[u] = stats[u + left];
+          stats[u].add(sent.shuffled(bit));
+        }
+      } else {
+        stats[0].add(stats[0].shuffled(bit));
+        holder.number = 2 * holder.number + upper;
       }
     }
-    bool first_lane = true;
 #pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2)
-      if (G::is_column_bit(bit) && (threadIdx.x & bit)) first_lane = false;
-    if constexpr (G::warps_per_row == 1) {
-#pragma unroll
-      for (int u = 0; u < G::batch; ++u) {
-        const int row = base + row_lane + u * G::R;
-        if (first_lane && row < rows) emit(row, stats[u]);
-      }
-    } else {
-      const int warp = threadIdx.x / kWarp % G::warps_per_row;
-#pragma unroll
-      for (int u = 0; u < G::batch; ++u)
-        if (first_lane) scratch[warp * G::R * G::batch + row_lane + u * G::R] = stats[u];
-      __syncthreads();
-      for (int i = threadIdx.x; i < G::R * G::batch && base + i < rows; i += G::T) {
-        Stat total;
-#pragma unroll
-        for (int w = 0; w < G::warps_per_row; ++w) total.add(scratch[w * G::R * G::batch + i]);
-        emit(base + i, total);
-      }
-      __syncthreads();
+    for (int u = 0; u < left; ++u) {
+      const int row = first_row + u * H::R;
+      if (row < rows) emit(row, stats[u], holder);
     }
   }
 }
 
-// Reduce every column, element by element of its vectors: `emit(col * V + i, stat)` is called once
-// for each, by one thread. Otherwise as `reduce_rows`; all elements count, and `scratch` has
-// Tiling::column_scratch stats.
+// Reduce every column, element by element of its vectors: `emit(col * V + i, stat, holder)` is called
+// once for each, by one thread. Otherwise as `reduce_rows`; all elements count, all threads must
+// call, and `scratch` has Tiling::column_scratch stats of shared memory.
 template <class G, class Stat, class Read, class Weigh, class Emit>
 __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch, Read read,
                                                Weigh weigh, Emit emit) {
@@ -293,7 +311,7 @@ __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch
     if (col < cols) {
       for (int row = row_lane; row < rows; row += G::R * G::batch) {
         typename G::Vector vectors[G::batch];
-        read(row, col, vectors);
+        read(row, G::R, col, vectors);
 #pragma unroll
         for (int u = 0; u < G::batch; ++u) {
           if (row + u * G::R >= rows) break;
@@ -325,7 +343,7 @@ __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch
         Stat total;
 #pragma unroll
         for (int w = 0; w < G::warp_rows; ++w) total.add(scratch[w * G::exchange * G::Q + j]);
-        emit(total_col * G::V + group + j / G::Q, total);
+        emit(total_col * G::V + group + j / G::Q, total, Holder<1>{});
       }
       __syncthreads();
     }
