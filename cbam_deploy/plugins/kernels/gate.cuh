@@ -33,14 +33,20 @@ __device__ __forceinline__ void weigh(const float* weight, int row, int col,
 template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float* weight,
                                                 Stat* scratch, Read read, Emit emit) {
-  const auto weighed = [=](int row, int col, float (&values)[G::V]) {
-    if constexpr (weighted) weigh<G, !G::rows_are_channels>(weight, row, col, values);
-    return G::V;
+  const auto reduce = [&](const auto& weighed) {
+    if constexpr (G::rows_are_channels) {
+      reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
+    } else {
+      reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+    }
   };
-  if constexpr (G::rows_are_channels) {
-    reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
+  if constexpr (weighted) {
+    reduce([=](int row, int col, float (&values)[G::V]) {
+      weigh<G, !G::rows_are_channels>(weight, row, col, values);
+      return G::V;
+    });
   } else {
-    reduce_columns<G>(tile.rows, tile.cols, scratch, read, weighed, emit);
+    reduce(AsTheyAre{});
   }
 }
 
@@ -210,6 +216,8 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
   using Vector = typename G::Vector;
   const float r_ratio = __fdividef(scales.r, K::y_scale(scales));
   const float y_unit = K::last_is_homogeneous ? 1.0f : __fdividef(1.0f, scales.y);
+  // ReLU is saturation to [0, 127].
+  constexpr bool saturation_is_last = Vector::is_bytes && K::last == Function::relu;
   const int row_lane = G::row_lane();
   for (int col = G::column_lane(); col < tile.cols; col += G::Q) {
     float column_gate[G::V];
@@ -258,10 +266,10 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
             values[i] = values[i] * outer * inner;
           }
           if constexpr (K::residual) values[i] += others[i] * r_ratio;
-          values[i] = apply<K::last>(values[i]) * y_unit;
+          if constexpr (!saturation_is_last) values[i] = apply<K::last>(values[i]) * y_unit;
           if (G::padded && col * G::V + i >= channels) values[i] = 0.0f;
         }
-        Vector::of(values).store(tile.at(y, row, col));
+        Vector::template of<saturation_is_last ? 0 : -128>(values).store(tile.at(y, row, col));
       }
     }
   }

@@ -33,6 +33,8 @@ template <> struct Max<false> {};
 
 template <bool has_sum, bool has_max>
 struct alignas(has_sum && has_max ? 8 : 4) Stat : Sum<has_sum>, Max<has_max> {
+  static constexpr bool sums = has_sum, maxes = has_max;
+
   __device__ __forceinline__ void add(float v) {
     if constexpr (has_sum) this->sum += v;
     if constexpr (has_max) this->max = max_or_nan(this->max, v);
@@ -232,6 +234,59 @@ struct Holder {
   int number = 0;
 };
 
+// For `weigh` of the reductions: every element counts, as it is.
+struct AsTheyAre {
+  template <int count>
+  __device__ __forceinline__ int operator()(int, int, float (&)[count]) const { return count; }
+};
+
+// Whether a reduction counts in integers.
+template <class G, class Weigh> constexpr bool in_integers = false;
+template <class G> constexpr bool in_integers<G, AsTheyAre> = G::Vector::is_bytes;
+
+// The statistic of one row's vectors.
+template <class G, class Stat, bool integers>
+struct RowStat {
+  Stat stat;
+
+  template <class Weigh>
+  __device__ __forceinline__ void add(const typename G::Vector& vector, int row, int col,
+                                      const Weigh& weigh) {
+    float values[G::V];
+    vector.unpack(values);
+    const int count = weigh(row, col, values);
+#pragma unroll
+    for (int i = 0; i < G::V; ++i)
+      if (count == G::V || i < count) stat.add(values[i]);
+  }
+  __device__ __forceinline__ Stat total() const { return stat; }
+};
+
+// Of bytes: sums by dot product, maxima in the halves of a word.
+template <class G, class Stat>
+struct RowStat<G, Stat, true> {
+  int sum = 0;
+  unsigned max = 0;
+
+  __device__ __forceinline__ void add(const typename G::Vector& vector, int, int, AsTheyAre) {
+    unsigned bytes[G::Vector::words];
+    vector.biased(bytes);
+#pragma unroll
+    for (unsigned word : bytes) {
+      if constexpr (Stat::sums) sum = __dp4a(int(word ^ 0x80808080u), 0x01010101, sum);
+      if constexpr (Stat::maxes)
+        max = __vmaxu2(max, __vmaxu2(even_bytes(word), odd_bytes(word)));
+    }
+  }
+  __device__ __forceinline__ Stat total() const {
+    Stat total;
+    if constexpr (Stat::sums) total.sum = float(sum);
+    if constexpr (Stat::maxes)
+      total.max = half_over_base(__vmaxu2(max, max >> 16), 0) - (kIntegerBase + kByteBias);
+    return total;
+  }
+};
+
 // Reduce every row: `read(row, step, col, vectors)` reads a batch, `weigh(row, col, values)` scales
 // a vector in place and returns how many of its elements count, `emit(row, stat, holder)` is called
 // by every lane that holds the row's statistic in the end. All lanes of a warp must call.
@@ -244,7 +299,7 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh
   using H = typename G::Rows;
   const int row_lane = H::row_lane(), column_lane = H::column_lane();
   for (int base = 0; base < rows; base += H::R * H::batch) {
-    Stat stats[H::batch];
+    RowStat<H, Stat, in_integers<H, Weigh>> of_rows[H::batch];
     for (int col = column_lane; col < cols; col += H::Q) {
       typename H::Vector vectors[H::batch];
       read(base + row_lane, H::R, col, vectors);
@@ -252,19 +307,12 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh
       for (int u = 0; u < H::batch; ++u) {
         const int row = base + row_lane + u * H::R;
         if (row >= rows) break;
-        float values[H::V];
-        vectors[u].unpack(values);
-        const int count = weigh(row, col, values);
-        if (count == H::V) {
-#pragma unroll
-          for (int i = 0; i < H::V; ++i) stats[u].add(values[i]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < H::V; ++i)
-            if (i < count) stats[u].add(values[i]);
-        }
+        of_rows[u].add(vectors[u], row, col, weigh);
       }
     }
+    Stat stats[H::batch];
+#pragma unroll
+    for (int u = 0; u < H::batch; ++u) stats[u] = of_rows[u].total();
     int left = H::batch, first_row = base + row_lane;
     Holder<H::holders> holder;
 #pragma unroll
@@ -293,6 +341,53 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh
   }
 }
 
+// Statistics of the columns of one vector, over up to `most` rows.
+template <class G, class Stat, bool integers>
+struct ColumnStats {
+  static constexpr int most = 1 << 20;
+  Stat stats[G::V];
+
+  template <class Weigh>
+  __device__ __forceinline__ void add(const typename G::Vector& vector, int row, int col,
+                                      const Weigh& weigh) {
+    float values[G::V];
+    vector.unpack(values);
+    weigh(row, col, values);
+#pragma unroll
+    for (int i = 0; i < G::V; ++i) stats[i].add(values[i]);
+  }
+  __device__ __forceinline__ Stat total(int i) const { return stats[i]; }
+};
+
+// Of bytes: two columns in the halves of a word. 257 bytes of 255 would fill one with their sum.
+template <class G, class Stat>
+struct ColumnStats<G, Stat, true> {
+  static constexpr int most = 256;
+  unsigned sums[G::V / 2] = {}, maxima[G::V / 2] = {};
+  int count = 0;
+
+  __device__ __forceinline__ void add(const typename G::Vector& vector, int, int, AsTheyAre) {
+    unsigned bytes[G::Vector::words];
+    vector.biased(bytes);
+    ++count;
+#pragma unroll
+    for (int i = 0; i < G::V / 2; ++i) {
+      const unsigned halves = i % 2 ? odd_bytes(bytes[i / 2]) : even_bytes(bytes[i / 2]);
+      if constexpr (Stat::sums) sums[i] += halves;
+      if constexpr (Stat::maxes) maxima[i] = __vmaxu2(maxima[i], halves);
+    }
+  }
+  __device__ __forceinline__ Stat total(int i) const {
+    const int word = i / 4 * 2 + i % 2, half = i % 4 / 2;
+    Stat total;
+    if constexpr (Stat::sums)
+      total.sum = half_over_base(sums[word], half) - (kIntegerBase + kByteBias * count);
+    if constexpr (Stat::maxes)
+      total.max = half_over_base(maxima[word], half) - (kIntegerBase + kByteBias);
+    return total;
+  }
+};
+
 // Reduce every column, element by element of its vectors: `emit(col * V + i, stat, holder)` is called
 // once for each, by one thread. Otherwise as `reduce_rows`; all elements count, all threads must
 // call, and `scratch` has Tiling::column_scratch stats of shared memory.
@@ -308,20 +403,21 @@ __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch
   for (int base = 0; base < cols; base += G::Q) {
     const int col = base + column_lane;
     Stat stats[G::V];
-    if (col < cols) {
-      for (int row = row_lane; row < rows; row += G::R * G::batch) {
+    for (int start = row_lane; col < cols && start < rows;) {
+      ColumnStats<G, Stat, in_integers<G, Weigh>> part;
+      const int end = rows - start > part.most * G::R ? start + part.most * G::R : rows;
+      for (int row = start; row < end; row += G::R * G::batch) {
         typename G::Vector vectors[G::batch];
         read(row, G::R, col, vectors);
 #pragma unroll
         for (int u = 0; u < G::batch; ++u) {
           if (row + u * G::R >= rows) break;
-          float values[G::V];
-          vectors[u].unpack(values);
-          weigh(row + u * G::R, col, values);
-#pragma unroll
-          for (int i = 0; i < G::V; ++i) stats[i].add(values[i]);
+          part.add(vectors[u], row + u * G::R, col, weigh);
         }
       }
+#pragma unroll
+      for (int i = 0; i < G::V; ++i) stats[i].add(part.total(i));
+      start = end;
     }
 #pragma unroll
     for (int bit = 1; bit < kWarp; bit *= 2) {

@@ -11,6 +11,7 @@
 // of 16 or 32 threads then have several warps.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <bit>
@@ -56,6 +57,21 @@ inline float __int_as_float(unsigned v) { return std::bit_cast<float>(v); }
 inline int __float_as_int(float v) { return std::bit_cast<int>(v); }
 inline float __expf(float v) { return std::exp(v); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {
+  const std::uint64_t bytes = std::uint64_t{b} << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= unsigned(bytes >> 8 * (selectors >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
+inline unsigned __vmaxu2(unsigned a, unsigned b) {
+  return std::max(a >> 16, b >> 16) << 16 | std::max(a & 0xffff, b & 0xffff);
+}
+inline int __dp4a(int a, int b, int sum) {
+  const auto byte = [](int word, int i) { return static_cast<signed char>(word >> 8 * i); };
+  for (int i = 0; i < 4; ++i) sum += byte(a, i) * byte(b, i);
+  return sum;
+}
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 template <typename T>
