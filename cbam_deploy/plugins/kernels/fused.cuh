@@ -137,10 +137,11 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
     if constexpr (mlp) {
       __syncthreads();
       first_layer<K, G::T>(a.w0, a.hidden, channels, first_own, own, partials, positions,
-                           [&](int unit, const typename K::Pooled& in) {
-                             for (int to = 0; to < blocks; ++to)
+                           [&](int unit, const typename K::Pooled& in, auto holder) {
+                             for_peers<blocks>(holder, [&](int to) {
                                cluster_peer<blocks>(hidden_partials, to)[rank * a.hidden + unit] =
                                    in;
+                             });
                            });
     }
     cluster_sync<blocks>();
@@ -154,9 +155,9 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
       __syncthreads();
     }
     const float unit_gate = K::channel_unit(scales);
-    second_layer<K, G::T>(a, first_own, own, hidden, [&](int channel, float value) {
-      for (int to = 0; to < blocks; ++to)
-        cluster_peer<blocks>(gate, to)[channel] = value * unit_gate;
+    second_layer<K, G::T>(a, first_own, own, hidden, [&](int channel, float value, auto holder) {
+      const float scaled = value * unit_gate;
+      for_peers<blocks>(holder, [&](int to) { cluster_peer<blocks>(gate, to)[channel] = scaled; });
     });
     cluster_sync<blocks>();
   };

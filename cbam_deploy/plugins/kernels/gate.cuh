@@ -67,22 +67,41 @@ __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channe
   }
 }
 
-// First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in)` receives W0
-// times these, once per hidden unit, before factors and bias. One warp per unit.
+// Products of `rows` rows of weights [rows, stride] with `count` values, `value(i)`: `emit(row, product,
+// holder)` is called by every lane that holds the product in the end. A warp takes four rows at once,
+// as lanes can then share sums and values; all lanes must call.
+template <class Value, int threads, class ValueAt, class Emit>
+__device__ __forceinline__ void multiply_rows(const float* weights, int stride, int rows, int count,
+                                              ValueAt value, Emit emit) {
+  constexpr int together = 4;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  for (int row = warp * together; row < rows; row += threads / kWarp * together) {
+    const float* const from = weights + size_t(row) * stride;
+    Value products[together];
+#pragma unroll 2
+    for (int i = lane; i < count; i += kWarp) {
+      const Value here = value(i);
+#pragma unroll
+      for (int u = 0; u < together; ++u)
+        if (row + u < rows) products[u].add_product(__ldg(from + u * stride + i), here);
+    }
+    const Totals<kWarp - 1, together> totals(products);
+#pragma unroll
+    for (int i = 0; i < totals.left; ++i)
+      if (row + totals.first + i < rows)
+        emit(row + totals.first + i, products[i], totals.holder);
+  }
+}
+
+// First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in, holder)`
+// receives W0 times these, for each hidden unit, before factors and bias.
 template <class K, int threads, class Emit>
 __device__ __forceinline__ void first_layer(const float* w0, int hidden, int channels, int c0,
                                             int count, const typename K::ChannelStat* stats,
                                             int positions, Emit emit) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int unit = warp; unit < hidden; unit += threads / kWarp) {
-    const float* weights = w0 + size_t(unit) * channels + c0;
-    typename K::Pooled in;
-#pragma unroll 4
-    for (int c = lane; c < count; c += kWarp)
-      in.add_product(__ldg(weights + c), K::pooled(stats[c], positions));
-    in.add_lanes();
-    if (lane == 0) emit(unit, in);
-  }
+  multiply_rows<typename K::Pooled, threads>(
+      w0 + c0, channels, hidden, count,
+      [&](int c) { return K::pooled(stats[c], positions); }, emit);
 }
 
 // What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it from
@@ -114,8 +133,8 @@ __device__ __forceinline__ float channel_gate(typename K::Hidden logits, float b
   return gate;
 }
 
-// Second layer and gate function for channels [c0, c0 + count): `emit(channel, gate)`, channels
-// from 0. One warp per channel; of the mixer `conv`, one thread.
+// Second layer and gate function for channels [c0, c0 + count): `emit(channel, gate, holder)`,
+// channels from 0.
 template <class K, int threads, class Element, class Emit>
 __device__ __forceinline__ void second_layer(const Arguments<Element>& a, int c0, int count,
                                              const typename K::Hidden* hidden, Emit emit) {
@@ -128,20 +147,15 @@ __device__ __forceinline__ void second_layer(const Arguments<Element>& a, int c0
         const int from = c + tap - K::taps / 2;
         if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), hidden[from]);
       }
-      emit(c, channel_gate<K>(sum, bias));
+      emit(c, channel_gate<K>(sum, bias), Holder<1>{});
     }
   } else {
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int width = K::width(a.hidden, a.channels);
-#pragma unroll 4
-    for (int c = c0 + warp; c < c0 + count; c += threads / kWarp) {
-      const float* weights = a.w1 + size_t(c) * width;
-      typename K::Hidden sum;
-      for (int unit = lane; unit < width; unit += kWarp)
-        sum.add_product(__ldg(weights + unit), hidden[unit]);
-      sum.add_lanes();
-      if (lane == 0) emit(c, channel_gate<K>(sum, __ldg(a.b1 + c)));
-    }
+    multiply_rows<typename K::Hidden, threads>(
+        a.w1 + size_t(c0) * width, width, count, width, [&](int unit) { return hidden[unit]; },
+        [&](int row, const typename K::Hidden& sum, auto holder) {
+          emit(c0 + row, channel_gate<K>(sum, __ldg(a.b1 + c0 + row)), holder);
+        });
   }
 }
 

@@ -66,15 +66,12 @@ struct alignas(4 * count_) Values {
 #pragma unroll
     for (int i = 0; i < count; ++i) of[i] += weight * other.of[i];
   }
-  // Sum over all lanes of the warp.
-  __device__ __forceinline__ void add_lanes() {
+  // Those of the lane whose number differs in the bits of `mask`.
+  __device__ __forceinline__ Values shuffled(int mask) const {
+    Values other;
 #pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2) {
-      Values other;
-#pragma unroll
-      for (int i = 0; i < count; ++i) other.of[i] = shuffle_xor(of[i], bit);
-      add(other);
-    }
+    for (int i = 0; i < count; ++i) other.of[i] = shuffle_xor(of[i], mask);
+    return other;
   }
 };
 

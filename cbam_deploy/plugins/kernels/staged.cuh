@@ -126,7 +126,9 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
   }
   if constexpr (mlp) {
     first_layer<K, threads>(a.w0, a.hidden, channels, 0, channels, in_place ? partials : totals,
-                            positions, [&](int unit, const typename K::Pooled& in) {
+                            positions,
+                            [&](int unit, const typename K::Pooled& in, auto holder) {
+                              if (holder.number != 0) return;
                               const auto passed_on =
                                   hidden_unit<K>(__ldg(a.b0 + unit), in, factors);
                               hidden[unit] = passed_on;
@@ -134,8 +136,8 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
     __syncthreads();
   }
   const float unit_gate = K::channel_unit(scales);
-  second_layer<K, threads>(a, c0, count, hidden, [&](int channel, float value) {
-    gate[channel] = value * unit_gate;
+  second_layer<K, threads>(a, c0, count, hidden, [&](int channel, float value, auto holder) {
+    if (holder.number == 0) gate[channel] = value * unit_gate;
   });
   __syncthreads();
 }

@@ -99,15 +99,20 @@ struct Tiling {
     return bit < run || (bit >= run * run_rows && bit < Q * run_rows);
   }
 
+  // The bits of a lane's number that change its column.
+  __device__ __forceinline__ static constexpr unsigned column_bits() {
+    unsigned bits = 0;
+    for (int bit = 1; bit < kWarp; bit *= 2)
+      if (is_column_bit(bit)) bits |= bit;
+    return bits;
+  }
+
   // Warps side by side along one row, and groups of such warps.
   static constexpr int warps_per_row = Q * run_rows > kWarp ? Q * run_rows / kWarp : 1;
   static constexpr int warp_rows = T / kWarp / warps_per_row;
 
   // The same block with no more column lanes than one warp has, so that a warp reduces a row alone.
   using Rows = Tiling<Element_, layout_, padded_, V_, T_, Q_ / warps_per_row>;
-  // Lanes of a warp that have the same row, and how many hold its statistic in the end.
-  static constexpr int lanes_of_row = Q / warps_per_row;
-  static constexpr int holders = lanes_of_row > batch ? lanes_of_row / batch : 1;
 
   // Vectors' values exchanged between warps at a time, to keep the exchange small.
   static constexpr int exchange = V < 4 ? V : 4;
@@ -227,11 +232,55 @@ struct Tile {
   }
 };
 
-// One of the `count` lanes that hold the same statistic, and so can share the work of sending it.
+// One of the `count` lanes that hold the same value, and so can share the work of sending it.
 template <int count_>
 struct Holder {
   static constexpr int count = count_;
   int number = 0;
+};
+
+// How many lanes' numbers differ in `bits` alone.
+__device__ __forceinline__ constexpr int lanes_apart(unsigned bits) {
+  int lanes = 1;
+  for (; bits; bits &= bits - 1) lanes *= 2;
+  return lanes;
+}
+
+// Add up `values` of all lanes whose numbers differ in `bits` alone. Afterwards the first `left` of a
+// lane's values are totals, of those `first`, `first + 1`, .... All lanes of the warp must call.
+//
+// The lanes exchange values for lanes: of two, one goes on with half of the values and the other one
+// with the other half, until each has one left. For 4 values and 32 lanes that takes 6 shuffles where
+// adding up one value after the other would take 20.
+template <unsigned bits, int count>
+struct Totals {
+  static constexpr int lanes = lanes_apart(bits);
+  static constexpr int left = count > lanes ? count / lanes : 1;
+  int first = 0;
+  Holder<(lanes > count ? lanes / count : 1)> holder;
+
+  template <class Value>
+  __device__ __forceinline__ explicit Totals(Value (&values)[count]) {
+    int now = count;
+#pragma unroll
+    for (int bit = kWarp / 2; bit > 0; bit /= 2) {
+      if (!(bits & bit)) continue;
+      const bool upper = threadIdx.x & bit;
+      if (now > 1) {
+        now /= 2;
+        if (upper) first += now;
+#pragma unroll
+        for (int i = 0; i < now; ++i) {
+          const Value sent = upper ? values[i] : values[i + now];
+          if (upper) values[i] = values[i + now];
+          values[i].add(sent.shuffled(bit));
+        }
+      } else {
+        values[0].add(values[0].shuffled(bit));
+        holder.number = 2 * holder.number + upper;
+      }
+    }
+  }
 };
 
 // For `weigh` of the reductions: every element counts, as it is.
@@ -290,10 +339,6 @@ struct RowStat<G, Stat, true> {
 // Reduce every row: `read(row, step, col, vectors)` reads a batch, `weigh(row, col, values)` scales
 // a vector in place and returns how many of its elements count, `emit(row, stat, holder)` is called
 // by every lane that holds the row's statistic in the end. All lanes of a warp must call.
-//
-// The lanes of a row exchange rows for columns: of two lanes, one goes on with half of the batch's
-// rows and the other one with the other half, until each has one row left. That takes 12 shuffles
-// where summing every row over 32 lanes would take 40.
 template <class G, class Stat, class Read, class Weigh, class Emit>
 __device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh weigh, Emit emit) {
   using H = typename G::Rows;
@@ -313,30 +358,11 @@ __device__ __forceinline__ void reduce_rows(int rows, int cols, Read read, Weigh
     Stat stats[H::batch];
 #pragma unroll
     for (int u = 0; u < H::batch; ++u) stats[u] = of_rows[u].total();
-    int left = H::batch, first_row = base + row_lane;
-    Holder<H::holders> holder;
+    const Totals<H::column_bits(), H::batch> totals(stats);
 #pragma unroll
-    for (int bit = kWarp / 2; bit > 0; bit /= 2) {
-      if (!H::is_column_bit(bit)) continue;
-      const bool upper = threadIdx.x & bit;
-      if (left > 1) {
-        left /= 2;
-        if (upper) first_row += left * H::R;
-#pragma unroll
-        for (int u = 0; u < left; ++u) {
-          const Stat sent = upper ? stats[u] : stats[u + left];
-          if (upper) stats[u] = stats[u + left];
-          stats[u].add(sent.shuffled(bit));
-        }
-      } else {
-        stats[0].add(stats[0].shuffled(bit));
-        holder.number = 2 * holder.number + upper;
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < left; ++u) {
-      const int row = first_row + u * H::R;
-      if (row < rows) emit(row, stats[u], holder);
+    for (int i = 0; i < totals.left; ++i) {
+      const int row = base + row_lane + (totals.first + i) * H::R;
+      if (row < rows) emit(row, stats[i], totals.holder);
     }
   }
 }
