@@ -128,7 +128,7 @@ def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
     spec = gate.operator.gate
     share = -(-gate.channels // cluster)
     per_block = positions_per_block(gate, cluster)
-    pieces, first_phase, later = [], 0, []
+    pieces, first_phase, later = [4 * 8 if cluster > 1 else 0], 0, []  # Arrival
     if spec.has_channel:
         pieces.append(cluster * share * pools(gate) * 4)
         pieces.append(cluster * gate.hidden * branches(gate) * 4)

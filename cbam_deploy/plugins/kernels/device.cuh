@@ -39,25 +39,78 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-// Barrier of all threads of the cluster; orders shared memory, the peers' included.
+// What a block waits for: that a number of bytes have come into its shared memory from the blocks of
+// its cluster, itself among them. Used once. An mbarrier, which the sent bytes count down.
+struct alignas(8) Arrival {
+  unsigned long long state;
+};
+
+template <typename T>
+__device__ __forceinline__ unsigned shared_address(T* own) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(own));
+}
+
+// Start waiting. By one thread of the block, before `announce`.
 template <int blocks>
-__device__ __forceinline__ void cluster_sync() {
-  if constexpr (blocks == 1) {
-    __syncthreads();
-  } else {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;"
-                 ::: "memory");
+__device__ __forceinline__ void expect(Arrival* arrival, int bytes) {
+  if constexpr (blocks > 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
   }
 }
 
-// Where `own`, an address in this block's shared memory, lies in block `rank` of the cluster.
+// Tell the cluster's other blocks that this one runs and expects what they send.
+template <int blocks>
+__device__ __forceinline__ void announce() {
+  if constexpr (blocks > 1) {
+    asm volatile("fence.mbarrier_init.release.cluster;\n\t"
+                 "barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+}
+
+// Wait until all blocks of the cluster have said so: only then may anything be sent.
+template <int blocks>
+__device__ __forceinline__ void await_peers() {
+  if constexpr (blocks > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Store `value`, of 4 or 8 bytes, to block `rank` of the cluster, where `own` is in this one.
 template <int blocks, typename T>
-__device__ __forceinline__ T* cluster_peer(T* own, int rank) {
-  if constexpr (blocks == 1) return own;
-  unsigned long long peer;
-  asm("mapa.u64 %0, %1, %2;"
-      : "=l"(peer) : "l"(reinterpret_cast<unsigned long long>(own)), "r"(rank));
-  return reinterpret_cast<T*>(peer);
+__device__ __forceinline__ void send(T* own, int rank, const T& value, Arrival* arrival) {
+  if constexpr (blocks == 1) {
+    *own = value;
+  } else {
+    unsigned to, counted;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(own)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(counted) : "r"(shared_address(arrival)), "r"(rank));
+    if constexpr (sizeof(T) == 8) {
+      unsigned long long bits;
+      memcpy(&bits, &value, 8);
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
+                   :: "r"(to), "l"(bits), "r"(counted) : "memory");
+    } else {
+      static_assert(sizeof(T) == 4);
+      unsigned bits;
+      memcpy(&bits, &value, 4);
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                   :: "r"(to), "r"(bits), "r"(counted) : "memory");
+    }
+  }
+}
+
+// Barrier of the block's threads, after which also all that `arrival` waits for is there.
+template <int blocks>
+__device__ __forceinline__ void receive(Arrival* arrival) {
+  __syncthreads();
+  if constexpr (blocks > 1) {
+    asm volatile("{\n\t.reg .pred there;\n"
+                 "again:\n\t"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 there, [%0], 0;\n\t"
+                 "@!there bra again;\n\t}"
+                 :: "r"(shared_address(arrival)) : "memory");
+  }
 }
 
 // The larger of two values; NaN if either is NaN, as PyTorch's amax has it.

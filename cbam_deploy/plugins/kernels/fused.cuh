@@ -70,6 +70,9 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
 
   constexpr bool mlp = K::has_channel && K::mixer == Mixer::mlp;
   Arena arena;
+  Arrival* const arrivals = arena.take<Arrival>(blocks > 1 ? 4 : 0);
+  Arrival *const partials_there = arrivals, *const hidden_there = arrivals + 1;
+  Arrival *const gate_there = arrivals + 2, *const window_there = arrivals + 3;
   // What each rank sends: [rank][own channel], and [rank][unit].
   ChannelStat* const partials = arena.take<ChannelStat>(K::has_channel ? blocks * share : 0);
   auto* const hidden_partials = arena.take<typename K::Pooled>(mlp ? blocks * a.hidden : 0);
@@ -91,11 +94,26 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   arena.past(first_phase);
   tile.keep(arena.take<Element>(0), a.kept_rows);
 
+  // The first position of a block's window, and how many there are.
+  const auto window_start = [=](int of) { return max(0, of * per_block - reach); };
+  const auto window_length = [=](int of) {
+    return min(positions, (of + 1) * per_block + reach) - window_start(of);
+  };
+  if (threadIdx.x == 0) {
+    if constexpr (K::has_channel) {
+      expect<blocks>(partials_there, own * blocks * sizeof(ChannelStat));
+      expect<blocks>(hidden_there, mlp ? blocks * a.hidden * sizeof(typename K::Pooled)
+                                       : channels * sizeof(typename K::Hidden));
+      expect<blocks>(gate_there, channels * sizeof(float));
+    }
+    if constexpr (K::has_spatial)
+      expect<blocks>(window_there, max(0, window_length(rank)) * sizeof(PositionStat));
+  }
+  announce<blocks>();
   if constexpr (K::has_spatial) {
     for (int i = threadIdx.x; i < K::spatial_weights; i += G::T) weight[i] = __ldg(a.ws + i);
   }
-  // No peer's memory may be written before the peer runs.
-  if constexpr (blocks > 1) cluster_sync<blocks>();
+  await_peers<blocks>();
 
   const auto read_first = [&](int row, int step, int col, auto& vectors) {
     tile.read_and_keep(a.x, row, step, col, vectors);
@@ -117,10 +135,11 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
           if (G::padded && channel >= channels) return;
           if (holder.number != 0) return;
           const int owner = channel / share;
-          cluster_peer<blocks>(partials, owner)[rank * share + channel - owner * share] = stat;
+          send<blocks>(partials + rank * share + channel - owner * share, owner, stat,
+                       partials_there);
         });
     if constexpr (!K::channel_sees_gated) prefetch_residual();
-    cluster_sync<blocks>();
+    receive<blocks>(partials_there);
 
     const auto factors = K::factors(K::channel_sees_gated ? 1.0f : scales.x, positions);
     for (int c = threadIdx.x; c < own; c += G::T) {
@@ -131,7 +150,7 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
       } else {
         const auto in = channel_itself<K>(total, factors, positions);
         for (int to = 0; to < blocks; ++to)
-          cluster_peer<blocks>(hidden, to)[first_own + c] = in;
+          send<blocks>(hidden + first_own + c, to, in, hidden_there);
       }
     }
     if constexpr (mlp) {
@@ -139,12 +158,12 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
       first_layer<K, G::T>(a.w0, a.hidden, channels, first_own, own, partials, positions,
                            [&](int unit, const typename K::Pooled& in, auto holder) {
                              for_peers<blocks>(holder, [&](int to) {
-                               cluster_peer<blocks>(hidden_partials, to)[rank * a.hidden + unit] =
-                                   in;
+                               send<blocks>(hidden_partials + rank * a.hidden + unit, to, in,
+                                            hidden_there);
                              });
                            });
     }
-    cluster_sync<blocks>();
+    receive<blocks>(hidden_there);
     if constexpr (mlp) {
       for (int unit = threadIdx.x; unit < a.hidden; unit += G::T) {
         auto in = hidden_partials[unit];
@@ -157,9 +176,10 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
     const float unit_gate = K::channel_unit(scales);
     second_layer<K, G::T>(a, first_own, own, hidden, [&](int channel, float value, auto holder) {
       const float scaled = value * unit_gate;
-      for_peers<blocks>(holder, [&](int to) { cluster_peer<blocks>(gate, to)[channel] = scaled; });
+      for_peers<blocks>(holder,
+                        [&](int to) { send<blocks>(gate + channel, to, scaled, gate_there); });
     });
-    cluster_sync<blocks>();
+    receive<blocks>(gate_there);
   };
 
   // Phases 3 and 4.
@@ -170,14 +190,14 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
           const int p = slice.p0 + own_position;
           const PositionStat at_p = descriptor<K>(stat, channels, scales.x);
           for_peers<blocks>(holder, [&](int to) {
-            const int start = max(0, to * per_block - reach);
-            const int end = min(positions, (to + 1) * per_block + reach);
-            if (p >= start && p < end) cluster_peer<blocks>(window, to)[p - start] = at_p;
+            const int at = p - window_start(to);
+            if (at >= 0 && at < window_length(to))
+              send<blocks>(window + at, to, at_p, window_there);
           });
         });
     if constexpr (!K::has_channel || K::channel_sees_gated) prefetch_residual();
-    cluster_sync<blocks>();
-    const int start = max(0, rank * per_block - reach);
+    receive<blocks>(window_there);
+    const int start = window_start(rank);
     const float bias = __ldg(a.bs), unit_gate = K::spatial_unit(scales);
     for (int p = slice.p0 + threadIdx.x; p < slice.p1; p += G::T)
       own_spatial_gate[p - slice.p0] =

@@ -1,6 +1,7 @@
 // CUDA on C++20 threads: what the kernels of cbam_deploy/plugins/kernels need to run on a host.
 //
-// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, one
+// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, a count
+// of bytes for what blocks send each other, one
 // allocation of exactly the launch's size for each block's shared memory, filled with NaN. So the
 // sanitizers see what a GPU would do: AddressSanitizer a step outside a buffer or shared memory,
 // ThreadSanitizer two threads on one address without a barrier between. Warp shuffles exchange
@@ -15,6 +16,7 @@
 #include <atomic>
 #include <barrier>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -22,6 +24,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -114,13 +117,18 @@ inline Memory allocate(std::size_t bytes) {
   return Memory(static_cast<unsigned char*>(memory));
 }
 
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "%s\n", why);
+  std::abort();
+}
+
 struct Block {
   Block(int threads, std::size_t shared_bytes, int number)
       : number(number), barrier(threads), warps(threads / CBAM_HOST_WARP),
         shared(allocate(shared_bytes)) {}
 
   int number;
-  bool started = false;  // not atomic: who asks without a barrier in between is in a race
+  bool announced = false;  // not atomic: who asks without a barrier in between is in a race
   std::barrier<> barrier;
   std::vector<Warp> warps;
   Memory shared;
@@ -140,6 +148,7 @@ struct Index { int x; };
 inline thread_local Cluster* cluster;
 inline thread_local Block* block;
 inline thread_local int rank;
+inline thread_local std::optional<std::barrier<>::arrival_token> announcement;
 
 // Run `kernel`, a callable, over a grid; clusters one after the other.
 template <class Kernel>
@@ -164,17 +173,53 @@ inline float shuffle_xor(float v, int mask) {
 template <int blocks>
 int cluster_rank() { return cuda_on_threads::rank; }
 
+// Bytes still to come. Counting orders memory, as an mbarrier does.
+struct alignas(8) Arrival { unsigned long long state; };
+
 template <int blocks>
-void cluster_sync() { cuda_on_threads::cluster->barrier.arrive_and_wait(); }
+void expect(Arrival* arrival, int bytes) {
+  if constexpr (blocks > 1) std::atomic_ref(arrival->state).store(bytes);
+}
+
+template <int blocks>
+void announce() {
+  if constexpr (blocks == 1) return;
+  if (threadIdx.x == 0) cuda_on_threads::block->announced = true;
+  cuda_on_threads::announcement = cuda_on_threads::cluster->barrier.arrive();
+}
+
+template <int blocks>
+void await_peers() {
+  if constexpr (blocks == 1) return;
+  cuda_on_threads::cluster->barrier.wait(std::move(*cuda_on_threads::announcement));
+}
 
 template <int blocks, typename T>
-T* cluster_peer(T* own, int rank) {
-  if (rank != cuda_on_threads::rank && !cuda_on_threads::cluster->blocks[rank].started) {
-    std::fputs("a peer's shared memory is used before the peer runs\n", stderr);
-    std::abort();
+void send(T* own, int rank, const T& value, Arrival* arrival) {
+  if constexpr (blocks == 1) {
+    *own = value;
+  } else {
+    const cuda_on_threads::Block& to = cuda_on_threads::cluster->blocks[rank];
+    if (!to.announced) cuda_on_threads::fail("sent to a peer before it runs");
+    const auto peer = [&](auto* here) {
+      const auto offset = reinterpret_cast<unsigned char*>(here) - dynamic_shared();
+      return reinterpret_cast<decltype(here)>(to.shared.get() + offset);
+    };
+    *peer(own) = value;
+    if (std::atomic_ref(peer(arrival)->state).fetch_sub(sizeof(T)) < sizeof(T))
+      cuda_on_threads::fail("more bytes came than were expected");
   }
-  const auto offset = reinterpret_cast<unsigned char*>(own) - dynamic_shared();
-  return reinterpret_cast<T*>(cuda_on_threads::cluster->blocks[rank].shared.get() + offset);
+}
+
+template <int blocks>
+void receive(Arrival* arrival) {
+  __syncthreads();
+  if constexpr (blocks == 1) return;
+  using namespace std::chrono_literals;
+  for (auto waited = 0us; std::atomic_ref(arrival->state).load() > 0; waited += 100us) {
+    if (waited > 60s) cuda_on_threads::fail("fewer bytes came than were expected");
+    std::this_thread::sleep_for(100us);
+  }
 }
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
@@ -198,7 +243,6 @@ void cuda_on_threads::launch(int grid, int cluster_size, int threads, std::size_
       running.emplace_back([&, i] {
         cluster = &now, rank = i / threads, block = &now.blocks[rank];
         blockIdx.x = block->number, threadIdx.x = i % threads;
-        if (threadIdx.x == 0) block->started = true;
         kernel();
       });
     }
