@@ -101,7 +101,8 @@ def fused_plan(
     launch = _launch(
         gate,
         "fused",
-        f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}>",
+        f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}, "
+        f"{boolean(kept_rows == rows)}>",
         tiling,
         blocks=cluster,
         cluster=cluster,
@@ -128,7 +129,9 @@ def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
     spec = gate.operator.gate
     share = -(-gate.channels // cluster)
     per_block = positions_per_block(gate, cluster)
-    pieces, first_phase, later = [4 * 8 if cluster > 1 else 0], 0, []  # Arrival
+    rows, _ = gate.matrix(per_block, gate.stored)
+    arrivals = (4 if cluster > 1 else 0, -(-rows // tiling.chunk))
+    pieces, first_phase, later = [8 * count for count in arrivals], 0, []
     if spec.has_channel:
         pieces.append(cluster * share * pools(gate) * 4)
         pieces.append(cluster * gate.hidden * branches(gate) * 4)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from cbam_deploy.plugins.entries import boolean, element_type
 from cbam_deploy.plugins.gate import Gate
 
+_BATCH = 4  # Tiling::batch
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -33,6 +35,11 @@ class Tiling:
     def position_scratch(self) -> int:
         """Statistics in shared memory for the reduction over channels."""
         return self._column_scratch if self.gate.storage.rows_are_channels else 0
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are copied to shared memory together."""
+        return self.threads // self.column_lanes * _BATCH
 
     @property
     def _column_scratch(self) -> int:

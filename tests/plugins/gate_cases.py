@@ -63,10 +63,12 @@ class Variant:
     padded: bool = False
     in_place: bool = False
     channel_kernel_size: int = 0
+    keeps_all: bool = True  # in shared memory, where the kernel is fused
 
     def __str__(self) -> str:
         kind = f"cluster{self.cluster}" if self.cluster else "staged"
         flags = "-padded" * self.padded + "-in_place" * self.in_place
+        flags += "-keeps_part" * (not self.keeps_all)
         sizes = f"-k{self.kernel_size}" * bool(self.kernel_size)
         sizes += f"-taps{self.channel_kernel_size}" * bool(self.channel_kernel_size)
         return (
@@ -105,9 +107,9 @@ VARIANTS = (
     # Row reductions inside a warp, across warps; column reductions with idle and with many rows.
     V("float32", "nchw", 4, 16, 4, 7, True, 2),
     V("float32", "nchw", 1, 16, 8, 3, False, None),
-    V("float32", "nhwc", 4, 32, 16, 3, True, 4),
+    V("float32", "nhwc", 4, 32, 16, 3, True, 4, keeps_all=False),
     V("float32", "nhwc", 1, 16, 1, 0, True, None),
-    V("float16", "nchw", 8, 16, 2, 3, False, 1),
+    V("float16", "nchw", 8, 16, 2, 3, False, 1, keeps_all=False),
     V("float16", "nchw", 4, 32, 8, 0, True, 2),
     V("float16", "nhwc", 8, 16, 4, 7, True, 2),
     V("float16", "nhwc", 8, 16, 16, 7, False, None, padded=True),
@@ -121,6 +123,7 @@ VARIANTS = (
     V("int8", "nhwc", 1, 32, 16, 0, True, None, in_place=True),
     V("int8", "chw32", 16, 16, 4, 7, True, 2, padded=True),
     V("int8", "chw32", 16, 32, 8, 0, False, 4),
+    V("int8", "chw32", 16, 32, 4, 3, False, 2, keeps_all=False),
     V("int8", "chw32", 16, 16, 2, 7, False, None),
     V("int8", "chw32", 16, 16, 4, 3, True, None, padded=True),
 )
@@ -202,6 +205,7 @@ def _drawn(dtype: str, layout: str, tiling: tuple[int, int, int], rng: random.Ra
         padded=layout == "chw32" or (layout == "nhwc" and tiling[0] > 1 and rng.random() < 0.5),
         in_place=rng.random() < 0.3,
         channel_kernel_size=spec.channel_kernel_size if "WC" in operator.weights else 0,
+        keeps_all=rng.random() < 0.5,
     )
 
 
@@ -262,7 +266,7 @@ def plans(draw, v: Variant) -> LaunchPlan:
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
         rows, _ = gate.matrix(positions_per_block(gate, v.cluster), gate.stored)
-        kept = draw(st.integers(0, rows))
+        kept = rows if v.keeps_all else draw(st.integers(0, rows - 1))
         return fused_plan(gate, tiling, v.cluster, kept)
     first, last = (Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2))
     positions = draw(_positions(gate))
@@ -318,7 +322,7 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     )
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
-        return fused_plan(gate, tiling, v.cluster)
+        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0)
     unit = gate.vector if gate.storage.rows_are_channels else 1
     half = gate.positions if v.in_place else -(-gate.positions // (2 * unit)) * unit
     cut = Cut(half, gate.stored)

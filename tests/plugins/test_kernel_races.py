@@ -47,7 +47,9 @@ CLEAN = (
     *(LINEAR_STAGED, of_order("sum", None, mixer="conv", spatial="conv1x1")),
 )
 
-BARRIER = re.compile(r"__syncthreads\(\);|await_peers<blocks>\(\);|receive<blocks>\(\w+\);")
+BARRIER = re.compile(
+    r"__syncthreads\(\);|await_peers<blocks>\(\);|receive<blocks>\(\w+\);|await\(chunks[^;]*;"
+)
 
 
 def run(variant, host, tmp_path, omitted_barrier=-1):
@@ -107,6 +109,6 @@ def test_no_data_race(variant, host, tmp_path):
 @pytest.mark.parametrize(("number", "file"), list(enumerate(barriers())))
 def test_a_removed_barrier_is_caught(number, file, host, tmp_path):
     staged = (STAGED, SPATIAL_FIRST_STAGED, LINEAR_STAGED)
-    variants = staged if file == "staged.cuh" else (FUSED_NHWC, SUM)
+    variants = staged if file == "staged.cuh" else (FUSED_NHWC, SUM, FUSED_CHW32)
     with pytest.raises(RuntimeError, match=r"data race|before it runs"):
         run_all(variants, host, tmp_path, omitted_barrier=number)

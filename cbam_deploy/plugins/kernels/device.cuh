@@ -39,8 +39,16 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-// What a block waits for: that a number of bytes have come into its shared memory from the blocks of
-// its cluster, itself among them. Used once. An mbarrier, which the sent bytes count down.
+// Whether shared memory can be filled from device memory in the background.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kCopies = true;
+#else
+constexpr bool kCopies = false;
+#endif
+
+// What a block waits for: that a number of bytes have come into its shared memory, from the blocks of
+// its cluster, itself among them, or from device memory. Used once. An mbarrier, which the bytes count
+// down.
 struct alignas(8) Arrival {
   unsigned long long state;
 };
@@ -50,23 +58,21 @@ __device__ __forceinline__ unsigned shared_address(T* own) {
   return static_cast<unsigned>(__cvta_generic_to_shared(own));
 }
 
-// Start waiting. By one thread of the block, before `announce`.
-template <int blocks>
+// Start waiting. By one thread of the block, which calls `expected` after the last one.
 __device__ __forceinline__ void expect(Arrival* arrival, int bytes) {
-  if constexpr (blocks > 1) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
-                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
-  }
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+               "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void expected() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n\t"
+               "fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Tell the cluster's other blocks that this one runs and expects what they send.
 template <int blocks>
 __device__ __forceinline__ void announce() {
-  if constexpr (blocks > 1) {
-    asm volatile("fence.mbarrier_init.release.cluster;\n\t"
-                 "barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-  }
+  if constexpr (blocks > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 // Wait until all blocks of the cluster have said so: only then may anything be sent.
@@ -100,7 +106,16 @@ __device__ __forceinline__ void send(T* own, int rank, const T& value, Arrival* 
   }
 }
 
-// Barrier of the block's threads, after which also all that `arrival` waits for is there.
+// Wait for what came from device memory.
+__device__ __forceinline__ void await(Arrival* arrival) {
+  asm volatile("{\n\t.reg .pred there;\n"
+               "again:\n\t"
+               "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], 0;\n\t"
+               "@!there bra again;\n\t}"
+               :: "r"(shared_address(arrival)) : "memory");
+}
+
+// Barrier of the block's threads, after which also all that the cluster's blocks send is there.
 template <int blocks>
 __device__ __forceinline__ void receive(Arrival* arrival) {
   __syncthreads();
@@ -111,6 +126,13 @@ __device__ __forceinline__ void receive(Arrival* arrival) {
                  "@!there bra again;\n\t}"
                  :: "r"(shared_address(arrival)) : "memory");
   }
+}
+
+// Copy `bytes` bytes, in 16-byte units, from device memory to shared memory in the background.
+__device__ __forceinline__ void copy(void* to, const void* from, int bytes, Arrival* arrival) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :: "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(arrival))
+               : "memory");
 }
 
 // The larger of two values; NaN if either is NaN, as PyTorch's amax has it.
@@ -124,9 +146,21 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
-// Ask for the cache line of `address` to be brought from device memory to L2.
-__device__ __forceinline__ void prefetch_to_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#if __CUDA_ARCH__ >= 900
+constexpr int kLongestPrefetch = 1 << 30;
+#else
+constexpr int kLongestPrefetch = 128;
+#endif
+
+// Ask for `bytes` bytes from `address` to be brought from device memory to L2: more than a cache line
+// only of and in 16-byte units, and at most `kLongestPrefetch`.
+template <bool line>
+__device__ __forceinline__ void prefetch_to_l2(const void* address, int bytes) {
+  if constexpr (line) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+  } else {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+  }
 }
 
 }  // namespace cbam

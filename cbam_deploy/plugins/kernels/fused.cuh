@@ -46,7 +46,8 @@ __device__ __forceinline__ void for_peers(const Holder& holder, Send send) {
   }
 }
 
-template <class G, class K, int blocks>
+// `whole`: all of every slice is kept in shared memory.
+template <class G, class K, int blocks, bool whole>
 __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>& a) {
   using Element = typename G::Element;
   using ChannelStat = typename K::ChannelStat;
@@ -73,6 +74,8 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   Arrival* const arrivals = arena.take<Arrival>(blocks > 1 ? 4 : 0);
   Arrival *const partials_there = arrivals, *const hidden_there = arrivals + 1;
   Arrival *const gate_there = arrivals + 2, *const window_there = arrivals + 3;
+  Arrival* const chunks =
+      arena.take<Arrival>(((G::rows_are_channels ? shape.stored : per_block) - 1) / G::chunk + 1);
   // What each rank sends: [rank][own channel], and [rank][unit].
   ChannelStat* const partials = arena.take<ChannelStat>(K::has_channel ? blocks * share : 0);
   auto* const hidden_partials = arena.take<typename K::Pooled>(mlp ? blocks * a.hidden : 0);
@@ -99,27 +102,43 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   const auto window_length = [=](int of) {
     return min(positions, (of + 1) * per_block + reach) - window_start(of);
   };
+  constexpr bool copies = kCopies && whole && sizeof(typename G::Vector) == 16;
   if (threadIdx.x == 0) {
-    if constexpr (K::has_channel) {
-      expect<blocks>(partials_there, own * blocks * sizeof(ChannelStat));
-      expect<blocks>(hidden_there, mlp ? blocks * a.hidden * sizeof(typename K::Pooled)
-                                       : channels * sizeof(typename K::Hidden));
-      expect<blocks>(gate_there, channels * sizeof(float));
+    if constexpr (blocks > 1 && K::has_channel) {
+      expect(partials_there, own * blocks * sizeof(ChannelStat));
+      expect(hidden_there, mlp ? blocks * a.hidden * sizeof(typename K::Pooled)
+                               : channels * sizeof(typename K::Hidden));
+      expect(gate_there, channels * sizeof(float));
     }
-    if constexpr (K::has_spatial)
-      expect<blocks>(window_there, max(0, window_length(rank)) * sizeof(PositionStat));
+    if constexpr (blocks > 1 && K::has_spatial)
+      expect(window_there, max(0, window_length(rank)) * sizeof(PositionStat));
+    if constexpr (copies)
+      tile.for_chunks([&](int chunk, int bytes) { expect(chunks + chunk, bytes); });
+    if constexpr (blocks > 1 || copies) expected();
   }
   announce<blocks>();
+  if constexpr (copies) {
+    __syncthreads();
+    tile.copy_all(a.x, chunks);
+  } else {
+    tile.prefetch(a.x);
+  }
   if constexpr (K::has_spatial) {
     for (int i = threadIdx.x; i < K::spatial_weights; i += G::T) weight[i] = __ldg(a.ws + i);
   }
   await_peers<blocks>();
 
   const auto read_first = [&](int row, int step, int col, auto& vectors) {
-    tile.read_and_keep(a.x, row, step, col, vectors);
+    if constexpr (copies) {
+      tile.await_rows(row, step, chunks);
+      tile.read_kept(row, step, col, vectors);
+    } else {
+      tile.read_and_keep(a.x, row, step, col, vectors);
+    }
   };
   const auto read_again = [&](int row, int step, int col, auto& vectors) {
-    tile.read_again(a.x, row, step, col, vectors);
+    if constexpr (whole) tile.read_kept(row, step, col, vectors);
+    else tile.read_again(a.x, row, step, col, vectors);
   };
   const auto prefetch_residual = [&] {
     if constexpr (K::residual) {

@@ -80,6 +80,10 @@ struct Tiling {
   // Rows a thread handles together, so that as many independent loads are in flight.
   static constexpr int batch = 4;
 
+  // Rows that arrive together where shared memory is filled in the background: what the block's
+  // threads read at once.
+  static constexpr int chunk = R * batch;
+
   // In chw32 the 32 channels of one position are adjacent, then comes the next position. To read
   // runs longer than 32 bytes, neighbouring lanes take `run` columns of `run_rows` rows first.
   static constexpr int run = layout == Layout::chw32 ? 32 / V : Q;
@@ -221,13 +225,59 @@ struct Tile {
     }
   }
 
-  // Have the slice of a tensor of this shape brought to L2, by one request per 128-byte line.
-  __device__ __forceinline__ void prefetch(const Element* r) const {
-    for (int row = G::row_lane(); row < rows; row += G::R) {
-      for (int col = G::column_lane(); col < cols; col += G::Q) {
-        const Element* address = at(r, row, col);
-        if (col == 0 || reinterpret_cast<size_t>(address) % 128 == 0) prefetch_to_l2(address);
-      }
+  // Read a batch from shared memory.
+  __device__ __forceinline__ void read_kept(int row, int step, int col,
+                                            Vector (&vectors)[G::batch]) const {
+    const Element* const from = kept_at(row, col);
+    const int apart = step * kept_row_stride;
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u)
+      if (row + u * step < rows) vectors[u] = Vector::load_shared(from + u * apart);
+  }
+
+  static constexpr bool by_rows = G::layout == Layout::nchw, in_blocks = G::layout == Layout::chw32;
+
+  // The slice's chunks, each with the bytes of its rows: `expect_chunk(chunk, bytes)`.
+  template <class ExpectChunk>
+  __device__ __forceinline__ void for_chunks(ExpectChunk expect_chunk) const {
+    for (int chunk = 0; chunk * G::chunk < rows; ++chunk)
+      expect_chunk(chunk, min(G::chunk, rows - chunk * G::chunk) * cols * int(sizeof(Vector)));
+  }
+
+  // Have the slice, of all channels stored, copied to what is kept, which is all of it. A run is what
+  // is contiguous in device memory.
+  __device__ __forceinline__ void copy_all(const Element* x, Arrival* chunks) const {
+    const int runs = in_blocks ? cols / G::run : 1;
+    constexpr int rows_of_run = by_rows ? 1 : G::chunk;
+    const int pieces = cols > 0 ? (rows + rows_of_run - 1) / rows_of_run * runs : 0;
+    for (int i = threadIdx.x; i < pieces; i += G::T) {
+      const int row = (in_blocks ? i / runs : i) * rows_of_run;
+      const int col = in_blocks ? i % runs * G::run : 0;
+      const int length = min(rows_of_run, rows - row) * (in_blocks ? G::run : cols);
+      copy(kept_at(row, col), at(x, row, col), length * int(sizeof(Vector)),
+           chunks + row / G::chunk);
+    }
+  }
+
+  // Wait until a batch of rows of the slice has been copied.
+  __device__ __forceinline__ void await_rows(int row, int step, Arrival* chunks) const {
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u)
+      if (u == 0 || step * G::batch != G::chunk)
+        await(chunks + min(row + u * step, rows - 1) / G::chunk);
+  }
+
+  // Have the slice, of all channels stored, of a tensor of this shape brought to L2: run by run of
+  // what is contiguous, or in cache lines where the machine or the alignment allows no more.
+  __device__ __forceinline__ void prefetch(const Element* x) const {
+    constexpr int piece = sizeof(Vector) == 16 ? kLongestPrefetch : 128;
+    const int runs = by_rows ? rows : in_blocks ? cols / G::run : 1;
+    const int length = sizeof(Element) * (by_rows ? cols * G::V : rows * row_stride);
+    const int pieces = piece > 128 ? 1 : (length + piece - 1) / piece;
+    for (int i = threadIdx.x; length > 0 && i < runs * pieces; i += G::T) {
+      const int run = i / pieces, from = i % pieces * piece;
+      const Element* const start = x + origin + size_t(run) * (by_rows ? row_stride : block_stride);
+      prefetch_to_l2<piece == 128>(reinterpret_cast<const char*>(start) + from, length);
     }
   }
 };

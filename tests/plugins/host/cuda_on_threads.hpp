@@ -122,6 +122,18 @@ inline Memory allocate(std::size_t bytes) {
   std::abort();
 }
 
+// `state`: bytes still to come.
+inline void arrive(unsigned long long& state, unsigned long long bytes) {
+  if (std::atomic_ref(state).fetch_sub(bytes) < bytes) fail("more bytes came than were expected");
+}
+inline void wait(unsigned long long& state) {
+  using namespace std::chrono_literals;
+  for (auto waited = 0us; std::atomic_ref(state).load() > 0; waited += 100us) {
+    if (waited > 60s) fail("fewer bytes came than were expected");
+    std::this_thread::sleep_for(100us);
+  }
+}
+
 struct Block {
   Block(int threads, std::size_t shared_bytes, int number)
       : number(number), barrier(threads), warps(threads / CBAM_HOST_WARP),
@@ -176,10 +188,8 @@ int cluster_rank() { return cuda_on_threads::rank; }
 // Bytes still to come. Counting orders memory, as an mbarrier does.
 struct alignas(8) Arrival { unsigned long long state; };
 
-template <int blocks>
-void expect(Arrival* arrival, int bytes) {
-  if constexpr (blocks > 1) std::atomic_ref(arrival->state).store(bytes);
-}
+inline void expect(Arrival* arrival, int bytes) { arrival->state = bytes; }
+inline void expected() {}
 
 template <int blocks>
 void announce() {
@@ -206,27 +216,37 @@ void send(T* own, int rank, const T& value, Arrival* arrival) {
       return reinterpret_cast<decltype(here)>(to.shared.get() + offset);
     };
     *peer(own) = value;
-    if (std::atomic_ref(peer(arrival)->state).fetch_sub(sizeof(T)) < sizeof(T))
-      cuda_on_threads::fail("more bytes came than were expected");
+    cuda_on_threads::arrive(peer(arrival)->state, sizeof(T));
   }
 }
+
+inline void await(Arrival* arrival) { cuda_on_threads::wait(arrival->state); }
 
 template <int blocks>
 void receive(Arrival* arrival) {
   __syncthreads();
-  if constexpr (blocks == 1) return;
-  using namespace std::chrono_literals;
-  for (auto waited = 0us; std::atomic_ref(arrival->state).load() > 0; waited += 100us) {
-    if (waited > 60s) cuda_on_threads::fail("fewer bytes came than were expected");
-    std::this_thread::sleep_for(100us);
-  }
+  if constexpr (blocks > 1) await(arrival);
+}
+
+constexpr bool kCopies = true;
+
+inline void copy(void* to, const void* from, int bytes, Arrival* arrival) {
+  const auto aligned = [](const void* at) { return reinterpret_cast<std::size_t>(at) % 16 == 0; };
+  if (!aligned(to) || !aligned(from) || bytes % 16)
+    cuda_on_threads::fail("a copy that is not of whole 16-byte units");
+  std::memcpy(to, from, bytes);
+  cuda_on_threads::arrive(arrival->state, bytes);
 }
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-inline void prefetch_to_l2(const void* address) {
-  // A prefetch outside the tensor is harmless on the GPU, but a mistake: let the sanitizer see it.
-  [[maybe_unused]] const volatile char touched = *static_cast<const volatile char*>(address);
+constexpr int kLongestPrefetch = 1 << 30;
+
+// A prefetch outside the tensor is harmless on the GPU, but a mistake: let the sanitizer see it.
+template <bool line>
+void prefetch_to_l2(const void* address, int bytes) {
+  const auto* const from = static_cast<const volatile char*>(address);
+  [[maybe_unused]] const volatile char first = from[0], last = from[line ? 0 : bytes - 1];
 }
 
 }  // namespace cbam
