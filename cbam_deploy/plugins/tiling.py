@@ -45,7 +45,8 @@ class Tiling:
     def _column_scratch(self) -> int:
         warps_per_row = max(1, self.column_lanes * self.gate.storage.run_rows // self.warp)
         warp_rows = self.threads // self.warp // warps_per_row
-        return warp_rows * self.column_lanes * min(4, self.gate.vector)
+        exchange = min(self.gate.vector, 4 * self.warp * warps_per_row // self.column_lanes)
+        return warp_rows * self.column_lanes * exchange
 
     @property
     def expression(self) -> str:

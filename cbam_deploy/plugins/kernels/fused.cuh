@@ -3,13 +3,14 @@
 // Bytes moved through device memory per image of S = C H W sizeof(Element) bytes: S in and S out,
 // with a residual 2 S in, where op by op the gate reads 8 S to 10 S and writes 4 S. The gate's
 // weights, 8 C C/r bytes, come from L2. To get there each of the cluster's 1, 2, 4 or 8 blocks
-// takes a run of positions of all channels and keeps it in shared memory; 16-byte vectors in and
-// out, every thread reading back only what it wrote. What does not fit is read again, from L2 as a
-// rule: it was read microseconds ago.
+// takes a run of positions of all channels and keeps it in shared memory. What does not fit is read
+// again, from L2 as a rule: it was read microseconds ago.
 //
 // Between the phases only statistics travel, through distributed shared memory. Each exchange
-// *writes into its reader's memory* and ends with a cluster barrier, so that no block waits for a
-// remote read:
+// *writes into its reader's memory*, so that no block waits for a remote read, and counts down a
+// barrier there: how many bytes come is known beforehand (`Arrival`). So no fence is needed, and
+// blocks wait for one another only as far as they need what the others send, and once at the start:
+// no peer's memory may be written before the peer runs.
 //
 //   1   sum and maximum per channel of the own positions  -> to the block that owns the channel
 //   2a  W0 times those of the own channels, or where      -> to every block, 2 C/r floats, or C
@@ -24,12 +25,13 @@
 // and 4 do, and 1 sees x Ms. In 2 the blocks share the work, so the cluster reads the weights once,
 // not once per block. While later phases leave device memory idle, the residual is brought to L2.
 //
-// A block waits for its cluster four times, and meanwhile its memory pipes rest. With tiles of at
-// most half the multiprocessor's shared memory a second block fills that time; the geometry prefers
-// the smallest cluster for which this holds. In flight while reading: 4 vectors of 16 bytes per
-// thread, 32 KiB per multiprocessor of 512 threads, which at 4.8 TB/s over 132 multiprocessors
-// covers 0.9 us of latency. Shared memory is accessed by 16-byte vectors of neighbouring lanes,
-// free of bank conflicts. What all this comes to is for benchmarks/results to say.
+// Where all of the slice is kept and the machine can, it is copied to shared memory in the
+// background, in chunks that the first phase takes one by one: all of it is under way from the
+// start. Otherwise it is first brought to L2, and read by vectors of 16 bytes, 4 of them in flight
+// per thread. A block waits for its cluster four times; with tiles of at most half the
+// multiprocessor's shared memory a second block fills that time. Shared memory is accessed by
+// 16-byte vectors of neighbouring lanes, free of bank conflicts. What all this comes to is for
+// benchmarks/results to say.
 #pragma once
 
 #include "gate.cuh"
@@ -86,7 +88,8 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
   PositionStat* const position_scratch =
       arena.take<PositionStat>(K::has_spatial ? G::position_scratch : 0);
   // The scratch of the channels' statistics lies where the later phases receive: no peer sends
-  // there before all blocks have them. Where they come second, the spatial gate is there already.
+  // there before it has had something from every block that these are part of. Where they come
+  // second, the spatial gate is there already.
   Arena first_phase = arena;
   ChannelStat* const channel_scratch =
       first_phase.take<ChannelStat>(K::has_channel ? G::channel_scratch : 0);

@@ -118,16 +118,16 @@ struct Gate {
   static constexpr int spatial_weights = has_spatial ? described * kernel_area : 0;
   static constexpr bool convolves_channels = descriptor == Descriptor::conv1x1;
 
-  // x + gate(x) is common, and r is then not read. In front of an activation stands a shortcut of the
-  // network, which is another map: those kernels spare the registers.
+  // x + gate(x) is common, and r is then not read. In front of an activation stands a shortcut of
+  // the network, which is another map: those kernels spare the registers.
   static constexpr bool residual_may_be_x = residual && last == Function::none;
 
   // Whether y's scale may be divided out before the last activation: it then passes through.
   static constexpr bool last_is_homogeneous =
       last == Function::none || last == Function::relu || last == Function::leaky_relu;
 
-  // Whether the staged kernels compute Mc in a launch of its own, in several blocks: C^2 weights are
-  // too many for every block to read them all.
+  // Whether the staged kernels compute Mc in a launch of its own, in several blocks: C^2 weights
+  // are too many for every block to read them all.
   static constexpr bool excites_apart = mixer == Mixer::linear;
 
   // What is in front of the second layer: the hidden units, or the channels themselves.

@@ -16,8 +16,8 @@
 // moves S and S; 2 S in with one part alone. A batch that fits in L2 comes from device memory once.
 //
 // Every block works on one slice of one image: `positions_per_block` positions by
-// `channels_per_block` channels (spatial_statistics: all channels). blockIdx.x counts channel splits
-// fastest, then position splits, then images.
+// `channels_per_block` channels (spatial_statistics: all channels). blockIdx.x counts channel
+// splits fastest, then position splits, then images.
 #pragma once
 
 #include "gate.cuh"
@@ -95,9 +95,9 @@ __device__ __forceinline__ void channel_statistics(const Arguments<typename G::E
 }
 
 // Mc of channels [c0, c0 + count) of one image, by one block, from the partial statistics of
-// `splits` blocks; `gate` receives it times `K::channel_unit`. `in_place` needs splits 1: the statistics are used where they stand, so
-// that shared memory need not grow with the number of channels. Other mixers than the MLP keep what
-// they see of every channel there in any case.
+// `splits` blocks; `gate` receives it times `K::channel_unit`. `in_place` needs splits 1: the
+// statistics are used where they stand, so that shared memory need not grow with the number of
+// channels. Other mixers than the MLP keep what they see of every channel there in any case.
 template <class K, int threads, bool in_place, class Element>
 __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Arguments<Element>& a,
                                                       int image, int c0, int count, float* gate) {
@@ -180,8 +180,8 @@ __device__ __forceinline__ void spatial_statistics(const Arguments<typename G::E
       });
 }
 
-// Grid: a block of `threads` for every `channels_per_block` channels of an image. Scales are read as
-// of int8, which here are those of all types: no map is touched.
+// Grid: a block of `threads` for every `channels_per_block` channels of an image. Scales are read
+// as of int8, which here are those of all types: no map is touched.
 template <class K, int threads, bool in_place>
 __device__ __forceinline__ void channel_excitation(const Arguments<signed char>& a) {
   const int parts = (a.channels + a.channels_per_block - 1) / a.channels_per_block;
@@ -205,7 +205,8 @@ __device__ __forceinline__ void apply_gate(const Arguments<typename G::Element>&
     channel_gates = a.channel_gates + size_t(work.image) * shape.stored + work.slice.c0;
   write_gated<G, K>(
       tile, shape.channels - work.slice.c0, channel_gates, spatial_gates, a.scales(),
-      [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); }, a.x, a.r, a.y);
+      [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); },
+      a.x, a.r, a.y);
 }
 
 }  // namespace cbam

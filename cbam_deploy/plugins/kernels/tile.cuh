@@ -12,11 +12,11 @@
 // functions, `reduce_rows` and `reduce_columns`, serves both in every layout.
 //
 // A block of T threads is a grid of R row lanes by Q column lanes, both powers of two. A thread
-// visits rows r, r + R, ... and columns q, q + Q, .... Rows are reduced by one warp each, so there the
-// block is a grid of at most a warp's column lanes (`Tiling::Rows`); between that and anything else
-// that touches what is kept in shared memory lies a barrier. Accesses to it have no bank conflict
-// beyond what 16 bytes per lane cost anyway. Sums run in an order fixed by the geometry: same input,
-// same bits.
+// visits rows r, r + R, ... and columns q, q + Q, .... Rows are reduced by one warp each, so there
+// the block is a grid of at most a warp's column lanes (`Tiling::Rows`); between that and anything
+// else that touches what is kept in shared memory lies a barrier. Accesses to it have no bank
+// conflict beyond what 16 bytes per lane cost anyway. Sums run in an order fixed by the geometry:
+// same input, same bits.
 #pragma once
 
 #include "element.cuh"
@@ -118,8 +118,9 @@ struct Tiling {
   // The same block with no more column lanes than one warp has, so that a warp reduces a row alone.
   using Rows = Tiling<Element_, layout_, padded_, V_, T_, Q_ / warps_per_row>;
 
-  // Vectors' values exchanged between warps at a time, to keep the exchange small.
-  static constexpr int exchange = V < 4 ? V : 4;
+  // Vectors' values exchanged between warps at a time: four statistics for each thread at most.
+  static constexpr int most_exchanged = 4 * kWarp * warps_per_row / Q;
+  static constexpr int exchange = V < most_exchanged ? V : most_exchanged;
   // Statistics that `reduce_columns` keeps in shared memory: that is, per channel or per position.
   static constexpr int column_scratch = warp_rows * Q * exchange;
   static constexpr int channel_scratch = rows_are_channels ? 0 : column_scratch;
@@ -187,11 +188,11 @@ struct Tile {
   // Read a batch of vectors, rows `row`, `row + step`, ..., of a tensor of this shape.
   __device__ __forceinline__ void read(const Element* x, int row, int step, int col,
                                        Vector (&vectors)[G::batch]) const {
+    const Element* const from = at(x, row, col);
+    const int apart = step * row_stride;
 #pragma unroll
-    for (int u = 0; u < G::batch; ++u) {
-      const int at_row = row + u * step;
-      if (at_row < rows) vectors[u] = Vector::load_global(at(x, at_row, col));
-    }
+    for (int u = 0; u < G::batch; ++u)
+      if (row + u * step < rows) vectors[u] = Vector::load_global(from + u * apart);
   }
 
   // Read a batch and keep in shared memory what is to be kept.
@@ -244,8 +245,8 @@ struct Tile {
       expect_chunk(chunk, min(G::chunk, rows - chunk * G::chunk) * cols * int(sizeof(Vector)));
   }
 
-  // Have the slice, of all channels stored, copied to what is kept, which is all of it. A run is what
-  // is contiguous in device memory.
+  // Have the slice, of all channels stored, copied to what is kept, which is all of it. A run is
+  // what is contiguous in device memory.
   __device__ __forceinline__ void copy_all(const Element* x, Arrival* chunks) const {
     const int runs = in_blocks ? cols / G::run : 1;
     constexpr int rows_of_run = by_rows ? 1 : G::chunk;
@@ -296,12 +297,12 @@ __device__ __forceinline__ constexpr int lanes_apart(unsigned bits) {
   return lanes;
 }
 
-// Add up `values` of all lanes whose numbers differ in `bits` alone. Afterwards the first `left` of a
-// lane's values are totals, of those `first`, `first + 1`, .... All lanes of the warp must call.
+// Add up `values` of all lanes whose numbers differ in `bits` alone. Afterwards the first `left` of
+// a lane's values are totals, of those `first`, `first + 1`, .... All lanes of the warp must call.
 //
-// The lanes exchange values for lanes: of two, one goes on with half of the values and the other one
-// with the other half, until each has one left. For 4 values and 32 lanes that takes 6 shuffles where
-// adding up one value after the other would take 20.
+// The lanes exchange values for lanes: of two, one goes on with half of the values and the other
+// one with the other half, until each has one left. For 4 values and 32 lanes that takes 6 shuffles
+// where adding up one value after the other would take 20.
 template <unsigned bits, int count>
 struct Totals {
   static constexpr int lanes = lanes_apart(bits);
@@ -311,24 +312,29 @@ struct Totals {
 
   template <class Value>
   __device__ __forceinline__ explicit Totals(Value (&values)[count]) {
-    int now = count;
-#pragma unroll
-    for (int bit = kWarp / 2; bit > 0; bit /= 2) {
-      if (!(bits & bit)) continue;
+    add_lanes<kWarp / 2, count>(values);
+  }
+
+ private:
+  // From `bit` downwards, of the lane's first `now` values.
+  template <int bit, int now, class Value>
+  __device__ __forceinline__ void add_lanes(Value (&values)[count]) {
+    if constexpr (bit > 0 && !(bits & bit)) {
+      add_lanes<bit / 2, now>(values);
+    } else if constexpr (bit > 0 && now > 1) {
       const bool upper = threadIdx.x & bit;
-      if (now > 1) {
-        now /= 2;
-        if (upper) first += now;
+      if (upper) first += now / 2;
 #pragma unroll
-        for (int i = 0; i < now; ++i) {
-          const Value sent = upper ? values[i] : values[i + now];
-          if (upper) values[i] = values[i + now];
-          values[i].add(sent.shuffled(bit));
-        }
-      } else {
-        values[0].add(values[0].shuffled(bit));
-        holder.number = 2 * holder.number + upper;
+      for (int i = 0; i < now / 2; ++i) {
+        const Value sent = upper ? values[i] : values[i + now / 2];
+        if (upper) values[i] = values[i + now / 2];
+        values[i].add(sent.shuffled(bit));
       }
+      add_lanes<bit / 2, now / 2>(values);
+    } else if constexpr (bit > 0) {
+      values[0].add(values[0].shuffled(bit));
+      holder.number = 2 * holder.number + bool(threadIdx.x & bit);
+      add_lanes<bit / 2, now>(values);
     }
   }
 };
@@ -464,18 +470,14 @@ struct ColumnStats<G, Stat, true> {
   }
 };
 
-// Reduce every column, element by element of its vectors: `emit(col * V + i, stat, holder)` is called
-// once for each, by one thread. Otherwise as `reduce_rows`; all elements count, all threads must
-// call, and `scratch` has Tiling::column_scratch stats of shared memory.
+// Reduce every column, element by element of its vectors: `emit(col * V + i, stat, holder)` is
+// called once for each, by one thread. Otherwise as `reduce_rows`; all elements count, all threads
+// must call, and `scratch` has Tiling::column_scratch stats of shared memory.
 template <class G, class Stat, class Read, class Weigh, class Emit>
 __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch, Read read,
                                                Weigh weigh, Emit emit) {
   const int row_lane = G::row_lane(), column_lane = G::column_lane();
   const int warp_row = threadIdx.x / kWarp / G::warps_per_row;
-  bool first_lane = true;
-#pragma unroll
-  for (int bit = 1; bit < kWarp; bit *= 2)
-    if (!G::is_column_bit(bit) && (threadIdx.x & bit)) first_lane = false;
   for (int base = 0; base < cols; base += G::Q) {
     const int col = base + column_lane;
     Stat stats[G::V];
@@ -495,18 +497,14 @@ __device__ __forceinline__ void reduce_columns(int rows, int cols, Stat* scratch
       for (int i = 0; i < G::V; ++i) stats[i].add(part.total(i));
       start = end;
     }
-#pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2) {
-      if (G::is_column_bit(bit)) continue;
-#pragma unroll
-      for (int i = 0; i < G::V; ++i) stats[i].add(stats[i].shuffled(bit));
-    }
+    const Totals<(kWarp - 1) & ~G::column_bits(), G::V> totals(stats);
 #pragma unroll
     for (int group = 0; group < G::V; group += G::exchange) {
-      if (first_lane) {
 #pragma unroll
-        for (int i = 0; i < G::exchange; ++i)
-          scratch[(warp_row * G::exchange + i) * G::Q + column_lane] = stats[group + i];
+      for (int i = 0; i < totals.left; ++i) {
+        const int at = totals.first + i - group;
+        if (at >= 0 && at < G::exchange && totals.holder.number == 0)
+          scratch[(warp_row * G::exchange + at) * G::Q + column_lane] = stats[i];
       }
       __syncthreads();
       for (int j = threadIdx.x; j < G::exchange * G::Q; j += G::T) {

@@ -4,8 +4,8 @@
 //   TILING CHANNELS STORED HEIGHT WIDTH POSITIONS_PER_BLOCK CHANNELS_PER_BLOCK
 //
 // TILING is an index into TILINGS, the list of types compiled in. A line of the output gives the
-// fewest and the most visits of an element, and how many visits fell outside the image: of a walk by
-// the launch's own lanes, and of one by those that reduce rows.
+// fewest and the most visits of an element, and how many visits fell outside the image: in a walk
+// by the launch's own lanes and one by those that reduce rows.
 #include "cuda_on_threads.hpp"
 
 #include "staged.cuh"
