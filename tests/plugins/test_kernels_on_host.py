@@ -143,6 +143,16 @@ def test_int8_rounds_to_nearest_even_and_saturates(host, tmp_path):
     np.testing.assert_array_equal(y, np.clip(x.astype(int) * 4, -128, 127))
 
 
+def test_int8_behind_relu_rounds_to_nearest_even_and_saturates(host, tmp_path):
+    variant = V("int8", "chw32", 16, 16, 4, 7, True, 2, padded=True)
+    launch_plan = example_plan(variant, channels=31, height=4, width=4)
+    rng = np.random.default_rng(0)
+    weights = random_weights(launch_plan.gate, rng, scale=0.0)  # Mc and Ms are 1/2
+    x, r = rng.integers(-128, 128, (2, 1, 31, 4, 4)).astype(np.int8)
+    y = host.run(launch_plan, weights, x, r, tmp_path)
+    np.testing.assert_array_equal(y, np.clip(np.rint(x / 4 + r), 0, 127))
+
+
 def _with_scale(integers, gate):
     bits = int(np.float32(gate.y_scale).view(np.int32))
     return [(name, bits if name == "y_scale" else value) for name, value in integers]

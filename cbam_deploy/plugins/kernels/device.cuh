@@ -39,6 +39,14 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
+// Four integers as signed bytes, the first one lowest; beyond what a byte holds they saturate.
+__device__ __forceinline__ unsigned saturated_bytes(int a, int b, int c, int d) {
+  unsigned high, bytes;
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(d), "r"(c));
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(b), "r"(a), "r"(high));
+  return bytes;
+}
+
 // Whether shared memory can be filled from device memory in the background.
 #if __CUDA_ARCH__ >= 900
 constexpr bool kCopies = true;
@@ -46,9 +54,9 @@ constexpr bool kCopies = true;
 constexpr bool kCopies = false;
 #endif
 
-// What a block waits for: that a number of bytes have come into its shared memory, from the blocks of
-// its cluster, itself among them, or from device memory. Used once. An mbarrier, which the bytes count
-// down.
+// What a block waits for: that a number of bytes have come into its shared memory, from the blocks
+// of its cluster, itself among them, or from device memory. Used once. An mbarrier, which the bytes
+// count down.
 struct alignas(8) Arrival {
   unsigned long long state;
 };
@@ -130,7 +138,8 @@ __device__ __forceinline__ void receive(Arrival* arrival) {
 
 // Copy `bytes` bytes, in 16-byte units, from device memory to shared memory in the background.
 __device__ __forceinline__ void copy(void* to, const void* from, int bytes, Arrival* arrival) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1], %2, [%3];"
                :: "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(arrival))
                : "memory");
 }
@@ -152,8 +161,8 @@ constexpr int kLongestPrefetch = 1 << 30;
 constexpr int kLongestPrefetch = 128;
 #endif
 
-// Ask for `bytes` bytes from `address` to be brought from device memory to L2: more than a cache line
-// only of and in 16-byte units, and at most `kLongestPrefetch`.
+// Ask for `bytes` bytes from `address` to be brought from device memory to L2: more than a cache
+// line only of and in 16-byte units, and at most `kLongestPrefetch`.
 template <bool line>
 __device__ __forceinline__ void prefetch_to_l2(const void* address, int bytes) {
   if constexpr (line) {

@@ -1,8 +1,8 @@
 // Element types of the feature map: vector loads and stores, conversion to and from float.
 //
 // Arithmetic is float throughout, but for statistics of int8 maps that nothing weighs: those are
-// counted in integers (tile.cuh). An int8 element converts to its plain integer value; the per-tensor
-// scales are folded into the gate (gate.cuh), so the map is never rescaled by itself.
+// counted in integers (tile.cuh). An int8 element converts to its plain integer value; the
+// per-tensor scales are folded into the gate (gate.cuh), so the map is never rescaled by itself.
 //
 // The instruction that converts an integer runs at an eighth of the others' rate. Four bytes at a
 // time, bytes are moved into the low bits of floats of known exponent instead, and back.
@@ -26,13 +26,12 @@ __device__ __forceinline__ void from_float(float v, __half& out) { out = __float
 __device__ __forceinline__ void from_float(float v, __nv_bfloat16& out) {
   out = __float2bfloat16_rn(v);
 }
-template <int least>
 __device__ __forceinline__ unsigned int8_in_low_byte(float v) {
   // Adding 1.5 * 2^23 leaves the integer nearest to a small float in the low bits of the sum.
-  return __float_as_int(fminf(fmaxf(v, least), 127.0f) + 12582912.0f);
+  return __float_as_int(fminf(fmaxf(v, -128.0f), 127.0f) + 12582912.0f);
 }
 __device__ __forceinline__ void from_float(float v, signed char& out) {
-  out = static_cast<signed char>(int8_in_low_byte<-128>(v));
+  out = static_cast<signed char>(int8_in_low_byte(v));
 }
 
 // The machine word that moves `bytes` bytes in one access.
@@ -48,6 +47,7 @@ constexpr unsigned kIntegerBits = 0x4b000000;
 constexpr float kIntegerBase = 8388608.0f;
 
 constexpr float kByteBias = 128.0f;
+constexpr float kSmallest = 1.40129846e-45f;  // 2^-149
 
 // Of four unsigned bytes, the first and third, and the others, each in a half of the word.
 __device__ __forceinline__ unsigned even_bytes(unsigned bytes) { return bytes & 0x00ff00ffu; }
@@ -109,13 +109,24 @@ struct Pack {
   __device__ __forceinline__ static Pack of(const float (&values)[count]) {
     Pack pack;
     if constexpr (is_bytes) {
-      unsigned bytes[words], low[count];
+      unsigned bytes[words];
 #pragma unroll
-      for (int i = 0; i < count; ++i) low[i] = int8_in_low_byte<least>(values[i]);
+      for (int i = 0; i < words; ++i) {
+        const float* const four = values + 4 * i;
+        if constexpr (least == 0) {
+          // Multiples of the smallest float are integers in its bits.
+          int bits[4];
 #pragma unroll
-      for (int i = 0; i < count; i += 4)
-        bytes[i / 4] = __byte_perm(__byte_perm(low[i], low[i + 1], 0x0040),
-                                   __byte_perm(low[i + 2], low[i + 3], 0x0040), 0x5410);
+          for (int j = 0; j < 4; ++j) bits[j] = __float_as_int(fmaxf(four[j], 0.0f) * kSmallest);
+          bytes[i] = saturated_bytes(bits[0], bits[1], bits[2], bits[3]);
+        } else {
+          unsigned low[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) low[j] = int8_in_low_byte(four[j]);
+          bytes[i] = __byte_perm(__byte_perm(low[0], low[1], 0x0040),
+                                 __byte_perm(low[2], low[3], 0x0040), 0x5410);
+        }
+      }
       memcpy(&pack.word, bytes, sizeof(pack.word));
     } else {
       Element elements[count];

@@ -67,23 +67,29 @@ __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channe
   }
 }
 
-// Products of `rows` rows of weights [rows, stride] with `count` values, `value(i)`: `emit(row, product,
-// holder)` is called by every lane that holds the product in the end. A warp takes four rows at once,
-// as lanes can then share sums and values; all lanes must call.
-template <class Value, int threads, class ValueAt, class Emit>
-__device__ __forceinline__ void multiply_rows(const float* weights, int stride, int rows, int count,
-                                              ValueAt value, Emit emit) {
+// As `multiply_rows`, weights being read by V at a time.
+template <int V, class Value, int threads, class ValueAt, class Emit>
+__device__ __forceinline__ void multiply_rows_by(const float* weights, int stride, int rows,
+                                                 int count, ValueAt value, Emit emit) {
   constexpr int together = 4;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   for (int row = warp * together; row < rows; row += threads / kWarp * together) {
-    const float* const from = weights + size_t(row) * stride;
-    Value products[together];
-#pragma unroll 2
-    for (int i = lane; i < count; i += kWarp) {
-      const Value here = value(i);
+    // Behind the last row the last one stands in: what comes of it is not passed on.
+    const float* from[together];
 #pragma unroll
-      for (int u = 0; u < together; ++u)
-        if (row + u < rows) products[u].add_product(__ldg(from + u * stride + i), here);
+    for (int u = 0; u < together; ++u) from[u] = weights + size_t(min(row + u, rows - 1)) * stride;
+    Value products[together];
+#pragma unroll(V == 4 ? 2 : 1)
+    for (int i = lane * V; i < count; i += kWarp * V) {
+      float weight[together][V];
+#pragma unroll
+      for (int u = 0; u < together; ++u) Pack<float, V>::load_global(from[u] + i).unpack(weight[u]);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const Value here = value(i + v);
+#pragma unroll
+        for (int u = 0; u < together; ++u) products[u].add_product(weight[u][v], here);
+      }
     }
     const Totals<kWarp - 1, together> totals(products);
 #pragma unroll
@@ -91,6 +97,17 @@ __device__ __forceinline__ void multiply_rows(const float* weights, int stride, 
       if (row + totals.first + i < rows)
         emit(row + totals.first + i, products[i], totals.holder);
   }
+}
+
+// Products of `rows` rows of weights [rows, stride] with `count` values, `value(i)`: `emit(row,
+// product, holder)` is called by every lane that holds the product in the end. A warp takes four
+// rows at once, as lanes can then share sums and values; all lanes must call.
+template <class Value, int threads, class ValueAt, class Emit>
+__device__ __forceinline__ void multiply_rows(const float* weights, int stride, int rows, int count,
+                                              ValueAt value, Emit emit) {
+  const bool in_fours = (stride | count) % 4 == 0 && reinterpret_cast<size_t>(weights) % 16 == 0;
+  if (in_fours) multiply_rows_by<4, Value, threads>(weights, stride, rows, count, value, emit);
+  else multiply_rows_by<1, Value, threads>(weights, stride, rows, count, value, emit);
 }
 
 // First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in, holder)`
@@ -104,8 +121,8 @@ __device__ __forceinline__ void first_layer(const float* w0, int hidden, int cha
       [&](int c) { return K::pooled(stats[c], positions); }, emit);
 }
 
-// What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it from
-// a variable: GCC's ThreadSanitizer, which the host tests rely on, misses a call's result.
+// What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it
+// from a variable: GCC's ThreadSanitizer, which the host tests rely on, misses a call's result.
 template <class K>
 __device__ __forceinline__ typename K::Hidden hidden_unit(float bias, typename K::Pooled in,
                                                           const typename K::Pooled& factors) {
@@ -247,6 +264,7 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
       }
     }
     for (int base = row_lane; base < tile.rows; base += G::R * G::batch) {
+      typename G::Element* const to = tile.at(y, base, col);
       Vector xs[G::batch], rs[G::batch];
       read(base, G::R, col, xs);
       if constexpr (K::residual) {
@@ -283,7 +301,8 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
           if constexpr (!saturation_is_last) values[i] = apply<K::last>(values[i]) * y_unit;
           if (G::padded && col * G::V + i >= channels) values[i] = 0.0f;
         }
-        Vector::template of<saturation_is_last ? 0 : -128>(values).store(tile.at(y, row, col));
+        Vector::template of<saturation_is_last ? 0 : -128>(values).store(
+            to + u * (G::R * tile.row_stride));
       }
     }
   }

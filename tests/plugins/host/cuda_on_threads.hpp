@@ -1,7 +1,7 @@
 // CUDA on C++20 threads: what the kernels of cbam_deploy/plugins/kernels need to run on a host.
 //
-// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, a count
-// of bytes for what blocks send each other, one
+// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, a
+// count of bytes for what blocks send each other and what is copied in the background, one
 // allocation of exactly the launch's size for each block's shared memory, filled with NaN. So the
 // sanitizers see what a GPU would do: AddressSanitizer a step outside a buffer or shared memory,
 // ThreadSanitizer two threads on one address without a barrier between. Warp shuffles exchange
@@ -239,6 +239,12 @@ inline void copy(void* to, const void* from, int bytes, Arrival* arrival) {
 }
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
+inline unsigned saturated_bytes(int a, int b, int c, int d) {
+  unsigned bytes = 0;
+  for (int v : {d, c, b, a}) bytes = bytes << 8 | (std::clamp(v, -128, 127) & 0xff);
+  return bytes;
+}
 
 constexpr int kLongestPrefetch = 1 << 30;
 
