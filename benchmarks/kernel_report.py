@@ -3,8 +3,9 @@
 `make kernel-report` compiles the kernels that `geometry.plan` chooses for every architecture: in
 every type and layout CBAM and Squeeze-and-Excitation for the largest gate of ResNet-50 and a small
 odd map, and the commonest operator for its other gates; and in the layouts that networks have the
-other gates (`OTHERS`). It writes a table. It fails if any kernel spills registers, uses local
-memory, or exceeds a block's shared memory or a multiprocessor's registers.
+other gates (`OTHERS`). It writes a table, and where there is a disassembler another one, of what
+the machine code for Hopper consists of. It fails if any kernel spills registers, uses local memory,
+or exceeds a block's shared memory or a multiprocessor's registers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine_code import MachineCode, disassemble, disassembler
+from benchmarks.machine_code import read as read_code
 from cbam_deploy.errors import CheckFailed, DeployError
 from cbam_deploy.gates.description import CBAM, GATES, SE, GateSpec
 from cbam_deploy.gates.operators import GateOperator, operator_for
@@ -73,6 +76,7 @@ _OTHER_FORMATS: tuple[tuple[Dtype, LayoutName], ...] = (
 _STRATEGIES: tuple[Strategy, ...] = ("auto", "staged")
 _REGISTERS = 65536  # of a multiprocessor, on every architecture
 _PER_PROGRAM = 16  # kernels compiled together
+_DISASSEMBLED = 90
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Usage:
     Attributes:
         kernel: its name, but for the hash.
         maps: element type and layout, and the vector; empty where it reads none.
+        code: of `_DISASSEMBLED`, where there is a disassembler.
     """
 
     kernel: str
@@ -93,6 +98,7 @@ class Usage:
     stack_bytes: int
     static_shared_bytes: int
     shared_bytes: int
+    code: MachineCode | None = None
 
     def problems(self, limits: DeviceLimits) -> Iterator[str]:
         """Every reason why this kernel would be slow or would not launch."""
@@ -154,7 +160,15 @@ def planned_launches(limits: DeviceLimits) -> dict[str, Launch]:
 def measure(architecture: int, launches: list[Launch]) -> list[Usage]:
     """Compile the kernels of `launches` for one architecture and read the compiler's report."""
     compiled = compile_kernels((launch.kernel for launch in launches), f"sm_{architecture}")
-    return [read_usage(compiled, launch, architecture) for launch in launches]
+    usages = [read_usage(compiled, launch, architecture) for launch in launches]
+    program = disassembler()
+    if architecture != _DISASSEMBLED or program is None:
+        return usages
+    listings = disassemble(program, compiled.image)
+    return [
+        replace(usage, code=read_code(listings[launch.kernel.name], _vector(launch)))
+        for usage, launch in zip(usages, launches, strict=True)
+    ]
 
 
 def read_usage(compiled: CompiledKernels, launch: Launch, architecture: int) -> Usage:
@@ -229,7 +243,34 @@ def markdown(usages: list[Usage]) -> str:
         ]
         cells = [*row, str(len(rows[row])), f"{most:.1f}", *(str(r or "") for r in registers)]
         lines.append("| " + " | ".join(cells) + " |")
+    codes = {row: [u.code for u in rows[row] if u.code] for row in sorted(rows)}
+    if any(codes.values()):
+        lines += _machine_code({row: code for row, code in codes.items() if code})
     return "\n".join(lines) + "\n"
+
+
+def _machine_code(codes: dict[tuple[str, ...], list[MachineCode]]) -> list[str]:
+    """A table of the most that any of a row's tilings has."""
+    lines = [
+        "",
+        f"## Machine code for sm_{_DISASSEMBLED}",
+        "",
+        "Instructions in all, and those of the loops over the map for every 64 elements of x, both",
+        "sides of branches counted; fences for all of the GPU's memory; conversions from integers,",
+        "which take as long as eight other instructions.",
+        "",
+        "| kernel | elements | vector | threads | instructions | per 64 elements | fences | I2F |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row, all_codes in codes.items():
+        figures = (
+            max(code.instructions for code in all_codes),
+            max(code.per_64_elements or 0 for code in all_codes) or "",
+            max(code.fences for code in all_codes),
+            max(code.conversions for code in all_codes),
+        )
+        lines.append("| " + " | ".join((*row, *map(str, figures))) + " |")
+    return lines
 
 
 def _row(usage: Usage) -> tuple[str, str, str, str]:
@@ -243,6 +284,12 @@ def _maps(launch: Launch) -> tuple[str, str]:
     gate = launch.tiling.gate
     kernel_size = f" k={gate.kernel_size}" if "ws" in launch.inputs else ""
     return f"{gate.dtype} {gate.layout}{kernel_size}", str(gate.vector)
+
+
+def _vector(launch: Launch) -> int | None:
+    """Elements of a vector of the map, where it has 16 bytes."""
+    gate = launch.tiling.gate if launch.tiling else None
+    return gate.vector if gate and gate.vector * gate.element_bytes == 16 else None
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from benchmarks import kernel_report
+from benchmarks import kernel_report, machine_code
 from cbam_deploy.plugins.compile import CompiledKernels
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.geometry import CLUSTER_SIZES, KNOWN_DEVICES
@@ -72,3 +72,47 @@ def test_report_table_has_a_row_per_kernel_and_type():
     ]
     text = kernel_report.markdown(usages)
     assert "| `cbam_gate` | float16 nhwc k=7 | 8 | 512 | 2 | 2.0 | 180 | 190 |" in text
+
+
+LISTING = """\
+.L_x_0:
+        /*0000*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R0 ;
+        /*0010*/              @!P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0020*/                   ISETP.GE.AND P1, PT, R2, R3, PT ;
+.L_x_2:
+        /*0030*/                   LDS.128 R4, [R77] ;
+        /*0040*/                   LDS.128 R8, [R77+0x10] ;
+        /*0050*/               @P1 LDG.E.128.CONSTANT R12, desc[UR8][R74.64] ;
+        /*0060*/                   LDS.128 R16, [R77+0x30] ;
+        /*0070*/                   I2F.S8 R5, R5 ;
+        /*0080*/              @!P2 BRA `(.L_x_2) ;
+        /*0090*/                   SHFL.BFLY PT, R51, R51, 0x10, 0x1f ;
+        /*00a0*/              @!P3 BRA `(.L_x_1) ;
+.L_x_3:
+        /*00b0*/                   LDG.E R4, desc[UR8][R74.64] ;
+        /*00c0*/               @P0 BRA `(.L_x_3) ;
+        /*00d0*/                   MEMBAR.ALL.CTA ;
+        /*00e0*/                   MEMBAR.ALL.GPU ;
+        /*00f0*/                   EXIT ;
+"""
+
+
+def test_machine_code_is_counted_by_loops_over_the_map():
+    """The row loop of nine instructions, in which a thread handles four vectors."""
+    counted = machine_code.read(LISTING, vector=8)
+    assert counted == machine_code.MachineCode(16, per_64_elements=18, fences=1, conversions=1)
+    assert machine_code.read(LISTING, vector=None).per_64_elements is None
+
+
+def test_loops_that_sum_up_behind_barriers_count_alone():
+    behind_barrier = LISTING.replace("SHFL.BFLY PT, R51, R51, 0x10, 0x1f", "BAR.SYNC 0x0")
+    assert machine_code.read(behind_barrier, vector=8).per_64_elements == 12
+
+
+def test_report_has_a_second_table_where_machine_code_was_read():
+    code = machine_code.MachineCode(2888, 1280, 0, 3)
+    maps = ("float16 nhwc k=7", "8")
+    usage = kernel_report.Usage("cbam_gate", maps, 90, 512, 101, 0, 0, 0, 2048, code)
+    text = kernel_report.markdown([usage])
+    assert "| `cbam_gate` | float16 nhwc k=7 | 8 | 512 | 2888 | 1280 | 0 | 3 |" in text
