@@ -16,6 +16,7 @@ from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_c
 from cbam_deploy.gates.reference import Bounded, Weights, apply_gate
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate, round_up
+from cbam_deploy.plugins.geometry import fused_candidates, plan
 from cbam_deploy.plugins.launch_program import (
     Image,
     LaunchProgram,
@@ -26,11 +27,9 @@ from cbam_deploy.plugins.launch_program import (
 )
 from cbam_deploy.plugins.launches import LaunchPlan
 from cbam_deploy.plugins.layouts import FORMATS, Dtype
-from cbam_deploy.plugins.tactics import STAGED, tactics
 
 CAPABILITY = LIMITS.capability
-FUSED = 20_000 + LIMITS.small_block
-"""The tactic of clusters of two blocks."""
+FUSED, STAGED = 7, 3  # numbers of tactics
 
 CHAR, INT8 = 6, 3
 """TensorRT's PluginFieldType."""
@@ -80,12 +79,13 @@ class LoweredGate:
 
     @cached_property
     def plans(self) -> dict[str, dict[int, LaunchPlan]]:
-        """By format, two of the tactics that a lowered gate has."""
-        offered = {format_: tactics(self.gate(format_), LIMITS) for format_ in self.formats}
-        return {
-            format_: {number: plans[number] for number in (FUSED, STAGED)}
-            for format_, plans in offered.items()
-        }
+        """By format and number: the fused kernel on clusters of two blocks, the staged kernels."""
+        found = {}
+        for format_ in self.formats:
+            gate = self.gate(format_)
+            fused = next(one for one in fused_candidates(gate, LIMITS) if _is_pair(one))
+            found[format_] = {FUSED: fused, STAGED: plan(gate, LIMITS, strategy="staged")}
+        return found
 
     @property
     def kernels(self) -> set[tuple[Kernel, int, int]]:
@@ -158,6 +158,11 @@ class LoweredGate:
         gate = self.gate(format_)
         stored = np.fromfile(file, DTYPES[self.dtype])
         return from_storage(gate, stored, stored.size // (gate.stored * gate.positions))
+
+
+def _is_pair(one: LaunchPlan) -> bool:
+    launch = one.launches[0]
+    return (launch.cluster, launch.threads) == (2, LIMITS.small_block)
 
 
 @dataclass(frozen=True)
