@@ -14,6 +14,7 @@ from pathlib import Path
 
 from host_device import HOST, KERNELS, WARP
 
+from benchmarks.gpu_check import plugin_host
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.native_library import FLAGS, build_plugin
 from cbam_deploy.plugins.native_library import NATIVE as LIBRARY
@@ -98,11 +99,10 @@ def build_host(
 
     Linked with a sanitizer, it has that one's allocator and its eyes on threads.
     """
-    options = ("-std=c++17", "-O0", *WARNINGS, f"-I{LIBRARY}", *flags)
+    options = ("-O0", *plugin_host.COMPILE, *WARNINGS, *flags)
     header = LIBRARY / "tensorrt.h"
-    source = NATIVE / "host.cpp"
     object_ = compiled(
-        folder, "host.o", [source], "-c", *options, compiler=compiler, depends=[header]
+        folder, "host.o", [plugin_host.SOURCE], "-c", *options, compiler=compiler, depends=[header]
     )
     return compiled(folder, "host", [object_], "-pthread", *linked, compiler=compiler)
 

@@ -12,6 +12,7 @@ from gate_cases import random_maps, random_weights
 from host_device import DTYPES, LIMITS, from_storage, to_storage
 from numpy.typing import NDArray
 
+from benchmarks.gpu_check.plugin_host import Node
 from cbam_deploy.gates.operators import GATE_OPERATORS, GateOperator, in_lower_case
 from cbam_deploy.gates.reference import Bounded, Weights, apply_gate
 from cbam_deploy.plugins.entries import Kernel
@@ -23,7 +24,6 @@ from cbam_deploy.plugins.launch_program import (
     MapFormat,
     Tactic,
     Target,
-    text,
 )
 from cbam_deploy.plugins.launches import LaunchPlan
 from cbam_deploy.plugins.layouts import FORMATS, Dtype
@@ -31,12 +31,9 @@ from cbam_deploy.plugins.layouts import FORMATS, Dtype
 CAPABILITY = LIMITS.capability
 FUSED, STAGED = 7, 3  # numbers of tactics
 
-CHAR, INT8 = 6, 3
-"""TensorRT's PluginFieldType."""
-
 
 @dataclass(frozen=True)
-class LoweredGate:
+class Case:
     """A gate as a node of the plugin, on maps that are small enough for threads of a host.
 
     Attributes:
@@ -144,14 +141,14 @@ class LoweredGate:
 
     def input_lines(self, folder: Path, format_: str) -> list[str]:
         """Commands that hand the inputs to the host."""
-        gate, lines = self.gate(format_), ["inputs", f"images {self.images}"]
-        for name in self.node.program.inputs:
-            value, file = self.inputs[name], folder / f"{self}.{format_}.{name}"
-            is_map = name in self.node.program.maps
-            (to_storage(gate, value) if is_map else value).tofile(file)
-            sizes = value.shape[1:] if is_map else value.shape
-            lines.append(" ".join(map(str, ("map" if is_map else "weight", name, file, *sizes))))
-        return lines
+        gate, maps = self.gate(format_), self.node.program.maps
+        stored = {
+            name: to_storage(gate, value) if name in maps else value
+            for name, value in self.inputs.items()
+        }
+        place = folder / f"{self}.{format_}"
+        place.mkdir(exist_ok=True)
+        return self.node.input_lines(place, self.images, stored)
 
     def result(self, format_: str, file: Path) -> NDArray:
         """The map [batch, C, H, W] in a file that the host wrote."""
@@ -165,20 +162,6 @@ def _is_pair(one: LaunchPlan) -> bool:
     return (launch.cluster, launch.threads) == (2, LIMITS.small_block)
 
 
-@dataclass(frozen=True)
-class Node:
-    """A launch program and the images beside it."""
-
-    program: LaunchProgram
-    images: bytes
-
-    def field_lines(self, folder: Path) -> list[str]:
-        """Commands that hand the node's fields to the host."""
-        return field_lines(
-            folder, ("program", CHAR, text(self.program).encode()), ("images", INT8, self.images)
-        )
-
-
 def stand_in_image(entry: str, architecture: str) -> bytes:
     """What ``host/driver.cpp`` takes for machine code, or for PTX."""
     if architecture.startswith("sm_"):
@@ -186,18 +169,8 @@ def stand_in_image(entry: str, architecture: str) -> bytes:
     return f"// {architecture} {entry}\0".encode()
 
 
-def field_lines(folder: Path, *fields: tuple[str, int, bytes]) -> list[str]:
-    """Commands that make a set of fields, each with name, type and bytes."""
-    lines = ["fields"]
-    for name, kind, data in fields:
-        file = folder / hashlib.sha256(data).hexdigest()[:16]
-        file.write_bytes(data)
-        lines.append(f"field {name} {kind} {len(data)} {file} 0 {len(data)}")
-    return lines
-
-
 CASES = (
-    LoweredGate(GATE_OPERATORS["CbamGateAddRelu"], 20, 5, 6, "float16", ("HWC8", "LINEAR")),
-    LoweredGate(GATE_OPERATORS["SeGateAddRelu"], 40, 4, 4, "int8", ("CHW32", "HWC16")),
-    LoweredGate(GATE_OPERATORS["CbamGate"], 12, 4, 6, "float32", ("LINEAR",)),
+    Case(GATE_OPERATORS["CbamGateAddRelu"], 20, 5, 6, "float16", ("HWC8", "LINEAR")),
+    Case(GATE_OPERATORS["SeGateAddRelu"], 40, 4, 4, "int8", ("CHW32", "HWC16")),
+    Case(GATE_OPERATORS["CbamGate"], 12, 4, 6, "float32", ("LINEAR",)),
 )

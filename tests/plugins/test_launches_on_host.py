@@ -15,10 +15,11 @@ import pytest
 from gpu_check_jobs import ROOT
 from native_build import build_driver
 
-from benchmarks.gpu_check import cases
+from benchmarks.gpu_check import cases, plugin_library
 from benchmarks.gpu_check.job import PASSED, read_outcome
 from cbam_deploy.plugins.cuda_launch import compile_plan
 from cbam_deploy.plugins.geometry import KNOWN_DEVICES
+from cbam_deploy.plugins.tactics import tactics
 
 DEVICE = KNOWN_DEVICES[80]
 """What the stand-in says it is."""
@@ -38,7 +39,10 @@ def driver(built, chosen, cache):
     """Folder of a ``libcuda.so.1`` that can launch the kernels of the cases."""
     for case in chosen:
         compile_plan(case.plan, DEVICE.capability)
-    launches = [launch for case in chosen for launch in case.plan.launches]
+    plans = [case.plan for case in chosen]
+    for form in plugin_library.GATES[0].formats:
+        plans += tactics(plugin_library.GATES[0].gate(form), DEVICE).values()
+    launches = [launch for one in plans for launch in one.launches]
     return build_driver(
         built, {(one.kernel, one.cluster, one.threads) for one in launches}, warp=32
     )
@@ -111,3 +115,35 @@ for case in [case for case in all_cases(KNOWN_DEVICES[80]) if case.is_small][::E
 
 def test_operator_launches_fused_and_staged_kernels(driver):
     run_python(driver, "-c", f"EVERY = {EVERY}\n{OPERATOR}")
+
+
+PLUGIN_LIBRARY = """
+import sys
+from pathlib import Path
+from benchmarks.gpu_check import plugin_library
+from benchmarks.gpu_check.job import Job, Options
+from cbam_deploy.plugins import images
+from cbam_deploy.plugins.compile import CompiledKernels
+
+def compiled(kernels, architecture):  # what the stand-in takes for a kernel's images
+    code, ptx = b"\\x7fELF " + architecture.encode(), b"// compute_80\\n.version 9.0\\n"
+    return CompiledKernels(architecture, code, (kernels[0].name,), "", ptx)
+
+images.compile_kernels = compiled
+Job(Path(sys.argv[1]), Options(every=len(plugin_library.GATES)), 100).carry_out(plugin_library.run)
+"""
+
+
+def test_plugin_library_part_runs_every_tactic_and_judges(driver, tmp_path):
+    run_python(driver, "-c", PLUGIN_LIBRARY, str(tmp_path / "rows"))
+    found = read_outcome("plugin library", tmp_path / "rows", None, "no word")
+    assert found.status == PASSED, found
+    gate = plugin_library.GATES[0]
+    offered = {form.name: tactics(gate.gate(form), DEVICE) for form in gate.formats}
+    assert [(row["case"], row["tactic"]) for row in found.rows] == [
+        (f"{gate} {name}{variant}", number)
+        for variant in ("", " from PTX")
+        for name, plans in offered.items()
+        for number in plans
+    ]
+    assert all(row["agrees"] for row in found.rows)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from native_build import Programs, build_driver, sanitized
-from native_cases import CAPABILITY, CASES, CHAR, INT8, STAGED
+from native_cases import CAPABILITY, CASES, STAGED
 
+from benchmarks.gpu_check.plugin_host import CHAR, INT8
 from cbam_deploy.plugins.launch_program import text
 
 CASE = CASES[1]

@@ -1,10 +1,10 @@
 """The plugin library between a host that plays TensorRT and a stand-in for the CUDA driver.
 
-`native/host.cpp` makes TensorRT's calls in the builder's and in the executor's order, checks what
-the protocol asks of a plugin, and hands out memory of exactly the sizes that it was told. The
-kernels really run, on threads. All is under AddressSanitizer and UndefinedBehaviorSanitizer, and
-what runs side by side under ThreadSanitizer. What this does not show: TensorRT's own builder, and a
-GPU.
+``benchmarks/gpu_check/plugin_host.cpp`` makes TensorRT's calls in the builder's and in the
+executor's order, checks what the protocol asks of a plugin, and hands out memory of exactly the
+sizes that it was told. The kernels really run, on threads. All is under AddressSanitizer and
+UndefinedBehaviorSanitizer, and what runs side by side under ThreadSanitizer. What this does not
+show: TensorRT's own builder, and a GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import onnx_ir as ir
 import pytest
 from host_device import LIMITS
 from native_build import Programs, build_driver, sanitized
-from native_cases import CAPABILITY, CASES, FUSED, STAGED, LoweredGate, Node, stand_in_image
+from native_cases import CAPABILITY, CASES, FUSED, STAGED, Case, stand_in_image
 from onnx import helper, numpy_helper
 
+from benchmarks.gpu_check.plugin_host import Node
 from cbam_deploy.gates.operators import DOMAIN, in_lower_case, is_lowered
 from cbam_deploy.gates.reference import Bounded, disagreement
 from cbam_deploy.graphs.gate_functions import set_functions
@@ -53,7 +54,7 @@ def programs(built, driver) -> Programs:
 class Session:
     """What host and library said, and the folder that engines and results are in."""
 
-    case: LoweredGate
+    case: Case
     said: list[str]
     folder: Path
 
@@ -63,7 +64,7 @@ class Session:
 
 
 def in_all_contexts(
-    case: LoweredGate, node: Node, tactics: dict[str, list[int]], folder: Path
+    case: Case, node: Node, tactics: dict[str, list[int]], folder: Path
 ) -> list[str]:
     """Build an engine for each of the tactics of each format, and run it in all contexts."""
     lines = node.field_lines(folder)
@@ -87,7 +88,7 @@ def session(request, programs, tmp_path_factory) -> Session:
     return Session(case, programs.run(lines), folder)
 
 
-def check_results(case: LoweredGate, tactics: dict[str, list[int]], folder: Path) -> None:
+def check_results(case: Case, tactics: dict[str, list[int]], folder: Path) -> None:
     for format_, tactic in [(one, number) for one, all_ in tactics.items() for number in all_]:
         for context, batches in enumerate(CONTEXTS):
             for number, batch in enumerate(batches.split(",")):
@@ -276,7 +277,8 @@ CHOICES = {
 def test_a_gpu_takes_its_own_machine_code_or_the_latest_ptx(capability, programs, tmp_path):
     """Of all images only the one that is to be taken is whole."""
     choices, runs = CHOICES[capability]
-    images, content = [], b""
+    images: list[Image] = []
+    content = b""
     for launch in CBAM.plans["HWC8"][STAGED].launches:
         for architecture, chosen in choices.items():
             entry = launch.kernel.name
@@ -304,7 +306,7 @@ def test_without_a_driver_a_plugin_says_so(programs, tmp_path):
     assert not any(line.startswith("offer") for line in said)
 
 
-def network(case: LoweredGate) -> ir.Model:
+def network(case: Case) -> ir.Model:
     """An ONNX network of the gate of a case, between Q and DQ where its maps are integers."""
     operator, float_ = case.operator, "float16" if case.dtype == "float16" else "float32"
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(float_))
@@ -317,8 +319,10 @@ def network(case: LoweredGate) -> ir.Model:
     gate = case.gate(case.formats[0])
     if case.dtype == "int8":
         scales = {name: getattr(gate, f"{name}_scale") for name in (*maps, "y")}
-        constants |= {f"{name}_scale": np.float32(value) for name, value in scales.items()}
-        constants["zero"] = np.int8(0)
+        constants |= {
+            f"{name}_scale": np.array(value, np.float32) for name, value in scales.items()
+        }
+        constants["zero"] = np.array(0, np.int8)
         for name in maps:
             reads[name] = f"{name}_real"
             nodes += [
@@ -347,7 +351,7 @@ def network(case: LoweredGate) -> ir.Model:
     return model
 
 
-def known_tactics(case: LoweredGate, program: LaunchProgram) -> dict[str, list[int]]:
+def known_tactics(case: Case, program: LaunchProgram) -> dict[str, list[int]]:
     """The tactics of a program that the stand-in driver has the kernels of, by format."""
     names = {kernel.name for kernel, _, _ in case.kernels}
     (target,) = program.targets

@@ -404,7 +404,7 @@ class Batch {
       auto const begin = input.data.begin() + first * bytes;
       given_.emplace_back(input.is_map ? Bytes(begin, begin + size * bytes) : input.data);
     }
-    made_.emplace_back(inputs[0].data.size() / static_cast<std::size_t>(images * 1) *
+    made_.emplace_back(inputs[0].data.size() / static_cast<std::size_t>(images) *
                        static_cast<std::size_t>(size));
   }
 
@@ -418,6 +418,7 @@ class Batch {
     for (Bytes& result : results) {
       made_[0].poison();
       workspace_.poison();
+      cuda("cuCtxSynchronize");
       std::int32_t const code =
           plugin.enqueue(shapes.data(), &shapes.back(), from.data(), to, workspace_.address(),
                          static_cast<cudaStream_t>(stream));
