@@ -131,7 +131,7 @@ def run(job: Job) -> None:
     wrong = tried = 0
     with tempfile.TemporaryDirectory() as name:
         files = Files(Path(name), library)
-        command = [*compiler, "-O1", *COMPILE, "-o", str(files.host), str(SOURCE), "-ldl"]
+        command = [*compiler, *COMPILE, "-o", str(files.host), str(SOURCE), "-ldl"]
         subprocess.run(command, check=True)
         for lowered in job.in_time(job.each(GATES)):
             drawn, node = draw(lowered), lower(lowered, device)
@@ -210,7 +210,7 @@ def _results(
         f"library {files.library}",
         *node.field_lines(folder),
         *node.input_lines(folder, IMAGES, inputs),
-        f"build {form.dtype} {form.layout} 1 2 {IMAGES}",
+        f"build {form.dtype} {form.layout} 1 1 {IMAGES}",
     ]
     numbers = [one.number for one in form.tactics]
     lines += [f"run {number} {folder}/y.{number} {' '.join(CONTEXTS)}" for number in numbers]
