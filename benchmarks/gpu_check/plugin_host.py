@@ -1,4 +1,4 @@
-"""What ``plugin_host.cpp``, which plays TensorRT's part for the plugin library, is told to do."""
+"""What the program ``tensorrt_host``, which plays TensorRT's part, is told of a lowered gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cbam_deploy.plugins.launch_program import LaunchProgram, text
 from cbam_deploy.plugins.native_library import NATIVE
 
-SOURCE = Path(__file__).with_name("plugin_host.cpp")
+SOURCES = Path(__file__).with_name("tensorrt_host")
+SOURCE = SOURCES / "main.cpp"
 COMPILE = ("-std=c++17", "-pthread", f"-I{NATIVE}")
 """Options for a C++ compiler; TensorRT's own headers go with -DCBAM_DEPLOY_NVIDIA_HEADERS."""
 

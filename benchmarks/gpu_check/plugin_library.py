@@ -1,6 +1,6 @@
 """Part: the plugin library on this GPU, driven by a host that plays TensorRT's part.
 
-The host makes the builder's and the executor's calls in their order (``plugin_host.cpp``): several
+The host makes the builder's and the executor's calls in their order (``tensorrt_host``): several
 contexts in threads, batches that change, memory of exactly the sizes that the plugin asks for.
 Every format and tactic is run; results are compared with float64. The first gate runs from PTX too.
 """

@@ -100,9 +100,9 @@ def build_host(
     Linked with a sanitizer, it has that one's allocator and its eyes on threads.
     """
     options = ("-O0", *plugin_host.COMPILE, *WARNINGS, *flags)
-    header = LIBRARY / "tensorrt.h"
+    headers = [LIBRARY / "tensorrt.h", *plugin_host.SOURCES.glob("*.h")]
     object_ = compiled(
-        folder, "host.o", [plugin_host.SOURCE], "-c", *options, compiler=compiler, depends=[header]
+        folder, "host.o", [plugin_host.SOURCE], "-c", *options, compiler=compiler, depends=headers
     )
     return compiled(folder, "host", [object_], "-pthread", *linked, compiler=compiler)
 

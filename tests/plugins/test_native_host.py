@@ -1,7 +1,7 @@
 """The plugin library between a host that plays TensorRT and a stand-in for the CUDA driver.
 
-``benchmarks/gpu_check/plugin_host.cpp`` makes TensorRT's calls in the builder's and in the
-executor's order, checks what the protocol asks of a plugin, and hands out memory of exactly the
+``benchmarks/gpu_check/tensorrt_host`` makes TensorRT's calls in the builder's and in the executor's
+order, checks what the protocol asks of a plugin, and hands out memory of exactly the
 sizes that it was told. The kernels really run, on threads. All is under AddressSanitizer and
 UndefinedBehaviorSanitizer, and what runs side by side under ThreadSanitizer. What this does not
 show: TensorRT's own builder, and a GPU.
