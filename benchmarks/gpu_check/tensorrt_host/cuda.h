@@ -51,6 +51,20 @@ class Cuda {
 };
 inline Cuda cuda;
 
+// A stream that waits for no other.
+class Stream {
+ public:
+  Stream() { cuda("cuStreamCreate", &handle_, 1U); }
+  Stream(Stream const&) = delete;
+  Stream& operator=(Stream const&) = delete;
+  ~Stream() { cuda("cuStreamDestroy_v2", handle_); }
+
+  void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
 // Device memory of exactly the size that is asked for, all bits set.
 class Memory {
  public:

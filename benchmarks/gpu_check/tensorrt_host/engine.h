@@ -3,12 +3,14 @@
 
 #include "tensorrt.h"
 
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <fstream>
 #include <functional>
 #include <iostream>
+#include <mutex>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -109,15 +111,14 @@ inline void build(DataType type, TensorFormat format, Profile profile) {
   std::size_t const workspace = workspace_of(*profiled);
   std::cout << "workspace " << workspace << '\n';
   auto const at_opt = shapes(type, format, profile.opt);
-  void* stream = nullptr;
-  cuda("cuStreamCreate", &stream, 1U);
+  Stream const stream;
   auto const numbers = tactics(builds(*profiled));
   require(tactics(builds(*cloned(*profiled))) == numbers, "a clone has other tactics");
   for (std::int32_t const tactic : numbers) {
     {
       Plugin timed;
       IPluginV3OneRuntime& runtime = prepare(timed, *profiled, tactic, tactic, at_opt);
-      Batch(profile.opt, 0, workspace).run(runtime, at_opt, stream);
+      Batch(profile.opt, 0, workspace).run(runtime, at_opt, stream.handle());
     }
     Plugin const chosen = cloned(*profiled), again = cloned(*profiled);
     accept(runs(*chosen).setTactic(tactic), "setTactic");
@@ -133,8 +134,24 @@ inline void build(DataType type, TensorFormat format, Profile profile) {
       std::cout << ' ' << field.name << ' ' << field.length;
     std::cout << '\n';
   }
-  cuda("cuStreamDestroy_v2", stream);
 }
+
+// Where threads wait for each other, so that what each does next is in no order.
+class Gathering {
+ public:
+  explicit Gathering(std::size_t threads) : missing_(threads) {}
+
+  void wait() {
+    std::unique_lock lock(mutex_);
+    if (--missing_ == 0) all_here_.notify_all();
+    all_here_.wait(lock, [&] { return missing_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  std::size_t missing_;
+};
 
 struct Part { std::int64_t size, first; };
 
@@ -156,32 +173,37 @@ inline void run(Engine const& engine, std::string const& prefix,
   Plugin deserialized = create(engine.fields, TensorRTPhase::kRUNTIME);
   std::vector<Plugin> held(contexts.size());
   std::vector<std::function<void()>> tasks;
+  Gathering gathering(contexts.size());
   for (std::size_t number = 0; number < contexts.size(); ++number) {
     std::vector<Part> const batches = parts(contexts[number]);
     auto const first = shapes(engine.type, engine.format, batches.at(0).size);
     held[number] = attached(*deserialized);
     IPluginV3OneRuntime* const runtime = &runs(*held[number]);
-    tasks.push_back([=, &engine, &held] {
+    tasks.push_back([=, &engine, &gathering, &held] {
       cuda.enter();
-      // Whether a tactic is set again of what was serialized with it, the documentation leaves open.
-      if (number % 2) accept(runtime->setTactic(engine.tactic), "setTactic");
-      {  // another engine comes and goes meanwhile
+      Stream const stream;
+      std::exception_ptr fault;
+      try {
+        // Whether a tactic is set anew for an engine, the documentation leaves open.
+        if (number % 2) accept(runtime->setTactic(engine.tactic), "setTactic");
+        // Another engine comes and goes meanwhile.
         Plugin const other = create(engine.fields, TensorRTPhase::kRUNTIME);
         accept(runs(*other).onShapeChange(first.data(), count(), &first.back(), 1),
                "onShapeChange");
+      } catch (...) {
+        fault = std::current_exception();
       }
-      void* stream = nullptr;
-      cuda("cuStreamCreate", &stream, 1U);
+      gathering.wait();
+      if (fault) std::rethrow_exception(fault);
       for (std::size_t i = 0; i < batches.size(); ++i) {
         auto const now = shapes(engine.type, engine.format, batches[i].size);
         accept(runtime->onShapeChange(now.data(), count(), &now.back(), 1), "onShapeChange");
         Bytes const y = Batch(batches[i].size, batches[i].first, engine.workspace)
-                            .run(*runtime, now, stream);
+                            .run(*runtime, now, stream.handle());
         std::ofstream(prefix + '.' + std::to_string(number) + '.' + std::to_string(i),
                       std::ios::binary)
             .write(y.data(), static_cast<std::streamsize>(y.size()));
       }
-      cuda("cuStreamDestroy_v2", stream);
       held[number].reset();
     });
   }
