@@ -23,6 +23,7 @@ _LIBRARIES = {
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
     "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
     "polygraphy": "Polygraphy",
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",

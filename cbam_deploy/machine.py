@@ -34,6 +34,7 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "polygraphy",
     "tensorrt-rtx-cu13",
     "tensorrt-cu13",
@@ -276,6 +277,7 @@ TORCH = package("torch", "pip install torch")
 CUDA_TORCH = Need(_torch_has_cuda, "a PyTorch build with CUDA", "pip install torch, from PyPI")
 ORT = package("onnxruntime", "pip install onnxruntime")
 CUDA_ORT = Need(_ort_has_cuda, "ONNX Runtime with CUDA", installation_of("cuda"))
+OPENVINO = package("openvino", installation_of("openvino"))
 POLYGRAPHY = package("polygraphy", "pip install polygraphy")
 TENSORRT_RTX = package("tensorrt_rtx", installation_of("rtx"))
 TENSORRT = package("tensorrt", installation_of("tensorrt"))

@@ -51,7 +51,7 @@ def bench(
     relative_to: str | Path | None = None,
     against: str | Path | None = None,
     max_slowdown: float | None = None,
-    runtime: str | None = None,
+    runtime: str | Sequence[str] | None = None,
     device: str | None = None,
     threads: int | None = None,
     seed: int = 0,
@@ -71,11 +71,13 @@ def bench(
         batches: batch sizes, in images.
         seconds: timed duration per artefact and batch size; slow ones take longer, for there are
             never fewer than ten rounds.
-        relative_to: a baseline artefact, or ``"pytorch"``, measured in the same rounds.
+        relative_to: a baseline artefact, or ``"pytorch"``, measured in the same rounds; in the
+            first of several runtimes.
         against: JSON of an earlier report to compare with (`comparison`).
         max_slowdown: 0.05 fails the report when an entry is slower by more than 5% beyond doubt:
             than in `against`, or without that than the baseline.
-        runtime: overrides the runtime that follows from the file.
+        runtime: overrides the runtime that follows from the file. Of several, each file is measured
+            in all that run it, in this order.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for runtimes that take a number.
         seed: of inputs, order and bootstrap.
@@ -94,7 +96,7 @@ def bench(
         reference=reference,
         weights=weights,
         relative_to=relative_to,
-        runtime=runtime,
+        runtimes=(runtime,) if isinstance(runtime, str) else tuple(runtime or ()),
         device=device,
         threads=threads,
     )
@@ -254,10 +256,13 @@ def _with_memory(
 
 
 def _relative(entries: Sequence[Entry], baseline: str | None, seed: int) -> list[Entry]:
-    against = {entry.batch: entry for entry in entries if entry.artefact == baseline}
+    against: dict[int, Entry] = {}
+    for entry in entries:
+        if entry.artefact == baseline:
+            against.setdefault(entry.batch, entry)
     return [
         entry
-        if entry.artefact == baseline or entry.batch not in against
+        if against.get(entry.batch) in (None, entry)
         else replace(
             entry,
             relative=paired_ratio(

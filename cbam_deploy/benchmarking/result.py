@@ -121,7 +121,7 @@ class BenchReport(Result):
         environment: the machine and the versions (`machine.environment`).
         clocks_before: processor clocks before the first round (`machine.clocks`).
         clocks_after: the same after the last round.
-        relative_to: name of the baseline artefact, None without one.
+        relative_to: name of the baseline artefact, in its first runtime; None without one.
         comparison: None when nothing was to be compared.
         notes: what a reader must know to trust the figures.
     """
@@ -167,6 +167,13 @@ class BenchReport(Result):
         """The baseline's entry at the batch size of `entry`; None without one."""
         same = (e for e in self.entries if e.artefact == self.relative_to)
         return next((e for e in same if e.batch == entry.batch), None)
+
+    @property
+    def baseline_label(self) -> str:
+        """The baseline, with its runtime where it was measured in several."""
+        runtimes = [e.runtime for e in self.entries if e.artefact == self.relative_to]
+        several = len(set(runtimes)) > 1
+        return f"{self.relative_to} ({runtimes[0]})" if several else str(self.relative_to)
 
     @property
     def subtitle(self) -> str:

@@ -67,7 +67,7 @@ def _key_figures(report: BenchReport) -> tuple[KeyFigure, ...]:
         assert entry.relative is not None
         figures.append(
             KeyFigure(
-                f"Time relative to {report.relative_to}",
+                f"Time relative to {report.baseline_label}",
                 f"{entry.relative.value:.3f}",
                 f"{interval(entry.relative)} · {entry.label}",
             )
@@ -163,7 +163,7 @@ def _relative_table(report: BenchReport) -> Table:
             for e in report.entries
             if e.relative is not None
         ),
-        caption=f"Time relative to {report.relative_to}, taken within each round.",
+        caption=f"Time relative to {report.baseline_label}, taken within each round.",
         text_columns=2,
     )
 

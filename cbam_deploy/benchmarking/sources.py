@@ -154,14 +154,15 @@ def list_sources(
     reference: str | None = None,
     weights: str | Path | None = None,
     relative_to: str | Path | None,
-    runtime: str | None,
+    runtimes: Sequence[str],
     device: str | None,
     threads: int | None,
 ) -> tuple[list[Source], str | None]:
     """The sources to measure, and the name of the baseline among them.
 
-    Files are named by their file name, or by their path as given where two share one. A baseline
-    that is not among `artefacts` comes first. ``"pytorch"`` as baseline means the PyTorch model.
+    Files are named by their file name, or by their path as given where two share one; each is there
+    once for each of `runtimes` that runs it. A baseline that is not among `artefacts` comes first.
+    ``"pytorch"`` as baseline means the PyTorch model.
 
     Raises:
         BadInput: nothing to measure, a file given twice or missing, or no such baseline.
@@ -177,6 +178,7 @@ def list_sources(
     sources = [
         Source(name, str(path), runtime, device, threads)
         for name, path in zip(names, paths, strict=True)
+        for runtime in _running(path, runtimes)
     ]
     if pytorch:
         checkpoint = None if weights is None else str(weights)
@@ -203,6 +205,19 @@ def list_sources(
         return sources, PYTORCH
     return sources, next(
         name for name, path in zip(names, paths, strict=True) if _same_file(baseline, path)
+    )
+
+
+def _running(path: Path, runtimes: Sequence[str]) -> tuple[str | None, ...]:
+    """Those of `runtimes` that run such a file; the first, to be refused, where none does."""
+    from cbam_deploy.runtimes import RUNTIMES
+
+    if len(set(runtimes)) != len(runtimes):
+        raise BadInput(f"runtimes {', '.join(runtimes)}: one is given twice", "name each once")
+    known = {row.name for row in RUNTIMES}
+    fitting = {row.name for row in RUNTIMES if row.suffix == path.suffix}
+    return tuple(name for name in runtimes if name in fitting or name not in known) or (
+        runtimes[0] if runtimes else None,
     )
 
 

@@ -24,6 +24,8 @@ from cbam_deploy.commands.options import (
     DataOption,
     PyTorchOption,
     RunningOptions,
+    RuntimeOption,
+    RuntimesOption,
     SeedOption,
     count,
     file_option,
@@ -39,6 +41,7 @@ COMPARED = "What is compared"
 def validate(
     artefact: Artefact,
     running: RunningOptions,
+    runtime: RuntimeOption = None,
     data: DataOption = None,
     batch: BatchOption = None,
     layers: Annotated[
@@ -84,6 +87,7 @@ def validate(
         min_channel_snr_db=min_channel_snr_db,
         limit=limit,
         seed=seed,
+        runtime=runtime,
         **vars(running),
     )
     if junit is not None:
@@ -97,6 +101,7 @@ def evaluate(
     artefacts: Artefacts,
     data: Annotated[str, source("Labelled images.")],
     running: RunningOptions,
+    runtime: RuntimeOption = None,
     pytorch: PyTorchOption = False,
     batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
     limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
@@ -112,6 +117,7 @@ def evaluate(
         batch_size=batch,
         limit=limit,
         max_drop=max_drop,
+        runtime=runtime,
         **vars(running),
     )
 
@@ -119,6 +125,7 @@ def evaluate(
 def bench(
     artefacts: Artefacts,
     running: RunningOptions,
+    runtime: RuntimesOption = None,
     pytorch: PyTorchOption = False,
     batch: BatchOption = None,
     seconds: Annotated[float, number(0.1, SECONDS, "Time per artefact and batch.")] = 3.0,
@@ -150,6 +157,7 @@ def bench(
         against=against,
         max_slowdown=max_slowdown,
         seed=seed,
+        runtime=runtime or None,
         **vars(running),
     )
     if html is not None:

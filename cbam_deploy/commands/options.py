@@ -160,6 +160,19 @@ DataOption = Annotated[str | None, source("Image directory, 'digits' or 'photos'
 BatchOption = Annotated[
     list[int] | None, count(1, BATCHES, "Batch size; repeat for several.", INPUT)
 ]
+RuntimeOption = Annotated[
+    str | None,
+    option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
+]
+RuntimesOption = Annotated[
+    list[str] | None,
+    option(
+        "Runtime instead of the one the file implies; repeat for several.",
+        RUNNING,
+        "--runtime",
+        autocompletion=runtimes,
+    ),
+]
 DeviceOption = Annotated[Literal["cpu", "cuda"] | None, option("cpu or cuda.", RUNNING)]
 ReportOption = Annotated[
     Path | None, file_option("Also write JSON.", written, ".json", panel=RESULT)
@@ -216,7 +229,7 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class RunningOptions:
-    """What runs an artefact, and which PyTorch model it is held against."""
+    """Where an artefact runs, and which PyTorch model it is held against."""
 
     reference: Annotated[
         str | None,
@@ -229,8 +242,4 @@ class RunningOptions:
         ),
     ] = None
     weights: WeightsOption = None
-    runtime: Annotated[
-        str | None,
-        option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
-    ] = None
     device: DeviceOption = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from cbam_deploy.machine import (
     CUDA_ORT,
     CUDA_TORCH,
     GPU,
+    OPENVINO,
     ORT,
     POLYGRAPHY,
     TENSORRT,
@@ -36,7 +38,8 @@ class Runtime:
         does: what `doctor` calls it.
         needs: what must be here for it.
         suffix: of the files that it runs; None where a network is no file.
-        runner: module of this package and class in it, made of path, device and threads.
+        runner: module of this package and class in it, made of path, device, threads and the names
+            of values inside to return too.
         library: the module that a process has before its growth is counted as the memory of a
             network; None where the runner counts the device's memory itself.
     """
@@ -68,6 +71,10 @@ RUNTIMES = (
         "onnxruntime", "cuda", "run ONNX files on a GPU", (GPU, CUDA_ORT), ".onnx", _ORT_RUNNER
     ),
     Runtime(
+        "openvino", "cpu", "run ONNX files in OpenVINO on the CPU", (OPENVINO,), ".onnx",
+        "openvino.OpenVinoRunner", library="openvino",
+    ),
+    Runtime(
         "tensorrt-rtx", "cuda", "run TensorRT-RTX engines", _RTX_NEEDS, ".engine", _TRT_RUNNER
     ),
     Runtime("tensorrt", "cuda", "run TensorRT engines", _TRT_NEEDS, ".engine", _TRT_RUNNER),
@@ -80,16 +87,18 @@ def open_runtime(
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    extra_outputs: Sequence[str] = (),
     checked: bool = False,
 ) -> Runner:
     """The runner for an artefact, chosen by its suffix; enter it to use it.
 
     Args:
-        artefact: an ``.onnx`` file (ONNX Runtime), or an ``.engine`` (the TensorRT that its
-            manifest names), by its path or as it was opened.
+        artefact: an ``.onnx`` file (ONNX Runtime, or OpenVINO where that is asked for), or an
+            ``.engine`` (the TensorRT that its manifest names), by its path or as it was opened.
         runtime: refuse the artefact unless this one runs it; None or ``auto`` takes any.
         device: ``cpu`` or ``cuda``; by default the CPU for ONNX files, the GPU for engines.
-        threads: CPU threads within one operator, ONNX Runtime's choice by default.
+        threads: CPU threads within one operator, the runtime's choice by default.
+        extra_outputs: names of values inside an ONNX file to return too.
         checked: whether the ONNX file of that path was found sound before.
 
     Raises:
@@ -112,7 +121,7 @@ def open_runtime(
     row = _choose(path, built_by, runtime, device)
     module, _, name = row.runner.partition(".")
     runner = getattr(import_module(f"{__name__}.{module}"), name)
-    return cast("Runner", runner.of(opened or path, device, threads))
+    return cast("Runner", runner.of(opened or path, device, threads, extra_outputs))
 
 
 def process_library(runner: str) -> str | None:

@@ -1,8 +1,9 @@
-"""The one interface to anything that can run a network: PyTorch, ONNX Runtime, TensorRT."""
+"""The one interface to anything that can run a network, such as PyTorch or ONNX Runtime."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,12 @@ def known_device(device: str | None) -> str:
     if device not in (None, *DEVICES):
         raise BadInput(f"device {device!r} is unknown", f"choose {' or '.join(DEVICES)}")
     return device or "cpu"
+
+
+def check_batch_axis(title: str, inputs: Sequence[TensorSpec]) -> None:
+    """Raise `BadInput` where the first of a network's `inputs` has no axis for the batch."""
+    if not inputs or not inputs[0].shape:
+        raise BadInput(f"{title}: its first input has no batch", "give it one")
 
 
 class Execution(ABC):

@@ -12,13 +12,13 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import Artefact
+from cbam_deploy.artefacts import Artefact, OnnxFile
 from cbam_deploy.errors import BadInput, MissingCapability, installation_of
 from cbam_deploy.graphs.onnx_file import read_model
 from cbam_deploy.graphs.session import CPU, open_session, refusal
 from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
-from cbam_deploy.runtimes.base import Execution, Runner, known_device
+from cbam_deploy.runtimes.base import Execution, Runner, check_batch_axis, known_device
 
 INSTALL_CUDA = f"{installation_of('cuda')}, on a machine with an NVIDIA GPU; or use --device cpu"
 CUDA = "CUDAExecutionProvider"
@@ -61,11 +61,25 @@ class OnnxRuntimeRunner(Runner):
 
     @classmethod
     def of(
-        cls, file: Artefact | Path, device: str | None, threads: int | None
+        cls,
+        file: Artefact | Path,
+        device: str | None,
+        threads: int | None,
+        extra_outputs: Sequence[str] = (),
     ) -> OnnxRuntimeRunner:
         """The runner of a file, opened or not."""
         path = file.path if isinstance(file, Artefact) else file
-        return cls(path, device, threads=threads)
+        if extra_outputs and isinstance(file, OnnxFile):
+            model, folder = ir.to_proto(file.model), path.parent
+            return cls(
+                model,
+                device,
+                threads=threads,
+                extra_outputs=extra_outputs,
+                folder=folder,
+                title=str(path),
+            )
+        return cls(path, device, threads=threads, extra_outputs=extra_outputs)
 
     def activate(self) -> None:
         """Load the model into a session."""
@@ -86,8 +100,7 @@ class OnnxRuntimeRunner(Runner):
             raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
-        if not self.inputs or not self.inputs[0].shape:
-            raise BadInput(f"{self.title}: its first input has no batch", "give it one")
+        check_batch_axis(self.title, self.inputs)
 
     def deactivate(self) -> None:
         """Free the session."""

@@ -5,7 +5,7 @@ Polygraphy deserializes the engine; PyTorch holds the buffers, streams and event
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,8 +59,14 @@ class TensorRTRunner(Runner):
         self._held_bytes = 0
 
     @classmethod
-    def of(cls, engine: Engine, _device: str | None, _threads: int | None) -> TensorRTRunner:
-        """The runner of an opened engine, whose device is a GPU."""
+    def of(
+        cls,
+        engine: Engine,
+        _device: str | None,
+        _threads: int | None,
+        _extra_outputs: Sequence[str] = (),
+    ) -> TensorRTRunner:
+        """The runner of an opened engine, whose device is a GPU, and which hides what is inside."""
         return cls(engine.path, engine.manifest)
 
     @property

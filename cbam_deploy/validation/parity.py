@@ -66,7 +66,7 @@ def validate(
 ) -> ParityReport:
     """Compare `artefact` with PyTorch in FP32 on the CPU: every output, at several batch sizes.
 
-    On a CPU, FP16 values of ONNX files are rounded as on a GPU (`exporters.half.rounded_runner`).
+    ONNX Runtime on a CPU rounds FP16 values as a GPU does (`exporters.half.rounded_runner`).
 
     Args:
         artefact: an ``.onnx`` or ``.engine`` file.
@@ -119,7 +119,7 @@ def validate(
         inputs=inputs.label,
         tolerance=tolerance,
         batches=batches,
-        layers=_layers(opened, torch_model, inputs, layers, device)
+        layers=_layers(opened, torch_model, inputs, layers, runtime, device)
         if layers is not None and isinstance(opened, OnnxFile)
         else None,
         environment=environment(),
@@ -131,6 +131,7 @@ def _layers(
     reference: Reference,
     inputs: InputStream,
     layers: Layers,
+    runtime: str | None,
     device: str | None,
 ) -> LayerReport:
     from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
@@ -143,7 +144,9 @@ def _layers(
         title=str(artefact.path),
         layers=layers,
         tolerance=LAYERS[artefact.precision],
-        open_runner=lambda values: open_rounded(artefact, device=device, extra_outputs=values),
+        open_runner=lambda values: open_rounded(
+            artefact, runtime=runtime, device=device, extra_outputs=values
+        ),
     )
 
 

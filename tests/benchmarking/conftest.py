@@ -52,9 +52,9 @@ class FakeExecution(Execution):
 class FakeRunner(Runner):
     """Takes `seconds` per image; its inputs are known once it is active."""
 
-    def __init__(self, machine, name, seconds, largest=None) -> None:
+    def __init__(self, machine, name, seconds, largest, runtime) -> None:
         self.machine, self.artefact, self.seconds, self.largest = machine, name, seconds, largest
-        self.name = "fake-gpu"
+        self.name = f"fake-{runtime}"
 
     @property
     def batch_range(self):
@@ -94,9 +94,10 @@ def bench_on(monkeypatch, tmp_path):
         for name in seconds_per_image:
             onnx.save(parser.parse_model(NETWORK), name)
 
-        def opened(artefact, **_):
+        def opened(artefact, *, runtime, **_):
             name = artefact.path.name
-            return FakeRunner(machine, name, seconds_per_image[name], (largest or {}).get(name))
+            speed, most = seconds_per_image[name], (largest or {}).get(name)
+            return FakeRunner(machine, name, speed, most, runtime or "gpu")
 
         monkeypatch.setattr("cbam_deploy.runtimes.open_runtime", opened)
         return bench(artefacts or list(seconds_per_image), **options)

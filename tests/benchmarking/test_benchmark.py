@@ -40,6 +40,17 @@ def test_ratios_to_the_baseline_hold_on_a_machine_that_drifts_and_jumps(machine_
     assert report.relative_to == "base.onnx"
 
 
+def test_a_file_in_several_runtimes_is_relative_to_itself_in_the_first(machine_of, bench_on):
+    runtimes = ("onnxruntime", "openvino")
+    options = {"batches": (1,), "relative_to": "a.onnx", "seconds": 1.0, "runtime": runtimes}
+    report = bench_on(machine_of(), {"a.onnx": 0.010}, **options)
+    first, second = report.entries
+    assert first.relative is None
+    assert second.relative.value == pytest.approx(1)
+    assert [entry.runtime for entry in report.entries] == ["fake-onnxruntime", "fake-openvino"]
+    assert report.baseline_label == "a.onnx (fake-onnxruntime)"
+
+
 def test_slower_than_the_baseline_does_not_pass(machine_of, bench_on):
     speeds = {"base.onnx": 0.010, "new.onnx": 0.011}
     options = {"batches": (1,), "relative_to": "base.onnx", "seconds": 1.0}

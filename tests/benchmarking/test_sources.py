@@ -21,7 +21,7 @@ def listed(artefacts, *, pytorch=False, relative_to=None):
         artefacts,
         pytorch=pytorch,
         relative_to=relative_to,
-        runtime=None,
+        runtimes=(),
         device=None,
         threads=None,
     )
@@ -52,7 +52,7 @@ def test_the_pytorch_model_of_the_first_artefact_comes_last(files, first):
         [first, "b.onnx"],
         pytorch=True,
         relative_to="pytorch",
-        runtime=None,
+        runtimes=(),
         device=None,
         threads=None,
     )
@@ -66,7 +66,7 @@ def test_the_pytorch_model_is_that_of_the_first_file_however_its_path_is_written
         ["./a.onnx", "b.onnx"],
         pytorch=True,
         relative_to=None,
-        runtime=None,
+        runtimes=(),
         device=None,
         threads=None,
     )
@@ -122,3 +122,21 @@ def test_the_pytorch_model_takes_what_its_artefact_takes_in_fp32_at_any_batch(fi
     assert like.inputs == (TensorSpec("x", ("batch", 3, 5, 5), "float32"),)
     assert like.outputs == ("y",)
     assert like.sha256 is None
+
+
+def in_runtimes(artefact, runtimes):
+    options = {"pytorch": False, "relative_to": None, "device": None, "threads": None}
+    sources, _ = list_sources([artefact], runtimes=runtimes, **options)
+    return [source.runtime for source in sources]
+
+
+def test_a_file_is_measured_in_each_runtime_that_runs_it(files, tmp_path):
+    (tmp_path / "a.engine").write_text("")
+    runtimes = ("openvino", "tensorrt-rtx", "onnxruntime")
+    assert in_runtimes("a.onnx", runtimes) == ["openvino", "onnxruntime"]
+    assert in_runtimes("a.engine", runtimes) == ["tensorrt-rtx"]
+    # One that none runs, or that no one knows, is left for opening it to refuse.
+    assert in_runtimes("a.engine", ("openvino", "onnxruntime")) == ["openvino"]
+    assert in_runtimes("a.onnx", ("nonsense",)) == ["nonsense"]
+    with pytest.raises(BadInput, match="given twice"):
+        in_runtimes("a.onnx", ("openvino", "openvino"))

@@ -64,7 +64,7 @@ def offered(cli, folder, monkeypatch):
         ("fuse only", ["only/deep/c.onnx"]),
         ("fuse sp", []),  # It needs quotes, which the shell's own completion sets.
         ("fuse gone/", []),
-        ("bench a.onnx --runtime ", ["onnxruntime", "tensorrt-rtx", "tensorrt"]),
+        ("bench a.onnx --runtime ", ["onnxruntime", "openvino", "tensorrt-rtx", "tensorrt"]),
     ],
 )
 def test_what_fits_is_offered(offered, line, offers):

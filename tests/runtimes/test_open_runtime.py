@@ -56,7 +56,8 @@ def test_engine_without_weights_is_refused(engine):
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("network.onnx", {"runtime": "tensorrt"}, "tensorrt does not run it, onnxruntime does"),
+        ("network.onnx", {"runtime": "tensorrt"}, "not run it, onnxruntime or openvino does"),
+        ("network.onnx", {"runtime": "openvino", "device": "cuda"}, "runs it on cpu, not on cuda"),
         ("network.engine", {"runtime": "tensorrt"}, "tensorrt does not run it, tensorrt-rtx does"),
         ("network.engine", {"device": "cpu"}, "not on cpu"),
     ],

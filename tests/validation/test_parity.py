@@ -1,5 +1,6 @@
 """Parity holds for what `export` writes, fails for what differs, refuses what cannot compare."""
 
+import importlib.util
 import io
 import json
 from dataclasses import replace
@@ -39,6 +40,15 @@ def test_an_exported_file_is_in_parity_with_its_model(network_onnx):
         assert output.error.top1_agreement == 1
         # Equal to the last bit would mean that something was compared with itself.
         assert output.error.max_abs > 0
+
+
+def test_openvino_is_in_parity_too_with_every_gate(network_onnx):
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("needs the package openvino")
+    report = validate(network_onnx, runtime="openvino", batch_sizes=[2], layers="gates")
+    assert report.passed
+    assert report.runtime == "openvino-cpu"
+    assert [entry.place.is_gate for entry in report.layers.compared] == [True] * 9 + [False]
 
 
 def test_pictures_go_through_the_recorded_preprocessing(network_onnx):

@@ -2,7 +2,8 @@
 
 ONNX Runtime computes FP16 in FP32 on CPUs: it hides what FP16 overflows or rounds away. So there a
 file is run with every FP16 value rounded (`exporters.half.rounding`), once it has loaded as it is:
-what is judged must run elsewhere too. Speed is not judged this way.
+what is judged must run elsewhere too. Speed is not judged this way. OpenVINO computes FP16 in FP32
+too; who asks for it wants to know what it gives, on the CPU that the file is for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def open_rounded(
     device: str | None = None,
     extra_outputs: Sequence[str] = (),
 ) -> Runner:
-    """The runner for an artefact, with FP16 values rounded on a CPU; enter it to use it.
+    """The runner for an artefact, with FP16 values rounded in ONNX Runtime; enter it to use it.
 
     Args:
         artefact: as it was opened.
@@ -42,22 +43,13 @@ def open_rounded(
         BadInput: the artefact cannot be run as asked.
         MissingCapability: what it needs is not installed.
     """
-    runner = open_runtime(artefact, runtime=runtime, device=device)
-    if not isinstance(artefact, OnnxFile):
-        return runner
-    path, model = artefact.path, artefact.model
-    rounding = _rounding(model, path) if device in (None, "cpu") else None
-    if rounding is not None:
-        return _Rounding(rounding, path, extra_outputs)
-    if not extra_outputs:
-        return runner
-    return OnnxRuntimeRunner(
-        ir.to_proto(model),
-        device,
-        extra_outputs=extra_outputs,
-        folder=path.parent,
-        title=str(path),
-    )
+    runner = open_runtime(artefact, runtime=runtime, device=device, extra_outputs=extra_outputs)
+    in_onnxruntime = isinstance(runner, OnnxRuntimeRunner) and device in (None, "cpu")
+    if in_onnxruntime and isinstance(artefact, OnnxFile):
+        rounding = _rounding(artefact.model, artefact.path)
+        if rounding is not None:
+            return _Rounding(rounding, artefact.path, extra_outputs)
+    return runner
 
 
 class _Rounding(OnnxRuntimeRunner):
