@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cbam_deploy.errors import installation_of
 from cbam_deploy.machine import (
     GPU,
@@ -38,11 +40,23 @@ _OTHERS: dict[str, tuple[Need, ...]] = {
 }
 
 
-def doctor() -> MachineReport:
+def doctor(*, measure: bool = False) -> MachineReport:
     """Say what this machine can do, and for what it cannot, what to install.
 
     Looks only: it starts no inference, builds nothing and imports no framework.
+
+    Args:
+        measure: run a small network too, for some seconds, and say which runtime this CPU should
+            use for which precision.
+
+    Raises:
+        MissingCapability: a runtime to measure is not installed.
     """
     abilities = {**{row.does: row.needs for row in RUNTIMES}, **_OTHERS}
     answers = (capability(name, *needs) for name, needs in abilities.items())
-    return MachineReport(environment(), tuple(answers))
+    report = MachineReport(environment(), tuple(answers))
+    if not measure:
+        return report
+    from cbam_deploy.benchmarking.cpu_runtimes import measure_cpu_runtimes
+
+    return replace(report, cpu_runtimes=measure_cpu_runtimes())

@@ -24,6 +24,7 @@ from cbam_deploy.provenance import package_versions
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.environment_section import machine_rows
 from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import Estimate, interval, milliseconds
 
 PACKAGES = (
     "cbam-deploy",
@@ -192,13 +193,42 @@ class Capability:
 
 
 @dataclass(frozen=True)
+class CpuRuntimes:
+    """Two runtimes on this CPU in one precision.
+
+    Attributes:
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        seconds: median duration of a run, by runtime.
+        ratio: duration in the second over that in the first, taken within rounds.
+    """
+
+    precision: str
+    seconds: dict[str, float]
+    ratio: Estimate
+
+    @property
+    def advice(self) -> str:
+        """The faster runtime, or ``either`` where the interval holds 1."""
+        first, second = self.seconds
+        if self.ratio.low <= 1 <= self.ratio.high:
+            return "either"
+        return second if self.ratio.value < 1 else first
+
+
+@dataclass(frozen=True)
 class MachineReport(Result):
-    """The answer of `doctor`: the environment, and what can be done in it."""
+    """The answer of `doctor`: the environment, what can be done in it, and by what on the CPU."""
 
     schema: ClassVar[str] = "cbam_deploy.machine"
 
     environment: dict[str, Any]
     capabilities: tuple[Capability, ...]
+    cpu_runtimes: tuple[CpuRuntimes, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        advice = [{**asdict(one), "advice": one.advice} for one in self.cpu_runtimes]
+        return {**super().to_json(), "cpu_runtimes": advice}
 
     def sections(self) -> tuple[Section, ...]:
         """What this machine is, and what it can do."""
@@ -213,11 +243,26 @@ class MachineReport(Result):
             ),
             text_columns=3,
         )
-        return (
-            Section(
-                "This machine",
-                tables=(Table.facts([*machine_rows(self.environment), interpreter]), abilities),
+        facts = Table.facts([*machine_rows(self.environment), interpreter])
+        measured = (self._advice_table(),) if self.cpu_runtimes else ()
+        return (Section("This machine", tables=(facts, abilities, *measured)),)
+
+    def _advice_table(self) -> Table:
+        first, second = self.cpu_runtimes[0].seconds
+        return Table(
+            columns=("on the CPU", first, second, "ratio", "95% interval", "use"),
+            rows=tuple(
+                (
+                    one.precision,
+                    *(f"{milliseconds(seconds)} ms" for seconds in one.seconds.values()),
+                    f"{one.ratio.value:.3f}",
+                    interval(one.ratio),
+                    one.advice,
+                )
+                for one in self.cpu_runtimes
             ),
+            caption="A small network with gates at batch 1; bench measures your own.",
+            text_columns=1,
         )
 
 

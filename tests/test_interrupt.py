@@ -86,7 +86,7 @@ def test_interrupted_command_leaves_no_trace(command, words, tmp_path):
 
 @pytest.mark.parametrize("command", ["inspect", "doctor"])
 def test_commands_too_short_to_catch_end_alike(command, cli, monkeypatch):
-    def interrupted(*_arguments):
+    def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"cbam_deploy.{command}", interrupted, raising=False)

@@ -15,9 +15,11 @@ import pytest
 from rich.console import Console
 
 from cbam_deploy import machine
+from cbam_deploy.benchmarking.cpu_runtimes import RUNTIMES
 from cbam_deploy.capabilities import doctor
-from cbam_deploy.errors import installation_of
-from cbam_deploy.machine import Gpu, clocks, environment, gpus
+from cbam_deploy.errors import MissingCapability, installation_of
+from cbam_deploy.machine import CpuRuntimes, Gpu, clocks, environment, gpus
+from cbam_deploy.report.units import Estimate
 
 
 def report(name):
@@ -180,3 +182,38 @@ def test_doctor_answers_without_importing_a_framework():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advice"),
+    [
+        (Estimate(0.5, 0.4, 0.6), "openvino"),
+        (Estimate(0.9, 0.7, 1.1), "either"),
+        (Estimate(2.0, 1.5, 2.5), "onnxruntime"),
+    ],
+)
+def test_a_runtime_is_advised_where_the_whole_interval_favours_it(ratio, advice):
+    measured = CpuRuntimes("fp32", {"onnxruntime": 0.01, "openvino": 0.01 * ratio.value}, ratio)
+    assert measured.advice == advice
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs the package openvino"
+)
+def test_doctor_measures_the_runtimes_of_this_cpu_when_asked(monkeypatch):
+    monkeypatch.setattr("cbam_deploy.benchmarking.interleaving.ROUND_SECONDS", 1e-3)
+    for name, value in {"BLOCKS": 1, "SIZE": 32, "SECONDS": 0.01}.items():
+        monkeypatch.setattr(f"cbam_deploy.benchmarking.cpu_runtimes.{name}", value)
+    found = json.loads(json.dumps(doctor(measure=True).to_json()))["cpu_runtimes"]
+    assert [one["precision"] for one in found] == ["fp32", "fp16", "int8"]
+    for one in found:
+        assert tuple(one["seconds"]) == RUNTIMES
+        assert min(one["seconds"].values()) > 0
+        assert one["advice"] in (*RUNTIMES, "either")
+    assert doctor().to_json()["cpu_runtimes"] == []
+
+
+def test_doctor_cannot_measure_a_runtime_that_is_not_here(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingCapability, match="openvino"):
+        doctor(measure=True)

@@ -172,9 +172,13 @@ def inspect(artefact: Artefact) -> Any:
     return cbam_deploy.inspect(artefact)
 
 
-def doctor() -> Any:
+def doctor(
+    measure: Annotated[
+        bool, option("Measure which runtime this CPU should use, in seconds.", None, "--measure")
+    ] = False,
+) -> Any:
     """Say what this machine can do, and what it lacks."""
-    return cbam_deploy.doctor()
+    return cbam_deploy.doctor(measure=measure)
 
 
 COMMANDS = (validate, evaluate, bench, inspect, doctor)

@@ -33,7 +33,7 @@ class Talkative:
 @pytest.fixture
 def talk(cli, monkeypatch):
     """Run ``doctor`` with a result that has much to say, on a terminal."""
-    monkeypatch.setattr("cbam_deploy.doctor", Talkative, raising=False)
+    monkeypatch.setattr("cbam_deploy.doctor", lambda **_: Talkative(), raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
     before = OURS.parent.level, warnings.showwarning

@@ -96,7 +96,7 @@ def command(cli, monkeypatch):
     """Run ``doctor`` with a function in its place."""
 
     def run(function):
-        monkeypatch.setattr("cbam_deploy.doctor", function, raising=False)
+        monkeypatch.setattr("cbam_deploy.doctor", lambda **_: function(), raising=False)
         return cli("doctor")
 
     return run
@@ -126,7 +126,7 @@ def test_any_other_error_is_a_defect_and_shows_itself(cli, monkeypatch):
     def fail():
         raise RuntimeError("defect")
 
-    monkeypatch.setattr("cbam_deploy.doctor", fail, raising=False)
+    monkeypatch.setattr("cbam_deploy.doctor", lambda **_: fail(), raising=False)
     monkeypatch.setattr(sys, "argv", ["cbam-deploy", "doctor"])
     before = signal.getsignal(signal.SIGINT), sys.stdout, warnings.showwarning
     with pytest.raises(RuntimeError, match="defect"):
