@@ -69,6 +69,10 @@ def export(
         option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp32",
     ranges: CalibrationOptions,
+    portable: Annotated[
+        bool,
+        option("Write gates as standard operators, for tools like OpenVINO.", None, "--portable"),
+    ] = False,
     tolerance: Annotated[
         float | None,
         option(
@@ -89,6 +93,7 @@ def export(
         inputs=tuple(inputs or ()),
         initial_gates=initial_gates,
         fuse=not no_fuse,
+        portable=portable,
         precision=precision,
         tolerance=tolerance,
         seed=seed,

@@ -24,7 +24,7 @@ class ExportResult(Result):
         path: where it is.
         sha256: hash of its bytes.
         bytes: its size.
-        gates: number of fused gate nodes, by operator.
+        gates: number of gates that were fused, by operator; a portable file has their operators.
         refused: for each gate left as standard ops, where it is and why.
         error: largest difference between the FP32 file in ONNX Runtime and PyTorch, and its bound.
         seconds: duration of the export.
@@ -55,6 +55,11 @@ class ExportResult(Result):
         """That over the largest output."""
         return self.error.max_relative
 
+    @property
+    def _fate(self) -> str:
+        """What became of the gates."""
+        return "inlined gates" if self.gates and not self.provenance.gates else "fused gates"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         found = super().to_json()
@@ -82,7 +87,7 @@ class ExportResult(Result):
             ("size", size(self.bytes) if final else ""),
             ("sha256", self.sha256 if final else ""),
             ("weights", model.weights_origin if model else ""),
-            ("fused gates", gates or "none"),
+            (self._fate, gates or "none"),
             *(("not fused", f"{where}: {reason}") for where, reason in self.refused),
             (
                 "error",
@@ -97,7 +102,7 @@ class ExportResult(Result):
                 title="ONNX file" if final else "Export in FP32",
                 key_figures=(
                     KeyFigure("Size", size(self.bytes)),
-                    KeyFigure("Fused gates", str(sum(self.gates.values())), gates),
+                    KeyFigure(self._fate.capitalize(), str(sum(self.gates.values())), gates),
                 ),
                 tables=(Table.facts(facts),),
             ),

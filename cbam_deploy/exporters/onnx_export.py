@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -21,11 +21,12 @@ from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, con
 from cbam_deploy.exporters.export_check import ExportError, check_export
 from cbam_deploy.exporters.export_result import ExportResult
 from cbam_deploy.exporters.gates.fusion import FusionReport, fuse_model
+from cbam_deploy.exporters.gates.inlining import inline
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.graphs.gate_functions import gate_counts
-from cbam_deploy.graphs.onnx_file import set_provenance, write_model
+from cbam_deploy.graphs.onnx_file import read_provenance, set_provenance, write_model
 from cbam_deploy.models import (
     load_identified,
     resolve_identity,
@@ -78,6 +79,7 @@ def export_onnx(
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     tolerance: float | None = None,
+    portable: bool = False,
 ) -> ExportResult:
     """Export a model to the ONNX file `output`.
 
@@ -110,6 +112,8 @@ def export_onnx(
         io_dtype: type of network inputs and outputs.
         tolerance: error over the largest output to allow between the FP32 file and PyTorch; it is
             recorded. None allows what FP32 explains (`cbam_deploy.numerics.tolerances`).
+        portable: write gates as standard operators in the end, as `inline` does, for tools that
+            know no functions.
 
     Raises:
         BadInput: an option is wrong or contradicts another, the model or its checkpoint cannot be
@@ -142,34 +146,50 @@ def export_onnx(
     if isinstance(model, nn.Module):
         asked.refuse_options("a module", "build it as it shall be, or give MODEL as a name")
     load = partial(_subject, model, asked, image_size, given, preprocessing)
-    if precision == "fp32":
-        if calibration is not None or io_dtype != "fp32":
-            raise BadInput(
-                "an FP32 file takes no calibration and no FP16 inputs",
-                "add --precision fp16 or int8",
-            )
-        return _export(load, output, fuse, tolerance, begin)
-    check_options(precision, calibration, io_dtype)
-    with scratch_folder() as folder:
-        exported = _export(load, folder / output.name, fuse, tolerance, begin)
-        converted = convert(
-            exported.path,
-            output,
-            precision=precision,
-            calibration=calibration,
-            method=method,
-            images=images,
-            io_dtype=io_dtype,
-            seed=seed,
+    if precision != "fp32":
+        check_options(precision, calibration, io_dtype)
+    elif calibration is not None or io_dtype != "fp32":
+        raise BadInput(
+            "an FP32 file takes no calibration and no FP16 inputs", "add --precision fp16 or int8"
         )
+    with scratch_folder() as folder:
+        fp32, fused = (folder / name / output.name for name in ("fp32", "fused"))
+        for path in (fp32, fused):
+            path.parent.mkdir()
+        last = fused if portable else output
+        first = last if precision == "fp32" else fp32
+        exported = _export(load, first, fuse, tolerance, begin)
+        if precision != "fp32":
+            converted = convert(
+                exported.path,
+                last,
+                precision=precision,
+                calibration=calibration,
+                method=method,
+                images=images,
+                io_dtype=io_dtype,
+                seed=seed,
+            )
+            exported = replace(exported, provenance=converted.provenance, conversion=converted)
+        if portable:
+            inline(last, output)
+    return _placed(exported, output, begin)
+
+
+def _placed(exported: ExportResult, path: Path, begin: float) -> ExportResult:
+    """What was exported, as the file `path` in the end."""
+    written: dict[str, Any] = {
+        "path": path,
+        "sha256": file_sha256(path),
+        "bytes": path.stat().st_size,
+    }
+    conversion, provenance = exported.conversion, read_provenance(path)
+    assert provenance is not None
+    if conversion is not None:
+        conversion = replace(conversion, **written, provenance=provenance)
+    seconds = time.perf_counter() - begin
     return replace(
-        exported,
-        path=output,
-        sha256=converted.sha256,
-        bytes=converted.bytes,
-        seconds=time.perf_counter() - begin,
-        provenance=converted.provenance,
-        conversion=converted,
+        exported, **written, seconds=seconds, provenance=provenance, conversion=conversion
     )
 
 

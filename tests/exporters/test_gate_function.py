@@ -9,7 +9,7 @@ from gate_models import gate_model, random_weights
 from onnx.reference import ReferenceEvaluator
 
 from cbam_deploy.gates.operators import GATE_OPERATORS, operator_named
-from cbam_deploy.graphs.gate_bodies import GROUPS
+from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
 
 CHANNELS = {"grouped": 2 * GROUPS, "ungrouped": 12}
 # Every operator with a name of its own, and every choice that gates have beside those.
@@ -138,3 +138,13 @@ def test_onnxruntime_keeps_no_cast_in_a_graph_of_single_precision(tmp_path):
     ]
     # The cast that makes an output of the graph is left, as ONNX Runtime keeps its name.
     assert casts in ([], ["Y"])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_constants_in_bodies_are_tensors_which_no_tool_gives_another_type(opset):
+    """onnxslim makes a double of a `value_float`, which the body's operators do not take."""
+    for op in dict.fromkeys(op for op, _ in GATES):
+        for grouped in (True, False):
+            body = gate_function(op, opset, grouped=grouped)
+            kinds = {name for n in body if n.op_type == "Constant" for name in n.attributes}
+            assert kinds <= {"value"}, op

@@ -16,7 +16,7 @@ from gated_networks import SIZE
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from cbam_deploy import validate
+from cbam_deploy import inline, validate
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters import export_onnx, onnx_export
 from cbam_deploy.exporters.convert import convert
@@ -31,7 +31,7 @@ from cbam_deploy.graphs.onnx_file import (
 )
 from cbam_deploy.models import create_model, load_model
 from cbam_deploy.preprocessing import Preprocessing
-from cbam_deploy.provenance import ModelIdentity
+from cbam_deploy.provenance import ModelIdentity, file_sha256
 from cbam_deploy.tracing.network_inputs import pictures
 from cbam_deploy.tracing.torch_graph import export_program, trace
 
@@ -93,6 +93,22 @@ def test_export_in_a_precision_is_export_and_convert(factories, tmp_path, precis
     assert result.sha256 == result.conversion.sha256
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"own.py", "fp32.onnx", "converted.onnx", "net.onnx"}
+
+
+def test_a_portable_export_has_no_functions_and_is_what_inline_makes(exported, tmp_path):
+    options = {"num_classes": 4, "image_size": 16, "seed": 3, "precision": "fp16"}
+    convert(exported.path, tmp_path / "fused.onnx", precision="fp16", seed=3)
+    inline(tmp_path / "fused.onnx", tmp_path / "inlined.onnx")
+    result = export_onnx("resnet20", tmp_path / "net.onnx", **options, portable=True)
+    assert result.path.read_bytes() == (tmp_path / "inlined.onnx").read_bytes()
+    model = onnx.load(result.path)
+    assert not model.functions
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert result.gates == exported.gates
+    assert result.provenance == read_provenance(result.path)
+    assert result.provenance.gates == {}
+    assert result.provenance.precision == "fp16"
+    assert result.sha256 == file_sha256(result.path)
 
 
 def maps_between_kernels(model):
