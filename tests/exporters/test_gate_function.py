@@ -8,6 +8,7 @@ import pytest
 from gate_models import gate_model, random_weights
 from onnx.reference import ReferenceEvaluator
 
+from cbam_deploy.exporters.half.conversion import QUANTIZED_HALF_OPSET
 from cbam_deploy.gates.operators import GATE_OPERATORS, operator_named
 from cbam_deploy.graphs.gate_bodies import GROUPS, gate_function
 
@@ -148,3 +149,15 @@ def test_constants_in_bodies_are_tensors_which_no_tool_gives_another_type(opset)
             body = gate_function(op, opset, grouped=grouped)
             kinds = {name for n in body if n.op_type == "Constant" for name in n.attributes}
             assert kinds <= {"value"}, op
+
+
+def test_bodies_use_operators_of_versions_that_onnxruntime_has_on_cuda():
+    """INT8 files are of opset 19, of which its CUDA provider lacks three renewed operators."""
+    lacking = {"Pad", "Equal", "Size"}
+    for op in dict.fromkeys(op for op, _ in GATES):
+        for grouped in (True, False):
+            used = {
+                node.op_type for node in gate_function(op, QUANTIZED_HALF_OPSET, grouped=grouped)
+            }
+            assert not used & lacking, op
+    assert onnx.defs.get_schema("ReduceMax", QUANTIZED_HALF_OPSET).since_version == 18

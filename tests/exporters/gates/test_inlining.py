@@ -37,6 +37,21 @@ def test_an_inlined_file_computes_the_same_without_functions(op, dtype, tmp_path
     assert np.abs(run(inlined, feeds) - run(source, feeds)).max() <= tolerance * largest
 
 
+@pytest.mark.parametrize(("dtype", "casts"), [(np.float32, 0), (np.float16, 3)])
+def test_weights_lie_as_operators_take_them_and_no_cast_is_idle(dtype, casts, tmp_path):
+    op = "CbamGateAddRelu"
+    onnx.save(gate_model(op, random_weights(op, 16), dtype), tmp_path / "gate.onnx")
+    inline(tmp_path / "gate.onnx", tmp_path / "plain.onnx")
+    graph = onnx.load(tmp_path / "plain.onnx").graph
+    weights = {tensor.name for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 4  # Two of the first layer, one of the last, one of the map.
+    assert {name for node in convolutions for name in node.input[1:]} <= weights
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("Cast") == casts
+    assert "CastLike" not in operators
+
+
 def test_an_inlined_file_is_fused_again(tmp_path):
     source, inlined, again = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx"))
     onnx.save(gate_model("CbamGateAddRelu", random_weights("CbamGateAddRelu", 16)), source)
