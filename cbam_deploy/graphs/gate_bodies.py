@@ -58,6 +58,8 @@ def gate_function(
     lines = "\n".join(body.lines)
     proto = parser.parse_function(f"{header}\n{op} ({inputs}) => (Y)\n{{\n{lines}\n}}")
     function = ir.serde.deserialize_function(in_words_of(opset, proto, dtype))
+    for node in function:  # Some tools that inline name nodes after these, and want no name twice.
+        node.name = node.outputs[0].name
     function.doc_string = _doc(operator)
     return function
 

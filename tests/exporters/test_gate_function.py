@@ -161,3 +161,11 @@ def test_bodies_use_operators_of_versions_that_onnxruntime_has_on_cuda():
             }
             assert not used & lacking, op
     assert onnx.defs.get_schema("ReduceMax", QUANTIZED_HALF_OPSET).since_version == 18
+
+
+def test_nodes_of_a_body_have_names_of_their_own():
+    """pnnx names what it inlines by gate and node, and refuses a name that comes twice."""
+    for op in dict.fromkeys(op for op, _ in GATES):
+        names = [node.name for node in gate_function(op, 18)]
+        assert all(names)
+        assert len(set(names)) == len(names), op
