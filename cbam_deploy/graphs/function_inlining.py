@@ -2,8 +2,8 @@
 
 A gate's body pools over channels in one step here: the two steps that make ONNX Runtime faster cost
 OpenVINO more than they save (``benchmarks/results/gate-body-2026-11-26.md``). Tools that know no
-functions often know few spellings too, so what a body computes of weights alone is computed, and
-casts that change nothing are left out.
+functions often know few spellings too, so what a body computes of weights alone is computed, pads
+are numbers, and casts that change nothing are left out.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _put_body(gate: ir.Node, name: str, opset: int, names: Names) -> None:
     graph.remove(gate, safe=True)
     result.name = old
     _fold_weights(graph, nodes)
+    _write_pads(nodes)
     if x.dtype is not None:
         _settle_casts(graph, nodes, result, x.dtype)
 
@@ -92,6 +93,19 @@ def _fold_weights(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
         if node.op_type == "Constant" and not node.outputs[0].uses():
             graph.remove(node, safe=True)
+
+
+def _write_pads(nodes: Sequence[ir.Node]) -> None:
+    """Say how many rows and columns of zeros a convolution adds, which follows from its kernel."""
+    for node in nodes:
+        weight = (
+            node.inputs[1] if node.op_type == "Conv" and "auto_pad" in node.attributes else None
+        )
+        if weight is None or weight.shape is None or not weight.shape.is_static():
+            continue
+        sides = [size // 2 for size in weight.shape.numpy()[2:]]  # Kernels are odd.
+        del node.attributes["auto_pad"]
+        node.attributes["pads"] = ir.AttrInt64s("pads", [*sides, *sides])
 
 
 def _replace(graph: ir.Graph, node: ir.Node, array: NDArray[Any]) -> None:

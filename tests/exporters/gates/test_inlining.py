@@ -47,6 +47,7 @@ def test_weights_lie_as_operators_take_them_and_no_cast_is_idle(dtype, casts, tm
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 4  # Two of the first layer, one of the last, one of the map.
     assert {name for node in convolutions for name in node.input[1:]} <= weights
+    assert not any(entry.name == "auto_pad" for node in convolutions for entry in node.attribute)
     operators = [node.op_type for node in graph.node]
     assert operators.count("Cast") == casts
     assert "CastLike" not in operators
