@@ -5,7 +5,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # The package switches ONNX Runtime's telemetry off; scripts here may import that first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench kernel-report paper-tables gpu-check clean
+.PHONY: demo test lint bench kernel-report paper-tables interop gpu-check clean
 
 demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
@@ -34,6 +34,10 @@ kernel-report: .venv/dev.done
 
 paper-tables: .venv/demo.done
 	$(BIN)/python -m benchmarks.paper_tables -o docs/paper-tables.md
+
+# Our files in other people's tools, each in an environment of its own, which pip fills.
+interop: .venv/dev.done
+	$(BIN)/python -m benchmarks.interop -o docs/interop.md
 
 # On a machine with a GPU, by its own Python: it may have no network to fill a .venv from.
 # OUTPUT=DIR writes elsewhere than to benchmarks/results; OPTIONS="--dry-run" needs no GPU.

@@ -32,6 +32,7 @@ from cbam_deploy.gates.description import parse_gate
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.machine import environment
 from cbam_deploy.report.units import Estimate
+from cbam_deploy.runtimes.openvino import load_openvino
 
 Images = NDArray[np.float32]
 Network = Callable[[Images], Images]
@@ -153,9 +154,7 @@ def _in_onnxruntime(model: bytes, threads: int) -> Network:
 
 
 def _in_openvino(model: bytes, threads: int) -> Network:
-    import openvino
-
-    core = openvino.Core()
+    core = load_openvino().Core()
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model), "CPU", options)
     request = compiled.create_infer_request()

@@ -1,0 +1,1 @@
+"""What other tools make of our ONNX files: `docs/interop.md`."""
