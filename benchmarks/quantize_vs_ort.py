@@ -27,7 +27,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cbam_deploy.data import open_source
-from cbam_deploy.exporters.int8.calibration import calibration_batches
 from cbam_deploy.exporters.int8.quantization import quantize
 from cbam_deploy.graphs.onnx_file import read_model, write_model
 from cbam_deploy.machine import environment
@@ -86,9 +85,15 @@ RUNS: dict[str, Callable[[Path, Path, Pictures, str], None]] = {"ours": ours, "o
 
 def photos(images: int) -> Pictures:
     """The built-in photos, repeated when there are not enough."""
-    source = open_source("photos", Preprocessing())
-    once = np.concatenate([*calibration_batches(source, images=images, seed=0)])
+    once = drawn(images, seed=0)
     return np.resize(once, (images, *once.shape[1:]))
+
+
+def drawn(images: int, seed: int) -> Pictures:
+    """Photos as `convert` draws them."""
+    source = open_source("photos", Preprocessing())
+    batches = source.batches(4, limit=images, shuffle_seed=seed)
+    return np.concatenate([batch.images for batch in batches])
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -106,8 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 def signal_to_noise(model: Path, quantized: Path) -> float:
     """Of the outputs for eight pictures that were drawn by another seed, in dB."""
-    source = open_source("photos", Preprocessing())
-    x = np.concatenate([*calibration_batches(source, images=8, seed=1)])
+    x = drawn(8, seed=1)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     outputs = [

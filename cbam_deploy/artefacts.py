@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.numerics.sizes import free_axes, typical_sizes
 from cbam_deploy.numerics.tensors import TensorSpec, batch_range
-from cbam_deploy.preprocessing import Preprocessing, for_input
+from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.choice import Asked, PictureInput, choose
 from cbam_deploy.provenance import Provenance
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from cbam_deploy.data import ImageSource
+    from cbam_deploy.data.open_source import Split
     from cbam_deploy.engines.manifest import Manifest
+
+ArtefactT = TypeVar("ArtefactT", bound="Artefact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +48,30 @@ class Artefact:
     opt_batch: int | None = None
     sizes: dict[str, int]
 
+    def sized(self: ArtefactT, texts: Sequence[str]) -> ArtefactT:
+        """The same with the sizes that ``--size`` says; raises `BadInput` like `parse_sizes`."""
+        said = typical_sizes(texts, free_axes(self.inputs), str(self.path))
+        return replace(self, sizes={**self.sizes, **said})
+
     @property
     def recorded_preprocessing(self) -> Preprocessing | None:
         """How its pictures are prepared, as far as the file says so."""
         return self.provenance.preprocessing if self.provenance else None
+
+    def samples(
+        self, source: str, asked: Asked | None = None, *, split: Split = "all"
+    ) -> ImageSource:
+        """SOURCE, prepared as this network takes it; tensors are taken as they are.
+
+        Raises:
+            BadInput: as `preprocessing` and `data.open_source`.
+            MissingCapability: Pillow or scikit-learn is not installed.
+        """
+        from cbam_deploy.data import open_source
+        from cbam_deploy.data.tensors import are_tensors
+
+        chosen = None if are_tensors(source) else self.preprocessing(asked)
+        return open_source(source, chosen or Preprocessing(), split=split)
 
     @property
     def image_size(self) -> int | None:
@@ -52,16 +79,15 @@ class Artefact:
         recorded = self.recorded_preprocessing
         return recorded.image_size if recorded else None
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How its pictures are prepared: as recorded, else by ImageNet's protocol.
+    def preprocessing(self, asked: Asked | None = None) -> Preprocessing:
+        """How its pictures are prepared: as asked, else as recorded, else by ImageNet's protocol.
 
         Raises:
-            BadInput: nothing is recorded, and the first input takes no pictures.
+            BadInput: as `preprocessing.choice.choose`.
         """
-        if self.recorded_preprocessing is not None:
-            return self.recorded_preprocessing
-        return for_input(self.inputs[0].name, self.inputs[0].shape, self.sizes)
+        first = self.inputs[0]
+        of = PictureInput(str(self.path), first.name, first.shape, self.sizes)
+        return choose(asked, self.recorded_preprocessing, of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +167,22 @@ def open_onnx(path: Path, *, to_run: bool = True) -> OnnxFile:
         inputs=inputs,
         outputs=specs_of(model.graph.outputs),
         batch_range=batch_range(inputs),
-        sizes=provenance.sizes if provenance else {},
+        sizes=known_sizes(inputs, provenance),
         model=model,
     )
+
+
+def known_sizes(inputs: Sequence[TensorSpec], provenance: Provenance | None) -> dict[str, int]:
+    """Typical sizes of free axes but the batch: as recorded, and as large as its pictures are."""
+    if provenance is None:
+        return {}
+    pictures, sizes = provenance.preprocessing, dict(provenance.sizes)
+    if pictures is None or pictures.function is not None or not inputs:
+        return sizes
+    of_pictures = zip(inputs[0].shape[1:], pictures.shape, strict=False)
+    if len(inputs[0].shape) == 4:
+        sizes = {axis: size for axis, size in of_pictures if isinstance(axis, str)} | sizes
+    return sizes
 
 
 def open_engine(path: Path) -> Engine:

@@ -177,6 +177,7 @@ class Inspection(Result):
         yield "sha256", self.sha256
         if self.provenance is None:
             yield "provenance", "none: the file was not made by cbam-deploy"
+            yield "preprocessing", "not recorded"
         else:
             yield from self.provenance.facts()
         yield "precision", self.precision

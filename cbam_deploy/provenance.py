@@ -17,10 +17,12 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.json_data import parse, read
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.text import text_of
 
 METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
+_SHOWN = 20  # Names of classes that a table has room for; the JSON has all.
 _LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
 
 
@@ -177,7 +179,10 @@ class Provenance:
             ("stem", model.stem or ""),
             ("weights", weights),
             ("weights sha256", model.weights_sha256 or ""),
-            ("preprocessing", "" if pictures is None else _described(pictures)),
+            ("preprocessing", "not recorded" if pictures is None else text_of(pictures)),
+            ("class names", _listed(self.class_names)),
+            ("typical sizes", ", ".join(f"{name}={size}" for name, size in self.sizes.items())),
+            ("calibration", ", ".join(f"{name} {v}" for name, v in self.calibration.items())),
             ("tolerance at export", tolerance),
             ("lowered from", self.lowered.source if self.lowered else ""),
             ("for", _built_by(self.lowered) if self.lowered else ""),
@@ -189,16 +194,14 @@ def _built_by(lowered: Lowering) -> str:
     return f"{', '.join(lowered.targets)}, TensorRT {lowered.tensorrt} and later"
 
 
-def _described(pictures: Preprocessing) -> str:
-    mean, std = (", ".join(f"{x:g}" for x in values) for values in (pictures.mean, pictures.std))
-    colours = "RGB" if len(pictures.mean) == 3 else "luminance"
-    side = f"resized to {pictures.resize}, {pictures.image_size}×{pictures.image_size} {colours}"
-    return f"{side}, mean ({mean}), standard deviation ({std})"
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _meaningful(provenance: Provenance) -> Provenance:
     """`provenance`, if its values are among those that there are; else ValueError."""
-    model, pictures = provenance.model, provenance.preprocessing
+    model = provenance.model
     choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "precision": (provenance.precision, PRECISIONS)
     }
@@ -207,10 +210,6 @@ def _meaningful(provenance: Provenance) -> Provenance:
         choices["attention"] = model.attention, (None, "cbam", "se", "none")
         choices["stem"] = model.stem, (None, "imagenet", "cifar")
         counts["num_classes"] = model.num_classes
-    if pictures is not None:
-        counts |= {"image_size": pictures.image_size, "resize": pictures.resize}
-        if min(pictures.std) <= 0:
-            raise ValueError("std is not positive")
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} is none of {', '.join(map(str, allowed))}")

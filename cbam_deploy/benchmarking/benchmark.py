@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cbam_deploy.artefacts import Artefact, open_artefact
+from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.benchmarking import memory
 from cbam_deploy.benchmarking.comparison import (
     check_baseline,
@@ -24,9 +24,12 @@ from cbam_deploy.benchmarking.statistics import Samples, paired_ratio, quantile,
 from cbam_deploy.benchmarking.warm_up import WarmUp, warm_up
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.sizes import free_axes, typical_sizes
 from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Execution, Runner
+
+MAX_SLOWDOWN = 0.05  # What counts as slower than an earlier report.
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def bench(
     reference: str | None = None,
     weights: str | Path | None = None,
     batches: Sequence[int] = (1, 8),
+    sizes: Sequence[str] = (),
     seconds: float = 3.0,
     relative_to: str | Path | None = None,
     against: str | Path | None = None,
@@ -69,13 +73,15 @@ def bench(
             must be named here (`models.recorded`).
         weights: its checkpoint, which must be named here if it has one.
         batches: batch sizes, in images.
+        sizes: of free axes, such as ``H=640``, in every file that has them.
         seconds: timed duration per artefact and batch size; slow ones take longer, for there are
             never fewer than ten rounds.
         relative_to: a baseline artefact, or ``"pytorch"``, measured in the same rounds; in the
             first of several runtimes.
         against: JSON of an earlier report to compare with (`comparison`).
-        max_slowdown: 0.05 fails the report when an entry is slower by more than 5% beyond doubt:
-            than in `against`, or without that than the baseline.
+        max_slowdown: fails the report when an entry is slower by more, beyond doubt: than in
+            `against`, or without that than the baseline. None is 0.05, so 5%, for `against`, and no
+            bound for a baseline, which may be another network.
         runtime: overrides the runtime that follows from the file. Of several, each file is measured
             in all that run it, in this order.
         device: ``cpu`` or ``cuda``.
@@ -103,7 +109,7 @@ def bench(
     if earlier is not None and against is not None:
         check_baseline(baseline, earlier, against)
     with ExitStack() as stack:
-        contenders = _prepare(stack, sources, batches, seed)
+        contenders = _prepare(stack, sources, batches, sizes, seed)
         clocks_before = clocks()
         warm, rounds = _measure(contenders, seconds, seed)
         clocks_after = clocks()
@@ -114,6 +120,7 @@ def bench(
         entries=tuple(_relative(entries, baseline, seed)),
         settings={
             "batches": list(batches),
+            **({"sizes": list(sizes)} if sizes else {}),
             "seconds": seconds,
             "threads": threads,
             "seed": seed,
@@ -130,7 +137,8 @@ def bench(
         ),
     )
     if earlier is not None and against is not None:
-        comparison = compare_with_report(report, earlier, against, max_slowdown, seed)
+        bound = MAX_SLOWDOWN if max_slowdown is None else max_slowdown
+        comparison = compare_with_report(report, earlier, against, bound, seed)
         return replace(report, comparison=comparison)
     if baseline is not None and max_slowdown is not None:
         return replace(report, comparison=compare_with_baseline(report, max_slowdown))
@@ -163,14 +171,20 @@ def _check_options(
 
 
 def _prepare(
-    stack: ExitStack, sources: Sequence[Source], batches: Sequence[int], seed: int
+    stack: ExitStack,
+    sources: Sequence[Source],
+    batches: Sequence[int],
+    sizes: Sequence[str],
+    seed: int,
 ) -> list[Contender]:
     contenders = []
-    files: dict[str, Artefact] = {}
+    files = {path: open_artefact(path) for path in dict.fromkeys(s.artefact for s in sources)}
+    free = {axis: None for file in files.values() for axis in free_axes(file.inputs)}
+    said = typical_sizes(sizes, free, ", ".join(files))
     opened: dict[str, tuple[Runner, Arrays]] = {}
     for listed in sources:
-        file = files.get(listed.artefact) or open_artefact(listed.artefact)
-        files[listed.artefact] = file
+        file = files[listed.artefact]
+        file = replace(file, sizes={**file.sizes, **said})
         source = listed.described_by(file)
         if isinstance(source, PyTorchSource):
             source = source.like(*opened[source.artefact])

@@ -31,7 +31,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.report.units import Estimate
 
 
-def compare_with_baseline(report: BenchReport, max_slowdown: float | None) -> Comparison:
+def compare_with_baseline(report: BenchReport, max_slowdown: float) -> Comparison:
     """Judge the entries of `report` by their durations relative to the baseline's."""
     verdicts = [
         _verdict(entry, entry.relative, max_slowdown)
@@ -42,7 +42,7 @@ def compare_with_baseline(report: BenchReport, max_slowdown: float | None) -> Co
 
 
 def compare_with_report(
-    new: BenchReport, old: BenchReport, path: str | Path, max_slowdown: float | None, seed: int
+    new: BenchReport, old: BenchReport, path: str | Path, max_slowdown: float, seed: int
 ) -> Comparison:
     """Judge the entries of `new` by those of `old`, matched by artefact, runtime and batch.
 
@@ -50,7 +50,7 @@ def compare_with_report(
         new: the report at hand.
         old: the earlier one, read from `path`.
         path: where `old` comes from, for messages.
-        max_slowdown: allowed slowdown as a fraction, None to compare without judging.
+        max_slowdown: allowed slowdown as a fraction.
         seed: of the bootstrap.
 
     Raises:
@@ -109,8 +109,8 @@ def _figures(report: BenchReport, entry: Entry, relative: bool) -> Samples | Non
     return ratios
 
 
-def _verdict(entry: Entry, ratio: Estimate, max_slowdown: float | None) -> Verdict:
-    held = max_slowdown is None or ratio.low <= 1 + max_slowdown
+def _verdict(entry: Entry, ratio: Estimate, max_slowdown: float) -> Verdict:
+    held = ratio.low <= 1 + max_slowdown
     return Verdict(entry.artefact, entry.runtime, entry.batch, ratio, held)
 
 

@@ -88,13 +88,13 @@ class Comparison:
 
     Attributes:
         with_what: what the entries were compared with, in words.
-        max_slowdown: allowed slowdown as a fraction, None when comparing only to know.
+        max_slowdown: allowed slowdown as a fraction.
         verdicts: one per entry.
         notes: what a reader must know to trust the verdicts, such as entries left out.
     """
 
     with_what: str
-    max_slowdown: float | None
+    max_slowdown: float
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()
 
@@ -104,8 +104,6 @@ class Comparison:
         In doubt is what the bound lies within the interval of: more rounds (a longer measurement)
         or a quieter machine would tell.
         """
-        if self.max_slowdown is None:
-            return "not judged"
         if not verdict.held:
             return "slower"
         return "held" if verdict.ratio.high <= 1 + self.max_slowdown else "in doubt"
@@ -151,7 +149,6 @@ class BenchReport(Result):
     def failure(self) -> tuple[str, str]:
         """Message and hint for a report that did not pass."""
         assert self.comparison is not None
-        assert self.comparison.max_slowdown is not None
         slow = [verdict for verdict in self.comparison.verdicts if not verdict.held]
         worst = max(slow, key=lambda verdict: verdict.ratio.low)
         others = f", and {len(slow) - 1} more" if len(slow) > 1 else ""

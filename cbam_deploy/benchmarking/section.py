@@ -27,7 +27,7 @@ def bench_sections(report: BenchReport) -> tuple[Section, Section]:
             "Memory on the CPU is the peak of a process that runs nothing but this artefact at "
             "this batch size, less what that process had before it loaded the artefact."
         )
-    judged = report.comparison is not None and report.comparison.max_slowdown is not None
+    judged = report.comparison is not None
     figures = Section(
         title="Latency and throughput",
         intro=_intro(report),
@@ -169,8 +169,7 @@ def _relative_table(report: BenchReport) -> Table:
 
 
 def _verdicts_table(comparison: Comparison) -> Table:
-    bound = comparison.max_slowdown
-    allowed = "" if bound is None else f" Fails where the whole interval is above {1 + bound:.3f}."
+    bound = 1 + comparison.max_slowdown
     verdicts = comparison.verdicts
     return Table(
         columns=("artefact", "runtime", "verdict", "batch", "ratio", "95% interval"),
@@ -185,7 +184,8 @@ def _verdicts_table(comparison: Comparison) -> Table:
             )
             for verdict in verdicts
         ),
-        caption=f"Time relative to {comparison.with_what}.{allowed}",
+        caption=f"Time relative to {comparison.with_what}."
+        f" Fails where the whole interval is above {bound:.3f}.",
         text_columns=3,
         emphasized=tuple(index for index, verdict in enumerate(verdicts) if not verdict.held),
     )

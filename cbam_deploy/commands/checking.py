@@ -22,11 +22,13 @@ from cbam_deploy.commands.options import (
     Artefacts,
     BatchOption,
     DataOption,
+    PreprocessOption,
     PyTorchOption,
     RunningOptions,
     RuntimeOption,
     RuntimesOption,
     SeedOption,
+    SizesOption,
     count,
     file_option,
     number,
@@ -43,6 +45,8 @@ def validate(
     running: RunningOptions,
     runtime: RuntimeOption = None,
     data: DataOption = None,
+    preprocess: PreprocessOption = None,
+    size: SizesOption = None,
     batch: BatchOption = None,
     layers: Annotated[
         bool,
@@ -65,7 +69,7 @@ def validate(
         float | None,
         number(-math.inf, math.inf, "Smallest one of a channel by itself, in dB.", LIMITS),
     ] = None,
-    min_top1: Annotated[float | None, percent("Smallest top-1 agreement (99%).", LIMITS)] = None,
+    min_top1: Annotated[float | None, percent("Smallest top-1 agreement.", LIMITS)] = None,
     limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
     seed: SeedOption = 0,
     junit: Annotated[
@@ -73,10 +77,12 @@ def validate(
         file_option("Also write a JUnit file.", written, ".xml", panel=RESULT),
     ] = None,
 ) -> Any:
-    """Prove parity with PyTorch; exit 1 without it."""
+    """Prove parity with PyTorch or a file before; exit 1 without it."""
     parity = cbam_deploy.validate(
         artefact,
         data=data,
+        preprocessing=preprocess,
+        sizes=tuple(size or ()),
         batch_sizes=batch or None,
         layers="all" if every_node else "gates" if layers else None,
         max_abs=max_abs,
@@ -102,17 +108,19 @@ def evaluate(
     data: Annotated[str, source("Labelled images.")],
     running: RunningOptions,
     runtime: RuntimeOption = None,
+    preprocess: PreprocessOption = None,
     pytorch: PyTorchOption = False,
     batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
     limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
     max_drop: Annotated[
-        float | None, percent("Exit 1 when top-1 falls by more (0.5%).", LIMITS)
+        float | None, percent("Exit 1 when top-1 falls by more than this.", LIMITS)
     ] = None,
 ) -> Any:
     """Measure top-1 and top-5 accuracy."""
     return cbam_deploy.evaluate(
         artefacts,
         data=data,
+        preprocessing=preprocess,
         reference_pytorch=pytorch,
         batch_size=batch,
         limit=limit,
@@ -128,6 +136,7 @@ def bench(
     runtime: RuntimesOption = None,
     pytorch: PyTorchOption = False,
     batch: BatchOption = None,
+    size: SizesOption = None,
     seconds: Annotated[float, number(0.1, SECONDS, "Time per artefact and batch.")] = 3.0,
     threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
     relative_to: Annotated[
@@ -138,7 +147,7 @@ def bench(
         Path | None, file_option("Earlier --report to compare with.", read, ".json")
     ] = None,
     max_slowdown: Annotated[
-        float | None, percent("Exit 1 when slower by more (5%).", LIMITS)
+        float | None, percent("Exit 1 when slower by more [default: 5% with --against].", LIMITS)
     ] = None,
     seed: SeedOption = 0,
     html: Annotated[
@@ -151,6 +160,7 @@ def bench(
         artefacts,
         pytorch=pytorch,
         batches=tuple(batch or (1, 8)),
+        sizes=tuple(size or ()),
         seconds=seconds,
         threads=threads,
         relative_to=relative_to,

@@ -47,6 +47,13 @@ def read_as_model(parameter: typer.CallbackParam, value: T) -> T:
     return value
 
 
+def read_as_function(parameter: typer.CallbackParam, value: T) -> T:
+    """For a description, which may be a file, or in a function's source file."""
+    for text in _texts(value):
+        _declare_read(parameter, text, *_sources(text))
+    return value
+
+
 def written(parameter: typer.CallbackParam, value: T) -> T:
     """For a file to write; it may be a device or a pipe."""
     for text in _texts(value):

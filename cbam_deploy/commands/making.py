@@ -28,6 +28,7 @@ from cbam_deploy.commands.options import (
     OnnxInPlace,
     Output,
     SeedOption,
+    SizesOption,
     count,
     file_option,
     number,
@@ -62,6 +63,13 @@ def export(
             metavar="NAME:AXES",
         ),
     ] = None,
+    output_name: Annotated[
+        list[str] | None,
+        option("Name of an output; repeat for each, in order.", MODEL, metavar="NAME"),
+    ] = None,
+    opset: Annotated[
+        int | None, count(11, 99, "Version of ONNX's operators [default: torch's own].")
+    ] = None,
     initial_gates: InitialGatesOption = False,
     no_fuse: Annotated[bool, option("Leave gates as plain ops.", None, "--no-fuse")] = False,
     precision: Annotated[
@@ -91,6 +99,8 @@ def export(
         **vars(ranges),
         num_classes=num_classes,
         inputs=tuple(inputs or ()),
+        output_names=tuple(output_name or ()),
+        opset=opset,
         initial_gates=initial_gates,
         fuse=not no_fuse,
         portable=portable,
@@ -123,6 +133,7 @@ def convert(
         float | None,
         percent("Give the noisiest layers back to FP16 until top-1 on --data holds.", PRECISION),
     ] = None,
+    size: SizesOption = None,
     data: DataOption = None,
     seed: SeedOption = 0,
 ) -> Any:
@@ -132,6 +143,7 @@ def convert(
         output,
         precision=precision,
         **vars(ranges),
+        sizes=tuple(size or ()),
         max_accuracy_drop=max_accuracy_drop,
         data=data,
         seed=seed,
@@ -195,9 +207,9 @@ def build_engine(
     size: Annotated[
         list[str] | None,
         option(
-            "Range of a free axis such as H=320,640,1280; repeat for several.",
+            "Size of a free axis such as H=640, or its range H=320,640,1280; repeat for several.",
             SHAPES,
-            metavar="AXIS=MIN,OPT,MAX",
+            metavar="AXIS=SIZE|MIN,OPT,MAX",
         ),
     ] = None,
     target: Annotated[

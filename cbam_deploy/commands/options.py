@@ -16,6 +16,7 @@ from cbam_deploy.commands.completion import ZOO, offer, runtimes
 from cbam_deploy.commands.files import (
     read,
     read_and_replaced,
+    read_as_function,
     read_as_model,
     written,
     written_artefact,
@@ -103,7 +104,7 @@ def file_option(
 
 def source(help_text: str, panel: str = INPUT) -> Any:
     """An option that takes a SOURCE of pictures."""
-    complete = offer("digits", "photos", "/")
+    complete = offer("digits", "photos", "/", ".npy", ".npz")
     return option(help_text, panel, metavar="SOURCE", callback=read, autocompletion=complete)
 
 
@@ -156,7 +157,30 @@ InitialGatesOption = Annotated[
 ]
 PyTorchOption = Annotated[bool, option("PyTorch as well.", MODEL, "--pytorch")]
 SeedOption = Annotated[int, count(0, SEEDS, "Seed of everything random.")]
-DataOption = Annotated[str | None, source("Image directory, 'digits' or 'photos'.")]
+DataOption = Annotated[
+    str | None, source("Image directory, 'digits', 'photos', or an .npy or .npz file of tensors.")
+]
+PreprocessOption = Annotated[
+    str | None,
+    option(
+        "How pictures become inputs: 'letterbox 640, rgb, /255', 'resize 256, crop 224, imagenet',"
+        " 'raw', a .toml or .yaml file, or package:function of your own [default: as recorded].",
+        INPUT,
+        "--preprocess",
+        metavar="STEPS|FILE|FUNCTION",
+        callback=read_as_function,
+        autocompletion=offer(".toml", ".yaml", ".yml", ".py"),
+    ),
+]
+SizesOption = Annotated[
+    list[str] | None,
+    option(
+        "Size of a free axis, such as H=640; repeat for several.",
+        INPUT,
+        "--size",
+        metavar="AXIS=SIZE",
+    ),
+]
 BatchOption = Annotated[
     list[int] | None, count(1, BATCHES, "Batch size; repeat for several.", INPUT)
 ]
@@ -217,6 +241,7 @@ class CalibrationOptions:
     """What ranges INT8 scales are made from."""
 
     calibration: Annotated[str | None, source("Typical images, for INT8.", PRECISION)] = None
+    preprocessing: PreprocessOption = None
     method: Annotated[
         Literal["minmax", "entropy", "percentile"],
         option("How INT8 ranges are found.", PRECISION),
@@ -234,11 +259,11 @@ class RunningOptions:
     reference: Annotated[
         str | None,
         option(
-            "PyTorch model, if not one of the zoo.",
+            "PyTorch model, if not one of the zoo; for validate also the ONNX file before.",
             MODEL,
             metavar="MODEL",
-            callback=read_as_model,
-            autocompletion=offer(*ZOO, ".py"),
+            callback=read,
+            autocompletion=offer(*ZOO, ".py", ".onnx"),
         ),
     ] = None
     weights: WeightsOption = None

@@ -18,8 +18,10 @@ from cbam_deploy.commands.options import (
     ModelOptions,
     ModelOrFile,
     Networks,
+    PreprocessOption,
     SeedOption,
     SizeOption,
+    SizesOption,
     count,
     file_option,
     number,
@@ -33,17 +35,23 @@ def complexity(
     model: ModelOrFile,
     which: ModelOptions,
     num_classes: ClassesOption = None,
+    size: SizesOption = None,
     by_module: Annotated[bool, option("Show each module.", None, "--by-module")] = False,
 ) -> Any:
     """Count parameters and multiply-adds."""
     return cbam_deploy.complexity(
-        model, **vars(which), num_classes=num_classes, by_module=by_module
+        model,
+        **vars(which),
+        num_classes=num_classes,
+        sizes=tuple(size or ()),
+        by_module=by_module,
     )
 
 
 def gradcam(
     networks: Networks,
     data: Annotated[str, source("Pictures to explain.")],
+    preprocess: PreprocessOption = None,
     output: Annotated[Path, output("Folder to write.", written_in("gradcam.html"), "/")] = Path(
         "gradcam"
     ),
@@ -65,6 +73,7 @@ def gradcam(
         networks,
         output,
         data=data,
+        preprocessing=preprocess,
         artefacts=tuple(artefact or ()),
         images=images,
         image_size=image_size,

@@ -1,1 +1,1 @@
-"""A PyTorch module run beside a graph, down to every value inside."""
+"""A PyTorch module or an ONNX file run beside a graph, down to every value inside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,6 +74,11 @@ class LayerReport:
     def first_gate(self) -> LayerError | None:
         """The first gate whose output leaves tolerance."""
         return next((e for e in self.compared if e.failures and e.place.is_gate), None)
+
+    def worst(self, but: Collection[str]) -> LayerError | None:
+        """The value with the largest error over its largest value, of those not named in `but`."""
+        inner = [entry for entry in self.compared if entry.place.value not in but]
+        return max(inner, key=lambda entry: entry.error.max_relative, default=None)
 
     @property
     def last_good(self) -> LayerError | None:

@@ -1,8 +1,9 @@
-"""Find the first place where an ONNX file computes something else than PyTorch.
+"""Find the first place where an ONNX file computes something else than its reference.
 
 Values in our ONNX files bear the names of torch's exported program, so the reference is exported
 the same way again, run node by node in PyTorch, and compared by name with what ONNX Runtime
-computes for the file. Two ways to look:
+computes for the file. Beside another ONNX file (`file_reference`), values of one name are compared.
+Two ways to look:
 
 - ``gates``: compares the output of each fused gate and of the network. When one leaves tolerance,
   the values between it and the last good ones are compared too, which leads to the node. Of a file
@@ -24,7 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -33,11 +34,10 @@ from torch.export.graph_signature import InputKind
 
 from cbam_deploy.comparison.layer_report import LayerError, LayerReport, Layers
 from cbam_deploy.comparison.reference import Reference, as_tensor
-from cbam_deploy.data.feeds import Feeds
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.origins import Place, places, stretch
 from cbam_deploy.numerics.metrics import tensor_error
-from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 from cbam_deploy.numerics.tolerances import Tolerance, check
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.runtimes.pytorch import own_array
@@ -54,7 +54,7 @@ Open = Callable[[Sequence[str]], Runner]
 
 def compare_layers(
     model: ir.Model,
-    program: ReferenceProgram,
+    program: Program,
     *,
     title: str,
     layers: Layers,
@@ -81,10 +81,29 @@ def compare_layers(
     if unknown and all(entry.place.value in outputs for entry in compared):
         raise BadInput(
             f"{title}: none of the values inside it bears a name of the reference's program",
-            "export it again with this version of torch, or give the model it was made from",
+            "give what it was made from; of a PyTorch model, export it again with this torch",
         )
     seconds = time.perf_counter() - begin
     return LayerReport(layers, tolerance, tuple(compared), tuple(unknown), seconds)
+
+
+class Program(Protocol):
+    """What the values of a file are compared with: the attributes and method of the next class."""
+
+    @property
+    def feeds(self) -> Feeds:
+        """The batch by input name."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of every value that there is."""
+
+    @property
+    def outputs(self) -> Collection[str]:
+        """Names of the outputs, in the file's order."""
+
+    def watch(self, wanted: Collection[str], visit: Callable[[str, NDArray[Any]], None]) -> None:
+        """Run once; call `visit(name, value)` for each wanted value."""
 
 
 class ReferenceProgram:
@@ -156,7 +175,7 @@ class _Watcher(torch.fx.Interpreter):
 @dataclass(frozen=True)
 class _Search:
     model: ir.Model
-    program: ReferenceProgram
+    program: Program
     tolerance: Tolerance
     open_runner: Open
 

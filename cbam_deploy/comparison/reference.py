@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import exits_as_errors, foreign_code
+from cbam_deploy.foreign_code import exits_as_errors, foreign_code
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 

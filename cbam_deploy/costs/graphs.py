@@ -14,11 +14,13 @@ from collections.abc import Mapping
 import onnx
 import onnx_ir as ir
 from onnx import inliner
+from onnxscript.optimizer import fold_constants
 
 from cbam_deploy.costs.result import Part
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.shapes import Known, infer_shapes, make_weights_inputs
+from cbam_deploy.graphs.signature import specs_of
 
 Shape = tuple[int, ...]
 
@@ -51,6 +53,7 @@ def count_graph(
     model: ir.Model,
     label: str,
     image_size: int | None,
+    said: Mapping[str, int] | None = None,
     recorded: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Shape, ...], tuple[Part, ...], dict[str, int]]:
     """Shapes of the inputs, parts in the graph's order, and operators that are not counted.
@@ -59,15 +62,16 @@ def count_graph(
         model: left as it is.
         label: what to call it in messages.
         image_size: in pixels, for the sides that the graph leaves free.
-        recorded: size of free axes by their names; heights and widths that `image_size` gives are
-            not taken from it.
+        said: size of free axes by their names, before everything else.
+        recorded: the same, for what neither `said` nor, of heights and widths, `image_size` gives.
 
     Raises:
         BadInput: a size that counting needs cannot be known.
     """
     parameters = _parameters(model)
-    proto = ir.to_proto(_for_one_picture(model, label, image_size, recorded or {}))
-    known = infer_shapes(proto)
+    one = _for_one_picture(model, label, image_size, said or {}, recorded or {})
+    proto = ir.to_proto(one)
+    known = _shapes_of(one, proto)
     bodies = {(body.domain, body.name) for body in proto.functions}
     parts: list[Part] = []
     uncounted: Counter[str] = Counter()
@@ -87,6 +91,22 @@ def count_graph(
             parts.append(Part(name, kind, sum(owned.values()), products, gate))
     inputs = tuple(_shape(known, value.name, label) for value in proto.graph.input)
     return inputs[: len(_network_inputs(model))], tuple(parts), dict(uncounted)
+
+
+def _shapes_of(one: ir.Model, proto: onnx.ModelProto) -> Known:
+    """Types and shapes by name, also behind sizes that the graph computes from its input's."""
+    known = infer_shapes(proto)
+    complete = {
+        name
+        for name, (_, sizes) in known.items()
+        if sizes is not None and all(isinstance(size, int) for size in sizes)
+    }
+    if {name for node in proto.graph.node for name in node.output} <= complete:
+        return known
+    folded = one.clone()
+    fold_constants(folded, onnx_shape_inference=True)
+    behind = infer_shapes(ir.to_proto(folded))
+    return known | {name: found for name, found in behind.items() if name not in complete}
 
 
 def _network_inputs(model: ir.Model) -> list[ir.Value]:
@@ -123,7 +143,11 @@ def _name(node: ir.Node, weights: Mapping[str, int]) -> str:
 
 
 def _for_one_picture(
-    model: ir.Model, label: str, image_size: int | None, recorded: Mapping[str, int]
+    model: ir.Model,
+    label: str,
+    image_size: int | None,
+    said: Mapping[str, int],
+    recorded: Mapping[str, int],
 ) -> ir.Model:
     """A copy with inputs of known sizes, without large weights and without recorded shapes."""
     copy = model.clone()
@@ -131,20 +155,24 @@ def _for_one_picture(
         if value.shape is None:
             raise BadInput(f"{label}: input {value.name} has no shape", "export it with shapes")
         # Also where the batch is fixed: what one picture costs is asked.
-        pictures = len(value.shape) == 4
+        (spec,) = specs_of([value])
+        shown = ", ".join(map(str, spec.shape))
+        pictures = len(spec.shape) == 4
         sizes = [
             size
             if isinstance(size, int)
+            else said[size]
+            if size in said
             else image_size
             if pictures and axis >= 2 and image_size is not None
-            else recorded.get(str(size.value), image_size)
-            for axis, size in enumerate(value.shape)
+            else recorded.get(size, image_size)
+            for axis, size in enumerate(spec.shape)
         ]
         sizes[:1] = [1]
         if None in sizes:
             raise BadInput(
-                f"{label}: input {value.name} leaves sizes free: {value.shape}",
-                "give the side of the picture: --image-size",
+                f"{label}: input {value.name} leaves sizes free: [{shown}]",
+                "give the side of the picture: --image-size; or each axis: --size H=640",
             )
         value.shape = ir.Shape(sizes)
     for node in copy.graph:

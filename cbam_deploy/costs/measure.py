@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from cbam_deploy.costs.result import Complexity
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.sizes import free_axes, typical_sizes
 from cbam_deploy.provenance import ModelIdentity
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def complexity(
     stem: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
+    sizes: Sequence[str] = (),
     weights: str | Path | None = None,
     by_module: bool = False,
 ) -> Complexity:
@@ -42,6 +45,7 @@ def complexity(
         num_classes: outputs of the classifier.
         image_size: side of the picture in pixels; for an ONNX file that of sides it leaves free,
             by default those that it records as typical.
+        sizes: of free axes of an ONNX file, such as ``H=640``.
         weights: a checkpoint whose metadata say what the model is.
         by_module: whether printing the result shows the parts; they are in it anyway.
 
@@ -53,27 +57,27 @@ def complexity(
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
     checkpoint = None if weights is None else str(weights)
     asked = ModelIdentity(label, attention, gate, num_classes, stem, weights=checkpoint)
-    if isinstance(model, str | Path) and not label.endswith(".onnx"):
+    is_file = isinstance(model, str | Path) and label.endswith(".onnx")
+    if sizes and not is_file:
+        raise BadInput(f"{label}: has no free axes by name", "give its size as --image-size")
+    if isinstance(model, str | Path) and not is_file:
         return replace(_of_name(asked, image_size), by_module=by_module)
     asked.refuse_options(label, "leave it out")
     if isinstance(model, str | Path):
-        result = _of_file(Path(model), image_size)
+        result = _of_file(Path(model), image_size, sizes)
     else:
         result = _of_module(model, label, image_size or 224)
     return replace(result, by_module=by_module)
 
 
 @said_of_the_file
-def _of_file(path: Path, image_size: int | None) -> Complexity:
+def _of_file(path: Path, image_size: int | None, sizes: Sequence[str]) -> Complexity:
+    from cbam_deploy.artefacts import open_onnx
     from cbam_deploy.costs.graphs import count_graph
-    from cbam_deploy.graphs.onnx_file import read_model, read_provenance
 
-    model = read_model(path)
-    provenance = read_provenance(model)
-    recorded = provenance.sizes if provenance else {}
-    if image_size is None and not recorded and provenance and provenance.preprocessing:
-        image_size = provenance.preprocessing.image_size
-    inputs, parts, uncounted = count_graph(model, str(path), image_size, recorded)
+    opened = open_onnx(path, to_run=False)
+    said = typical_sizes(sizes, free_axes(opened.inputs), str(path))
+    inputs, parts, uncounted = count_graph(opened.model, str(path), image_size, said, opened.sizes)
     return Complexity(str(path), "onnx", inputs, parts, uncounted)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cbam_deploy.costs.result import Part
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models.gate import AttentionGate
 
 _PER_MULTIPLY_ADD = 2

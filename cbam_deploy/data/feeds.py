@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.data.network_input import is_levels, network_input
+from cbam_deploy.data.network_input import is_levels, network_feeds
 from cbam_deploy.errors import BadInput
 from cbam_deploy.machine import check_memory
-from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
-
-Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class InputStream:
         """What the inputs are, for a report."""
         if self.source is None:
             return f"noise, seed {self.seed}"
+        if self.source.ready:
+            return f"samples of {self.source.name}"
         levels = ", as levels of 0 to 255" if any(is_levels(s.dtype) for s in self.specs) else ""
         return f"pictures of {self.source.name}{levels}"
 
@@ -141,7 +141,7 @@ def _size(
         return image_size
     raise BadInput(
         f"input {spec.name}: axis {axis} ({size}) is free and nothing says its size",
-        "export the model with --input, which says it, or with every size but the batch fixed",
+        f"say it: --size {size}=640",
     )
 
 
@@ -153,22 +153,18 @@ def pictures(
     A network of integer inputs gets levels of 0 to 255 (`data.network_input`).
 
     Args:
-        source: yields preprocessed float32 [N, 3, S, S].
-        specs: inputs of the network; there must be one, of four axes.
-        batch: size of every batch; the last one is filled by repeating its own pictures.
-        limit: number of pictures, or one batch if that is more.
+        source: pictures or tensors.
+        specs: inputs of the network.
+        batch: size of every batch; the last one is filled by repeating its own samples.
+        limit: number of samples, or one batch if that is more.
 
     Raises:
-        BadInput: the network does not take one image tensor, or in a type that cannot hold
-            pictures, or no picture can be read.
+        BadInput: the network takes something else than `source` gives, or in a type that cannot
+            hold it, or no picture can be read.
     """
-    if len(specs) != 1 or len(specs[0].shape) != 4:
-        names = ", ".join(spec.name for spec in specs)
-        raise BadInput(
-            f"the network does not take one image tensor but {names}; --data cannot feed it",
-            "leave --data out: the comparison then runs on noise",
-        )
-    spec = specs[0]
     for read in source.batches(batch, limit=max(limit, batch)):
-        filled = np.take(read.images, range(batch), axis=0, mode="wrap")
-        yield {spec.name: network_input(filled, source.preprocessing, spec.dtype, spec.name)}
+        filled = {
+            name: np.take(array, range(batch), axis=0, mode="wrap")
+            for name, array in read.inputs.items()
+        }
+        yield network_feeds(filled, source, specs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cbam_deploy.data.class_names import class_indices
 from cbam_deploy.data.listing import class_folders, listing, pictures_below
-from cbam_deploy.data.pictures import EXTENSIONS, decode, require_pillow
+from cbam_deploy.data.pictures import EXTENSIONS, decode, mode_of, require_pillow
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.data.splits import Parts, find_parts
 from cbam_deploy.errors import BadInput
@@ -66,7 +66,7 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
     return ImageSource(
         name=str(root),
         names=[str(file) for file in files],
-        read=lambda index: decode(files[index]),
+        read=lambda index: decode(files[index], mode_of(preprocessing)),
         preprocessing=preprocessing,
         labels=np.array(labels, np.int64) if class_names else None,
         class_names=tuple(class_names),

@@ -1,4 +1,4 @@
-"""SOURCE on the command line: a folder of pictures, or the name of a built-in set."""
+"""SOURCE on the command line: a folder of pictures, a file of tensors, or a built-in set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from cbam_deploy.data.builtin import BUILTIN, open_digits, open_photos
 from cbam_deploy.data.folders import open_folder
 from cbam_deploy.data.source import ImageSource
+from cbam_deploy.data.tensors import are_tensors, open_tensors
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
 
@@ -18,9 +19,10 @@ def open_source(source: str, preprocessing: Preprocessing, *, split: Split = "al
     """Open SOURCE; pictures are decoded later, batch by batch.
 
     Args:
-        source: a folder (see `folders.open_folder`), ``digits`` or ``photos``. A folder of such a
-            name is meant by ``./digits``.
-        preprocessing: how network inputs are made from the pictures.
+        source: a folder (see `folders.open_folder`), an ``.npy`` or ``.npz`` file
+            (`tensors.open_tensors`), ``digits`` or ``photos``. A folder of such a name is meant by
+            ``./digits``.
+        preprocessing: how network inputs are made from the pictures; tensors are inputs already.
         split: which part; a set without parts gives everything.
 
     Raises:
@@ -40,5 +42,10 @@ def open_source(source: str, preprocessing: Preprocessing, *, split: Split = "al
         ) from error
     if is_folder:
         return open_folder(path, preprocessing, split)
+    if exists and are_tensors(source):
+        return open_tensors(path)
     what = "is a file, not a folder of pictures" if exists else "no such folder"
-    raise BadInput(f"{source}: {what}", f"give a folder of pictures, or {' or '.join(BUILTIN)}")
+    raise BadInput(
+        f"{source}: {what}",
+        f"give a folder of pictures, an .npy or .npz file of tensors, or {' or '.join(BUILTIN)}",
+    )

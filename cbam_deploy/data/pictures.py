@@ -1,7 +1,7 @@
-"""From an encoded picture to a network input: decode, resize, centre crop, normalize.
+"""From an encoded picture to a network input: decode, fit into the input, normalize.
 
-The protocol is torchvision's for ImageNet: bilinear with antialiasing on 8-bit RGB, pictures as
-they are stored (an EXIF orientation is not applied).
+Resizing is bilinear with antialiasing on 8-bit levels, as in torchvision's protocol for ImageNet,
+of pictures as they are stored (an EXIF orientation is not applied).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import imports_for, in_one_line
-from cbam_deploy.preprocessing import Preprocessing, Stretched
+from cbam_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,10 +52,10 @@ def require_pillow() -> None:
         set_handler(None)
 
 
-def decode(path: Path) -> Image:
-    """The picture in RGB, 8 bits a channel; grey levels of 9 to 16 bits are scaled to 8.
+def decode(path: Path, mode: str = "RGB") -> Image:
+    """The picture in `mode`, 8 bits a channel; grey levels of 9 to 16 bits are scaled to 8.
 
-    Transparency is left out: colours are those stored.
+    Colours are those stored: in RGB transparency is left out, in RGBA it is the fourth channel.
 
     Raises:
         UnreadablePicture: the file is damaged, no picture, larger than Pillow's limit against
@@ -70,10 +70,10 @@ def decode(path: Path) -> Image:
             if 0 in picture.size:
                 raise UnreadablePicture("has no pixels")
             if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
-                return _grey(picture).convert("RGB")
+                return _grey(picture).convert(mode)
             if picture.mode.startswith(("I", "F")):
                 raise UnreadablePicture(f"mode {picture.mode} has levels of an unknown range")
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
+            return picture if picture.mode == mode else picture.convert(mode)
     except UnreadablePicture:
         raise
     except MemoryError as error:
@@ -94,24 +94,47 @@ def _grey(picture: Image) -> Image:
     return Image.fromarray(np.rint(np.clip(levels, 0, 255)).astype(np.uint8))
 
 
-def resize_and_crop(picture: Image, preprocessing: Preprocessing) -> Image:
-    """Resize the shorter side to `preprocessing.resize`, then cut out the central square.
+def fit(picture: Image, preprocessing: Preprocessing) -> Image:
+    """The picture in the size of the network input, as `Preprocessing.fit` says.
 
-    With `Stretched`, resize to the frame instead.
+    Raises:
+        UnreadablePicture: it is to be kept as it is, and has another size.
     """
     from PIL.Image import Resampling
 
-    if isinstance(preprocessing, Stretched):
-        frame = (preprocessing.width, preprocessing.image_size)
-        return picture.resize(frame, Resampling.BILINEAR)
+    height, width = preprocessing.frame
+    if preprocessing.fit == "letterbox":
+        return _letterbox(picture, height, width, preprocessing.padding)
+    if preprocessing.fit == "stretch":
+        return picture.resize((width, height), Resampling.BILINEAR)
+    if preprocessing.fit == "keep":
+        if picture.size != (width, height):
+            sizes = f"{picture.height}x{picture.width}, where the network takes {height}x{width}"
+            raise UnreadablePicture(f"is {sizes}; letterbox, stretch or crop it")
+        return picture
     picture = _without_far_ends(picture)
-    width, height = picture.size
-    scale = preprocessing.resize / min(width, height)
-    width, height = (max(int(side * scale), preprocessing.resize) for side in (width, height))
-    picture = picture.resize((width, height), Resampling.BILINEAR)
-    size = preprocessing.image_size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+    scale = preprocessing.resize / min(picture.size)
+    resized = [max(int(side * scale), preprocessing.resize) for side in picture.size]
+    picture = picture.resize((resized[0], resized[1]), Resampling.BILINEAR)
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _letterbox(picture: Image, height: int, width: int, level: int) -> Image:
+    """All of the picture in the middle of the frame, in its own proportions.
+
+    Sides round to the nearest pixel, and of an odd rest the larger half is at the right and bottom,
+    as detectors of the YOLO family do it.
+    """
+    from PIL import Image
+    from PIL.Image import Resampling
+
+    scale = min(width / picture.width, height / picture.height)
+    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    framed = Image.new(picture.mode, (width, height), (level,) * len(picture.getbands()))
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    framed.paste(picture.resize(inner, Resampling.BILINEAR), (left, top))
+    return framed
 
 
 def _without_far_ends(picture: Image) -> Image:
@@ -125,14 +148,21 @@ def _without_far_ends(picture: Image) -> Image:
 
 
 def normalize(picture: Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """The RGB picture as float32 [3, H, W], scaled to 0..1, then (x - mean) / std per channel.
+    """The picture as float32 [C, H, W], (level / scale - mean) / std for each channel.
 
-    Of one mean, its luminance [1, H, W] (ITU-R BT.601).
+    The channels are in the order of `Preprocessing.colour`.
     """
-    if len(preprocessing.mean) == 1:
-        scaled = np.asarray(picture.convert("L"), np.float32)[None] / np.float32(255)
+    if preprocessing.colour == "grey":
+        levels = np.asarray(picture.convert("L"), np.float32)[None]
     else:
-        scaled = np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(255)
+        levels = np.asarray(picture.convert(mode_of(preprocessing)), np.float32).transpose(2, 0, 1)
+        if preprocessing.colour in ("bgr", "bgra"):
+            levels = levels[[2, 1, 0, *range(3, len(levels))]]
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
-    return (scaled - mean) / std
+    return (levels / np.float32(preprocessing.scale) - mean) / std
+
+
+def mode_of(preprocessing: Preprocessing) -> str:
+    """Pillow's mode of the pictures that it begins with."""
+    return "RGBA" if preprocessing.colour in ("rgba", "bgra") else "RGB"

@@ -1,29 +1,31 @@
-"""A set of pictures that gives batches: in parallel, in a fixed order, in little memory."""
+"""A set of samples that gives batches: in parallel, in a fixed order, in little memory."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.data.class_names import class_indices
-from cbam_deploy.data.pictures import UnreadablePicture, normalize, resize_and_crop
+from cbam_deploy.data.pictures import UnreadablePicture, fit, normalize
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.own_function import OwnFunction, Sample
+from cbam_deploy.preprocessing.text import text_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Cuts a training example out of a picture, by chance.
 Augment = Callable[["Image", Preprocessing, np.random.Generator], "Image"]
-Prepared = NDArray[np.float32] | UnreadablePicture
+Prepared = Sample | UnreadablePicture
 # Number of a process, from 0, and count of processes that divide the pictures among them.
 Share = tuple[int, int]
 # Numbers of pictures; counters and indices of other libraries go no further.
@@ -33,10 +35,24 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Batch:
-    """Network inputs: contiguous `images` float32 [N, C, H, W]; `labels` int64 [N] or None."""
+    """Samples to feed to a network.
 
-    images: NDArray[np.float32]
+    Attributes:
+        inputs: contiguous arrays [N, ...] by input name; ``""`` is the only input of a network,
+            whatever its name. Pictures are float32 [N, C, H, W] under that name.
+        labels: int64 [N], or None.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """Pictures [N, C, H, W]."""
+        return self.inputs[""]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
 
 
 def check_workers(workers: int | None) -> None:
@@ -48,28 +64,33 @@ def check_workers(workers: int | None) -> None:
 
 
 class ImageSource:
-    """Pictures of one kind, with labels or without.
+    """Pictures or tensors of one kind, with labels or without.
 
     Args:
         name: SOURCE as given.
         names: what to call each picture, such as its path.
-        read: the picture of an index in RGB; raises `UnreadablePicture`.
+        read: the picture of an index in RGB or RGBA, or tensors that a network takes as they are;
+            raises `UnreadablePicture`.
         preprocessing: how inputs are made from pictures.
         labels: class of each picture, int64 [len], None where there are none.
         class_names: names of the classes in the order of labels.
+        tensors: whether `read` gives tensors.
 
     Attributes:
         skipped: name and reason of each unreadable picture met so far.
+        ready: whether batches are what networks take: tensors, or what a person's function made.
     """
 
     def __init__(
         self,
         name: str,
         names: Sequence[str],
-        read: Callable[[int], Image],
+        read: Callable[[int], Image | Sample],
         preprocessing: Preprocessing,
         labels: NDArray[np.int64] | None = None,
         class_names: tuple[str, ...] = (),
+        *,
+        tensors: bool = False,
     ) -> None:
         self.name = name
         self.names = tuple(names)
@@ -77,7 +98,14 @@ class ImageSource:
         self.labels = labels
         self.class_names = class_names
         self.skipped: list[tuple[str, str]] = []
+        self.ready = tensors or isinstance(preprocessing, OwnFunction)
+        self._tensors = tensors
         self._read = read
+
+    @property
+    def prepared_by(self) -> str:
+        """The preprocessing as text, or that there is none."""
+        return "none, tensors" if self._tensors else text_of(self.preprocessing)
 
     def use_classes(self, names: tuple[str, ...], of: str) -> None:
         """Count classes as in `names`, which are those of the set `of`; labels then mean these.
@@ -138,7 +166,7 @@ class ImageSource:
 
     def _group(
         self,
-        pictures: Iterable[tuple[int, NDArray[np.float32]]],
+        pictures: Iterable[tuple[int, Sample]],
         size: int,
         drop: bool,
         may_be_empty: bool,
@@ -152,14 +180,27 @@ class ImageSource:
             indices = [index for index, _ in group]
             labels = None if self.labels is None else self.labels[indices]
             # np.stack keeps the order in memory, which decoders choose; networks may rely on it.
-            images = np.ascontiguousarray(np.stack([picture for _, picture in group]))
-            yield Batch(images, labels)
+            inputs = {
+                name: np.ascontiguousarray(self._stacked(name, [one for _, one in group]))
+                for name in group[0][1]
+            }
+            yield Batch(inputs, labels)
         if none_yet and not may_be_empty:
             raise BadInput(
                 f"{self.name}: none of {len(self)} pictures can be read"
                 f" ({self.skipped[0][0]}: {self.skipped[0][1]})",
                 "give a folder of JPEG or PNG pictures",
             )
+
+    def _stacked(self, name: str, samples: Sequence[Sample]) -> NDArray[Any]:
+        shapes = {sample[name].shape if name in sample else None for sample in samples}
+        if len(shapes) > 1:
+            listed = " and ".join(sorted(map(str, shapes)))
+            raise BadInput(
+                f"{self.name}: its samples have several shapes {listed}",
+                "let --preprocess make all of one size",
+            )
+        return np.stack([sample[name] for sample in samples])
 
     def _readable(
         self,
@@ -168,18 +209,26 @@ class ImageSource:
         seed: int | Sequence[int] | None,
         ahead: int,
         workers: int | None,
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[int, Sample]]:
+        own = self.preprocessing if isinstance(self.preprocessing, OwnFunction) else None
+        if own is not None:
+            workers = 0  # Nothing says that it may run in several threads at once.
+
         def prepare(index: int) -> Prepared:
             try:
                 picture = self._read(index)
+                if isinstance(picture, dict):
+                    return picture
+                if own is not None:
+                    return own.sample(np.asarray(picture.convert("RGB")))
+                if augment is None:
+                    picture = fit(picture, self.preprocessing)
+                else:
+                    chance = np.random.default_rng([*np.atleast_1d(seed or 0).tolist(), index])
+                    picture = augment(picture, self.preprocessing, chance)
             except UnreadablePicture as error:
                 return error
-            if augment is None:
-                picture = resize_and_crop(picture, self.preprocessing)
-            else:
-                chance = np.random.default_rng([*np.atleast_1d(seed or 0).tolist(), index])
-                picture = augment(picture, self.preprocessing, chance)
-            return normalize(picture, self.preprocessing)
+            return {"": normalize(picture, self.preprocessing)}
 
         indices = order.tolist()
         for index, prepared in _in_order(prepare, indices, ahead, workers):

@@ -6,8 +6,7 @@ graph passes the ONNX checker first.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.engines.options import BuildOptions
 from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.operators import DOMAIN
+from cbam_deploy.numerics.sizes import free_axes, parse_sizes
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.provenance import Provenance
 
@@ -95,7 +95,7 @@ def batch_profile(source: OnnxSource, options: BuildOptions) -> dict[str, ShapeR
         BadInput: not 1 <= min <= opt <= max, the file fixes another batch, or `sizes` is malformed,
             leaves a free axis out or names one that the file has not.
     """
-    ranges = _ranges(source, options.sizes)
+    ranges = parse_sizes(options.sizes, free_axes(source.inputs), str(source.path))
     batches = _ordered(options.min_batch, options.opt_batch, options.max_batch)
     _check_fixed(source, options)
     return {
@@ -136,29 +136,6 @@ def _check_fixed(source: OnnxSource, options: BuildOptions) -> None:
                     f"--{end}-batch {batch} cannot be met",
                     "leave the batch options out, or export with a dynamic batch",
                 )
-
-
-def _ranges(source: OnnxSource, texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """What `texts` say of the free axes of `source`."""
-    free = {size for spec in source.inputs for size in spec.shape[1:] if isinstance(size, str)}
-    ranges = {}
-    for text in texts:
-        found = re.fullmatch(r"([^=]+)=(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
-        if found is None:
-            raise BadInput(f"--size {text}: is not understood", "write it as H=320,640,1280")
-        low, middle, high = (int(size) for size in found.groups()[1:])
-        if not 1 <= low <= middle <= high:
-            raise BadInput(f"--size {text}: sizes must be 1 <= min <= opt <= max", "change them")
-        if found[1] not in free:
-            axes = ", ".join(sorted(free)) or "none"
-            raise BadInput(
-                f"{source.path}: has no free axis {found[1]} besides its batch",
-                f"its free axes are: {axes}",
-            )
-        if found[1] in ranges:
-            raise BadInput(f"--size {text}: {found[1]} is given twice", "give each axis once")
-        ranges[found[1]] = (low, middle, high)
-    return ranges
 
 
 def _shape(

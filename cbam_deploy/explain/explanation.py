@@ -20,6 +20,7 @@ from cbam_deploy.explain.overlay import Picture, overlay, picture
 from cbam_deploy.explain.result import Agreement, Answer, Explained, GradCamReport
 from cbam_deploy.explain.spatial_maps import SpatialMaps, correlation, spatial_maps
 from cbam_deploy.outputs import atomic_output
+from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.report.html import write_page
 from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
 from cbam_deploy.validation.accuracy import match_classes
@@ -33,6 +34,7 @@ def gradcam(
     output: str | Path,
     *,
     data: str,
+    preprocessing: Asked | None = None,
     artefacts: Sequence[str | Path] = (),
     images: int = 6,
     image_size: int | None = None,
@@ -49,6 +51,8 @@ def gradcam(
         networks: each a checkpoint of `train`, MODEL=CHECKPOINT, or MODEL with its initial weights.
         output: folder to write to; made if missing.
         data: SOURCE; of one with a split, the held-out part.
+        preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`); None for
+            what the checkpoints record, else ImageNet's.
         artefacts: ONNX files with fused CBAM gates, the most exact first.
         images: how many pictures, drawn by `seed`.
         image_size: side of the network's input, where the checkpoint does not say.
@@ -63,12 +67,14 @@ def gradcam(
     texts = [networks] if isinstance(networks, str) else list(networks)
     if not texts:
         raise BadInput("no network to explain", "name a checkpoint")
-    opened = open_networks(texts, image_size)
-    preprocessing = opened[0].preprocessing
-    source = open_source(data, preprocessing, split="test")
+    opened = open_networks(texts, image_size, preprocessing)
+    prepared = opened[0].preprocessing
+    source = open_source(data, prepared, split="test")
+    if source.ready:
+        raise BadInput(f"{data}: explaining takes pictures", "give a folder of pictures, or photos")
     batch = next(source.batches(images, limit=images, shuffle_seed=seed))
     explained, figures = [], []
-    shown = [picture(image, preprocessing) for image in batch.images]
+    shown = [picture(image, prepared) for image in batch.images]
     rows = [Row("", tuple(Tile(image) for image in shown))]
     for network in opened:
         entry, row = _explain(network, batch, source, shown, layer)
@@ -76,7 +82,8 @@ def gradcam(
         rows.append(row)
     figures.append(("gradcam", tuple(rows)))
     attended = {
-        str(path): spatial_maps(path, batch.images, preprocessing) for path in map(Path, artefacts)
+        str(path): spatial_maps(path, batch.images, prepared, as_recorded=preprocessing is None)
+        for path in map(Path, artefacts)
     }
     figures += _attention_figures(attended, shown)
     answers = [

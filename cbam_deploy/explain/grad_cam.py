@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.foreign_code import foreign_code
 
 
 @dataclass(frozen=True)

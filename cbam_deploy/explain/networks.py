@@ -13,6 +13,8 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.models import load_model, load_state, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.factory import is_factory
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.choice import Asked, PictureInput, choose
+from cbam_deploy.preprocessing.text import text_of
 from cbam_deploy.provenance import ModelIdentity
 
 _ATTENTION = {"none": "plain", "se": "SE", "cbam": "CBAM", None: ""}
@@ -35,13 +37,21 @@ class Network:
     class_names: tuple[str, ...]
 
 
-def open_networks(texts: Sequence[str], image_size: int | None) -> tuple[Network, ...]:
+def open_networks(
+    texts: Sequence[str], image_size: int | None, preprocessing: Asked | None = None
+) -> tuple[Network, ...]:
     """Load each NETWORK; equal labels get the checkpoint's path added.
 
+    Args:
+        texts: of each.
+        image_size: side of their pictures, in pixels; None for what is recorded, else the usual.
+        preprocessing: of their pictures; None for what is recorded, else ImageNet's.
+
     Raises:
-        BadInput: one cannot be loaded, or they want their pictures prepared differently.
+        BadInput: one cannot be loaded, or they want their pictures prepared differently, or by what
+            makes no pictures that could be shown.
     """
-    networks = [_open(text, image_size) for text in texts]
+    networks = [_open(text, image_size, preprocessing) for text in texts]
     for text, network in zip(texts, networks, strict=True):
         if network.preprocessing != networks[0].preprocessing:
             raise BadInput(
@@ -55,15 +65,26 @@ def open_networks(texts: Sequence[str], image_size: int | None) -> tuple[Network
     )
 
 
-def _open(text: str, image_size: int | None) -> Network:
+def _open(text: str, image_size: int | None, asked: Asked | None) -> Network:
     name, equals, weights = text.partition("=")
     if not equals and Path(text).is_file():
         name, weights = _recorded_name(text), text
     identity, provenance = resolve_identity(ModelIdentity(name, weights=weights or None))
+    module = load_model(identity).float().eval()
+    prepared = resolve_preprocessing(identity, provenance, image_size=image_size)
+    recorded = provenance.preprocessing if provenance else None
+    if asked is not None or is_factory(identity.name):
+        sides = (f"{side}" for side in "HW") if image_size is None else prepared.frame
+        prepared = choose(asked, recorded, PictureInput(name, "image", ("N", "C", *sides), {}))
+    if prepared.layout == "nhwc" or prepared.function is not None:
+        raise BadInput(
+            f"{text}: {text_of(prepared)!r} makes no pictures [C, H, W] that could be explained",
+            "describe it in steps, such as --preprocess 'letterbox 640, rgb, /255'",
+        )
     return Network(
         label=_label(identity),
-        module=load_model(identity).float().eval(),
-        preprocessing=resolve_preprocessing(identity, provenance, image_size=image_size),
+        module=module,
+        preprocessing=prepared,
         class_names=provenance.class_names if provenance else (),
     )
 

@@ -14,8 +14,10 @@ _SIDE = 112  # Smallest side shown, in pixels.
 
 
 def picture(image: NDArray[np.float32], preprocessing: Preprocessing) -> Picture:
-    """A network input [3, S, S] as it was before normalization, small ones in larger pixels."""
-    rgb = levels(image, preprocessing).transpose(1, 2, 0)
+    """A network input [C, H, W] as it was before normalization, small ones in larger pixels."""
+    shown = levels(image, preprocessing).transpose(1, 2, 0)
+    order = {"grey": [0, 0, 0], "bgr": [2, 1, 0], "bgra": [2, 1, 0]}
+    rgb = shown[..., order.get(preprocessing.colour, [0, 1, 2])]
     times = -(-_SIDE // rgb.shape[0])
     return np.asarray(rgb.repeat(times, axis=0).repeat(times, axis=1), np.uint8)
 

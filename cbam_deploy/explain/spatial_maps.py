@@ -43,18 +43,26 @@ class SpatialMaps:
 
 @said_of_the_file
 def spatial_maps(
-    path: Path, images: NDArray[np.float32], preprocessing: Preprocessing
+    path: Path,
+    images: NDArray[np.float32],
+    preprocessing: Preprocessing,
+    *,
+    as_recorded: bool = True,
 ) -> SpatialMaps:
-    """Run the ONNX file on `images` [N, 3, H, W] and keep what its gates attend to.
+    """Run the ONNX file on `images` [N, C, H, W] and keep what its gates attend to.
 
-    `images` are normalized as `preprocessing` says; a file of integer inputs gets their levels.
+    Args:
+        path: of the file; one of integer inputs gets levels.
+        images: normalized as `preprocessing` says.
+        preprocessing: of the pictures.
+        as_recorded: refuse a file that records another one.
 
     Raises:
         BadInput: the file cannot be read or run, wants its pictures prepared in another way, or
             has no fused gate with spatial attention.
     """
     opened = open_onnx(path)
-    if opened.recorded_preprocessing not in (None, preprocessing):
+    if as_recorded and opened.recorded_preprocessing not in (None, preprocessing):
         raise BadInput(
             f"{path}: wants pictures prepared differently from the networks",
             "give a file of one of these networks",

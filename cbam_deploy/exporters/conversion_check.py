@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cbam_deploy.artefacts import known_sizes
 from cbam_deploy.errors import BadInput, CheckFailed
 from cbam_deploy.exporters.half.rounding import round_in_fp32
 from cbam_deploy.graphs.onnx_file import read_model, read_provenance
+from cbam_deploy.graphs.signature import specs_of
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
-    from cbam_deploy.data.feeds import Feeds
+    from cbam_deploy.numerics.tensors import Feeds
     from cbam_deploy.runtimes.base import Runner
 
 # A file below these is broken. FP16 rounds to 11 bits: CBAM-ResNet-50 keeps a cosine of 0.99999.
@@ -63,8 +65,7 @@ def check_conversion(
 
     made = "inlined," if precision == "inlined" else f"in {precision},"
     model = read_model(converted)
-    provenance = read_provenance(model)
-    sizes = provenance.sizes if provenance else {}
+    sizes = known_sizes(specs_of(model.graph.inputs), read_provenance(model))
     round_in_fp32(model)
     rounding = ir.to_proto(model)
     with OnnxRuntimeRunner(source) as before:

@@ -7,14 +7,14 @@ file is compared with the original in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import onnx_ir as ir
 
-from cbam_deploy.artefacts import OnnxFile, open_onnx
+from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
@@ -30,17 +30,21 @@ from cbam_deploy.exporters.half.rules import (
 )
 from cbam_deploy.exporters.int8.calibration import (
     Calibration,
-    Images,
     Method,
     calibrate,
     calibration_batches,
-    image_input,
+    calibration_inputs,
 )
+from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
+from cbam_deploy.graphs.shapes import forget_names_of_sizes
 from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.outputs import check_place, scratch_folder
+from cbam_deploy.preprocessing.choice import Asked
+from cbam_deploy.preprocessing.own_function import recorded
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
 
 if TYPE_CHECKING:
@@ -60,6 +64,8 @@ def convert(
     *,
     precision: Precision = "fp16",
     calibration: str | None = None,
+    preprocessing: Asked | None = None,
+    sizes: Sequence[str] = (),
     method: Method = "percentile",
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
@@ -76,6 +82,9 @@ def convert(
         calibration: SOURCE of typical pictures; of a set with splits, the training split. INT8
             needs it. For FP16 it is what activations are checked on: nodes whose tensors pass half
             of FP16's range stay in FP32.
+        preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`), recorded in
+            the file; None for what `source` records, else ImageNet's, which is not recorded.
+        sizes: typical size of free axes, such as ``H=640``; recorded in the file.
         method: how INT8 ranges are found: ``minmax``, ``entropy`` or ``percentile``.
         images: how many pictures to calibrate on, drawn by `seed`.
         io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
@@ -98,9 +107,19 @@ def convert(
     check_apart(output, source=source)
     opened = open_onnx(source)
     model, history = opened.model, opened.provenance or Provenance()
+    if sizes:
+        opened = opened.sized(sizes)
+        history = replace(history, sizes=opened.sizes)
     _check_convertible(source, model, history)
-    pictures, dtype = _open_pictures(calibration, opened)
-    request = _Request(source, history, precision, method, io_dtype, pictures, dtype, images, seed)
+    if preprocessing is not None:
+        preprocessing = opened.preprocessing(preprocessing)
+        history = replace(history, preprocessing=recorded(preprocessing))
+    pictures = None
+    if calibration is not None:
+        calibration_inputs(model)
+        pictures = opened.samples(calibration, preprocessing, split="train")
+    model = in_newer_opset(opened, precision, pictures, seed).model
+    request = _Request(source, history, precision, method, io_dtype, pictures, images, seed)
     if precision == "fp16":
         step = _Step(model, None, _activation_ranges(request, model))
     else:
@@ -140,16 +159,14 @@ class _Request:
     method: Method
     io_dtype: IoDtype
     pictures: ImageSource | None
-    dtype: str  # in which the network takes them
     images: int
     seed: int
 
-    def batches(self) -> Iterator[Images]:
-        """Pictures to calibrate on."""
+    def batches(self, model: ir.Model) -> Iterator[Feeds]:
+        """Samples to calibrate `model` on."""
         assert self.pictures is not None
-        return calibration_batches(
-            self.pictures, images=self.images, seed=self.seed, dtype=self.dtype
-        )
+        inputs = calibration_inputs(model)
+        return calibration_batches(self.pictures, inputs, images=self.images, seed=self.seed)
 
     @property
     def total(self) -> int:
@@ -177,7 +194,7 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
     return calibrate(
         model,
         [name for name in names if name],
-        request.batches(),
+        request.batches(model),
         method="minmax",
         images=request.total,
     )
@@ -195,7 +212,7 @@ def _quantized(
     calibration = calibrate(
         prepared,
         calibrated_tensors(quantized_nodes(prepared)),
-        request.batches(),
+        request.batches(prepared),
         method=request.method,
         images=request.total,
     )
@@ -216,7 +233,7 @@ def _quantized(
         baseline=measure(request.source),
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
-        sample=request.batches,
+        sample=lambda: request.batches(prepared),
     )
     return _Step(quantized, report, calibration, budget)
 
@@ -227,6 +244,7 @@ def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenan
     if request.precision != "int8+fp32":
         ranges = None if calibration is None else calibration.ranges
         half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges)
+    forget_names_of_sizes(step.model.graph)
     facts: dict[str, Any] = {}
     if calibration is not None and request.pictures is not None:
         facts = {
@@ -234,6 +252,7 @@ def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenan
             "images": calibration.images,
             "seed": request.seed,
             "method": calibration.method,
+            "preprocessing": request.pictures.prepared_by,
         }
     provenance = replace(
         request.history,
@@ -304,13 +323,3 @@ def _reads_weight(node: ir.Node) -> bool:
         and value.dtype == ir.DataType.FLOAT
         for value in node.inputs
     )
-
-
-def _open_pictures(calibration: str | None, opened: OnnxFile) -> tuple[ImageSource | None, str]:
-    """What to calibrate on, and the type in which the network takes it."""
-    from cbam_deploy.data import open_source
-
-    if calibration is None:
-        return None, "float32"
-    dtype = image_input(opened.model).dtype
-    return open_source(calibration, opened.preprocessing, split="train"), dtype

@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
 from cbam_deploy.comparison.reference import Reference
-from cbam_deploy.data.feeds import Feeds
 from cbam_deploy.graphs.onnx_file import read_model
-from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 from cbam_deploy.numerics.tolerances import LAYERS
 from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from cbam_deploy.runtimes.pytorch import own_tensor

@@ -13,7 +13,7 @@ from torch import nn
 
 from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.comparison.rounding import rounding_errors
-from cbam_deploy.data.feeds import Feeds, noise
+from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput, CheckFailed, in_one_line
 from cbam_deploy.exporters.export_cause import (
     Cause,
@@ -25,6 +25,7 @@ from cbam_deploy.exporters.export_cause import (
 )
 from cbam_deploy.graphs.session import open_session
 from cbam_deploy.numerics.metrics import tensor_error
+from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.numerics.tolerances import OUTPUTS, check, fp32_bound, relaxed_to
 from cbam_deploy.tracing.network_inputs import NetworkInputs
 from cbam_deploy.tracing.torch_graph import EXAMPLE_BATCH

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
 from torch import nn
 
 from cbam_deploy.command_files import check_apart
@@ -24,21 +25,27 @@ from cbam_deploy.exporters.gates.fusion import FusionReport, fuse_model
 from cbam_deploy.exporters.gates.inlining import inline
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.graphs.gate_functions import gate_counts
+from cbam_deploy.graphs.names import name_outputs
+from cbam_deploy.graphs.older_opset import lower_opset
 from cbam_deploy.graphs.onnx_file import read_provenance, set_provenance, write_model
+from cbam_deploy.graphs.opset import check_opset, converted_to
 from cbam_deploy.models import (
+    default_image_size,
     load_identified,
     resolve_identity,
     resolve_preprocessing,
     state_dict_sha256,
 )
-from cbam_deploy.models.factory import unwrapped
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.models.factory import is_factory, unwrapped
 from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.numerics.tolerances import OUTPUTS, Tolerance, tolerance_for
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.choice import Asked, PictureInput, check_fit, understood
+from cbam_deploy.preprocessing.own_function import recorded
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance, file_sha256, package_versions
 from cbam_deploy.tracing.network_inputs import NetworkInputs, parse_inputs, pictures
@@ -68,11 +75,13 @@ def export_onnx(
     num_classes: int | None = None,
     image_size: int | None = None,
     inputs: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    opset: int | None = None,
     gate: GateSpec | None = None,
     seed: int = 0,
     initial_gates: bool = False,
     fuse: bool = True,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Asked | None = None,
     precision: Literal["fp32", "fp16", "int8", "int8+fp32"] = "fp32",
     calibration: str | None = None,
     method: Method = "percentile",
@@ -100,11 +109,16 @@ def export_onnx(
         image_size: S, in pixels.
         inputs: one text for each input of a network that takes something else, such as
             ``image:Nx3xH=640xW=640``; `network_inputs` says what can be written.
+        output_names: one for each output, in order; none keeps ``logits``, or torch's names.
+        opset: version of ONNX's operators, from 11 on; None is torch's own. What is written in
+            another one is compared with PyTorch like every file.
         gate: another variant of the gate.
         seed: of the initial weights, and of what `precision` draws.
         initial_gates: let gates keep their initial weights where the checkpoint has none.
         fuse: whether to make each gate one node.
-        preprocessing: how inputs are made from pictures, where that is not recorded.
+        preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`); None for
+            what the checkpoint records, or ImageNet's for a network of the zoo. Of another network
+            nothing is recorded then.
         precision: ``fp32``, or what `convert` takes; the next four are as there.
         calibration: SOURCE of typical pictures; INT8 needs it.
         method: how INT8 ranges are found.
@@ -145,6 +159,8 @@ def export_onnx(
     )
     if isinstance(model, nn.Module):
         asked.refuse_options("a module", "build it as it shall be, or give MODEL as a name")
+    check_opset(opset)
+    trace_as = partial(_traced, output_names=tuple(output_names), opset=opset)
     load = partial(_subject, model, asked, image_size, given, preprocessing)
     if precision != "fp32":
         check_options(precision, calibration, io_dtype)
@@ -158,13 +174,14 @@ def export_onnx(
             path.parent.mkdir()
         last = fused if portable else output
         first = last if precision == "fp32" else fp32
-        exported = _export(load, first, fuse, tolerance, begin)
+        exported = _export(load, trace_as, first, fuse, tolerance, begin)
         if precision != "fp32":
             converted = convert(
                 exported.path,
                 last,
                 precision=precision,
                 calibration=calibration,
+                preprocessing=preprocessing,
                 method=method,
                 images=images,
                 io_dtype=io_dtype,
@@ -194,14 +211,19 @@ def _placed(exported: ExportResult, path: Path, begin: float) -> ExportResult:
 
 
 def _export(
-    load: Callable[[], _Subject], output: Path, fuse: bool, tolerance: float | None, begin: float
+    load: Callable[[], _Subject],
+    trace_as: Callable[[_Subject], ir.Model],
+    output: Path,
+    fuse: bool,
+    tolerance: float | None,
+    begin: float,
 ) -> ExportResult:
     """Write what `load` gives in FP32."""
     with progress() as bar:
         task = bar.add_task("loading the model", total=4)
         subject = load()
         bar.update(task, advance=1, description=f"exporting {subject.label}")
-        graph = trace(subject.module, subject.inputs, subject.output, subject.label)
+        graph = trace_as(subject)
         bar.update(task, advance=1, description="fusing gates")
         report = fuse_model(graph) if fuse else FusionReport(0, (), ())
         provenance = replace(subject.provenance, gates=gate_counts(graph), tolerance=tolerance)
@@ -227,19 +249,33 @@ def _export(
     )
 
 
+def _traced(subject: _Subject, *, output_names: Sequence[str], opset: int | None) -> ir.Model:
+    """The graph of the subject, with outputs of these names, in this opset."""
+    graph = trace(subject.module, subject.inputs, subject.output, subject.label)
+    if opset is not None and opset < graph.opset_imports[""]:
+        lower_opset(graph, opset)
+    elif opset is not None and opset > graph.opset_imports[""]:
+        graph = converted_to(graph, opset)
+    if output_names:
+        name_outputs(graph.graph, output_names, subject.label)
+    return graph
+
+
 def _subject(
     model: str | nn.Module,
     asked: ModelIdentity,
     image_size: int | None,
     inputs: NetworkInputs | None,
-    preprocessing: Preprocessing | None,
+    said: Asked | None,
 ) -> _Subject:
     """`model` as it is, a module, or as `asked` for by name."""
-    identity, recorded = (asked, None) if isinstance(model, nn.Module) else resolve_identity(asked)
-    if inputs is not None:
-        image_size = inputs.picture_size
-    if preprocessing is None and (inputs is None or image_size is not None):
-        preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
+    if image_size is not None and image_size < 1:
+        raise BadInput(f"image size {image_size}", "give a positive number of pixels")
+    identity, checkpoint = asked, None
+    if not isinstance(model, nn.Module):
+        identity, checkpoint = resolve_identity(asked)
+    preprocessing = _preprocessing(identity, checkpoint, image_size, inputs, said)
+    taken = inputs or pictures(_picture_shape(identity, preprocessing, image_size))
     if isinstance(model, nn.Module):
         with foreign_code(f"{asked.name}: copying it"):
             module = copy.deepcopy(unwrapped(model)).float().cpu().eval()
@@ -251,9 +287,9 @@ def _subject(
         module = module.float().eval()
     provenance = Provenance(
         model=None if isinstance(model, nn.Module) else identity,
-        preprocessing=preprocessing,
+        preprocessing=None if preprocessing is None else recorded(preprocessing),
         sizes=inputs.sizes if inputs else {},
-        class_names=recorded.class_names if recorded else (),
+        class_names=checkpoint.class_names if checkpoint else (),
         versions=package_versions(*_PACKAGES),
     )
     return _Subject(
@@ -261,20 +297,48 @@ def _subject(
         label=asked.name,
         output=None if identity.num_classes is None else "logits",
         provenance=provenance,
-        inputs=_inputs(inputs, image_size, preprocessing),
+        inputs=taken,
     )
 
 
-def _inputs(
-    given: NetworkInputs | None, image_size: int | None, preprocessing: Preprocessing | None
-) -> NetworkInputs:
-    """What the network takes: as given, else pictures as they are preprocessed."""
-    if given is not None and (preprocessing is None or image_size is None):
-        return given
-    assert preprocessing is not None
-    if image_size not in (None, preprocessing.image_size):
+def _preprocessing(
+    identity: ModelIdentity,
+    checkpoint: Provenance | None,
+    image_size: int | None,
+    inputs: NetworkInputs | None,
+    said: Asked | None,
+) -> Preprocessing | None:
+    """How pictures are prepared: as the person says, or as the checkpoint or the zoo has it."""
+    if said is not None:
+        shape: tuple[int | None, ...] = (None, 3, image_size, image_size)
+        if inputs is not None:
+            first = inputs.specs[0]
+            of = PictureInput(identity.name, first.name, first.shape, inputs.sizes)
+            shape = of.known
+        chosen = understood(said, shape)
+        if inputs is not None:
+            check_fit(chosen, of)
+        return chosen
+    known = checkpoint is not None and checkpoint.preprocessing is not None
+    if not known and (is_factory(identity.name) or identity.attention is None):
+        return None  # Nothing is known of a network that is not of the zoo.
+    if inputs is not None and inputs.picture_size is None:
+        return None
+    size = image_size if inputs is None else inputs.picture_size
+    return resolve_preprocessing(identity, checkpoint, image_size=size)
+
+
+def _picture_shape(
+    identity: ModelIdentity, preprocessing: Preprocessing | None, image_size: int | None
+) -> tuple[int, int, int]:
+    """Of the pictures that the network takes, where no inputs are given."""
+    if preprocessing is None or preprocessing.function is not None:
+        size = image_size or default_image_size(identity.stem)
+        return (3, size, size)
+    if image_size is not None and preprocessing.frame != (image_size, image_size):
         raise BadInput(
-            f"image size {image_size} contradicts the preprocessing's {preprocessing.image_size}",
+            f"image size {image_size} contradicts the preprocessing's"
+            f" {'x'.join(map(str, preprocessing.frame))}",
             "give one of the two",
         )
-    return given or pictures(preprocessing.image_size)
+    return preprocessing.shape

@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-_AXES_AS_INPUT_SINCE = {"ReduceMax": 18, "ReduceMean": 18, "Unsqueeze": 13}
+from cbam_deploy.graphs.older_opset import AXES_AS_INPUT_SINCE
+
 CAST_LIKE_SINCE = 15
 
 
@@ -25,7 +26,7 @@ def in_words_of(opset: int, body: onnx.FunctionProto, dtype: ir.DataType) -> onn
     """`body`, changed in place; `dtype` is what maps are cast to where `needs_dtype`."""
     constants = {node.output[0]: node for node in body.node if node.op_type == "Constant"}
     for node in body.node:
-        if opset < _AXES_AS_INPUT_SINCE.get(node.op_type, 0):
+        if opset < AXES_AS_INPUT_SINCE.get(node.op_type, 0):
             value = helper.get_attribute_value(constants[node.input.pop()].attribute[0])
             axes = numpy_helper.to_array(value).tolist()
             node.attribute.append(helper.make_attribute("axes", axes))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
+
+from cbam_deploy.errors import BadInput
 
 
 class Names:
@@ -40,3 +42,30 @@ class Names:
             name = f"{wanted}_{next(self._numbers[wanted])}"
         taken.add(name)
         return name
+
+
+def name_outputs(graph: ir.Graph, names: Sequence[str], label: str) -> None:
+    """Give the outputs of the network `label` these names, in order and in place.
+
+    Raises:
+        BadInput: there are not as many outputs, a name is no name or given twice, or another value
+            bears it.
+    """
+    outputs = list(graph.outputs)
+    if len(names) != len(outputs):
+        own = ", ".join(value.name or "" for value in outputs)
+        raise BadInput(
+            f"{label}: has {len(outputs)} outputs ({own}), and {len(names)} names were given",
+            "give --output-name once for each, in order",
+        )
+    computed = (value for node in graph for value in node.outputs)
+    others = {v.name for v in (*graph.inputs, *graph.initializers.values(), *computed)}
+    others -= {value.name for value in outputs}
+    for value, name in zip(outputs, names, strict=True):
+        if not name or names.count(name) > 1 or name in others or outputs.count(value) > 1:
+            raise BadInput(
+                f"{label}: {name!r} cannot be the name of output {value.name}",
+                "choose a name that no other value bears",
+            )
+    for value, name in zip(outputs, names, strict=True):
+        value.name = name

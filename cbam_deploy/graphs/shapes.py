@@ -125,6 +125,18 @@ def infer_shapes(proto: onnx.ModelProto) -> Known:
     }
 
 
+def forget_names_of_sizes(graph: ir.Graph) -> None:
+    """Leave free sizes of inner values without a name, in place.
+
+    Exporters name sizes that differ alike, such as those of three outputs. ONNX Runtime takes equal
+    names for equal sizes where it plans memory, and fails when they are not.
+    """
+    outputs = set(graph.outputs)
+    for value in (value for node in graph for value in node.outputs if value not in outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([s if isinstance(s, int) else None for s in value.shape])
+
+
 def make_weights_inputs(graph: ir.Graph) -> None:
     """Let large weights be inputs, in place: inference needs only their shapes."""
     for name, value in list(graph.initializers.items()):

@@ -10,13 +10,20 @@ from cbam_deploy.numerics.tensors import TensorSpec
 
 
 def specs_of(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Specs of a graph's inputs or outputs; what the graph leaves open is ``?``."""
+    """Specs of a graph's inputs or outputs.
+
+    A free size without a name is called by the value's and the axis, as in ``image_2``; a type that
+    is left open is ``?``.
+    """
     return tuple(_spec(value) for value in values)
 
 
 def _spec(value: ir.Value) -> TensorSpec:
     shape = () if value.shape is None else tuple(value.shape)
-    sizes = tuple(size if isinstance(size, int) else str(size.value or "?") for size in shape)
+    sizes = tuple(
+        size if isinstance(size, int) else str(size.value or f"{value.name}_{axis}")
+        for axis, size in enumerate(shape)
+    )
     dtype = "?" if value.dtype is None else str(value.dtype.numpy())
     return TensorSpec(value.name or "", sizes, dtype)
 

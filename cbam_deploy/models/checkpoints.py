@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cbam_deploy.command_files import check_regular
 from cbam_deploy.errors import BadInput, in_one_line
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models.checkpoint_entries import (
     account,
     contents,
@@ -29,7 +30,6 @@ from cbam_deploy.models.checkpoint_entries import (
     preferred,
     without_wrappers,
 )
-from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.weight_check import (
     COUNTER,
     check_kinds,

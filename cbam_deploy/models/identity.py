@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models.checkpoint_names import GATE, NamedState, own_names
 from cbam_deploy.models.checkpoints import (
     apply_state,
@@ -21,7 +22,6 @@ from cbam_deploy.models.checkpoints import (
     state_dict_sha256,
 )
 from cbam_deploy.models.factory import call_factory, is_factory
-from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.models.zoo import (
     build_network,
@@ -83,7 +83,7 @@ def resolve_preprocessing(
     if image_size is None or image_size == recorded.image_size:
         return recorded
     resize = round(recorded.resize * image_size / recorded.image_size)
-    return replace(recorded, image_size=image_size, resize=resize)
+    return replace(recorded, image_size=image_size, resize=resize, width=None)
 
 
 def build_model(identity: ModelIdentity) -> nn.Module:

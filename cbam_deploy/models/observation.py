@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput, in_one_line
-from cbam_deploy.models.foreign_code import exits_as_errors
+from cbam_deploy.foreign_code import exits_as_errors
 
 Size = tuple[int, int]
 

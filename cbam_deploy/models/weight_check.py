@@ -32,7 +32,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         BadInput: the module cannot give its state dict.
     """
-    from cbam_deploy.models.foreign_code import foreign_code
+    from cbam_deploy.foreign_code import foreign_code
 
     with foreign_code(f"{type(model).__name__}: its state_dict()"):
         state = model.state_dict()

@@ -193,9 +193,7 @@ def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
                 yield candidate
 
 
-def staged_candidates(
-    gate: Gate, limits: DeviceLimits, batch: int
-) -> tuple[LaunchPlan, ...]:
+def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[LaunchPlan, ...]:
     """The staged kernels in a few geometries; arguments as for `plan`.
 
     Raises:
@@ -301,8 +299,7 @@ def _statistics_cut(gate: Gate, wanted: int, in_place: bool) -> Cut:
         least = -(-gate.positions // _MOST_POSITIONS)  # as in the last launch
         most = max(least, most)
     wanted = max(least, min(most, blocks))
-    cut = Cut(_part(gate.positions, _positions_unit(gate), wanted), channels)
-    return cut
+    return Cut(_part(gate.positions, _positions_unit(gate), wanted), channels)
 
 
 def _apply_cut(gate: Gate, wanted: int) -> Cut:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.numerics.feeds import check_feeds
 from cbam_deploy.numerics.tensors import Arrays, TensorSpec
 from cbam_deploy.provenance import ModelIdentity

@@ -88,10 +88,9 @@ class NetworkInputs:
         return f"{spec.name}:{'x'.join(map(str, axes))}{dtype}"
 
 
-def pictures(image_size: int) -> NetworkInputs:
-    """One input of square pictures, ``input`` [batch, 3, S, S] float32."""
-    shape = (BATCH, 3, image_size, image_size)
-    return NetworkInputs((TensorSpec("input", shape, "float32"),))
+def pictures(shape: tuple[int, int, int]) -> NetworkInputs:
+    """One input of pictures of `shape`, ``input`` [batch, *shape] float32."""
+    return NetworkInputs((TensorSpec("input", (BATCH, *shape), "float32"),))
 
 
 def parse_inputs(texts: Sequence[str]) -> NetworkInputs:

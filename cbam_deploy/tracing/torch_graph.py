@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from cbam_deploy.data.feeds import noise
 from cbam_deploy.errors import BadInput
+from cbam_deploy.foreign_code import exits_as_errors
 from cbam_deploy.graphs.name_scopes import NAME_SCOPES
-from cbam_deploy.models.foreign_code import exits_as_errors
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.tracing.network_inputs import BATCH, NetworkInputs, pictures
 from cbam_deploy.tracing.whole_map_pools import WholeMapPools
@@ -50,7 +50,7 @@ def trace(
         BadInput: torch cannot export the module, or an input bears the name of a value within.
     """
     if isinstance(inputs, int):
-        inputs = pictures(inputs)
+        inputs = pictures((3, inputs, inputs))
     feeds = noise(inputs.specs, EXAMPLE_BATCH, seed=0, image_size=None, sizes=inputs.sizes)
     examples = [torch.from_numpy(array) for array in feeds.values()]
     model = export_program(module, examples, output, label, inputs.specs).model

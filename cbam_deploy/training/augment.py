@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cbam_deploy.data.pictures import resize_and_crop
+from cbam_deploy.data.pictures import fit
 from cbam_deploy.data.source import Augment
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.settings import Augmentation
@@ -53,7 +53,7 @@ def random_shift(
     """The preprocessed picture moved by up to an eighth of its side each way, black around."""
     reach = preprocessing.image_size // 8
     right, down = (int(step) for step in chance.integers(-reach, reach + 1, 2))
-    picture = resize_and_crop(picture, preprocessing)
+    picture = fit(picture, preprocessing)
     return picture.crop((right, down, right + picture.width, down + picture.height))
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from cbam_deploy.data.source import Augment, ImageSource
 from cbam_deploy.errors import BadInput, CheckFailed
-from cbam_deploy.models.foreign_code import foreign_code
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.training.feed import Pairs, memory_format_of, on_device
 from cbam_deploy.training.precision import MixedPrecision
 from cbam_deploy.training.processes import Processes, batch_share

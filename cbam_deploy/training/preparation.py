@@ -15,8 +15,8 @@ from cbam_deploy.data.open_source import open_source
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.data.splits import has_split
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models.factory import is_factory
-from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity
 from cbam_deploy.training.processes import Processes
@@ -59,6 +59,8 @@ def open_sets(
         BadInput: there are no labels, or classes to be tested on that are not learnt.
     """
     train_set = open_source(data, preprocessing, split="train")
+    if train_set.ready:
+        raise BadInput(f"{data}: training takes pictures", "give a folder of pictures, or digits")
     if train_set.labels is None:
         raise BadInput(
             f"{data}: the pictures have no labels", "put those of each class into a folder"

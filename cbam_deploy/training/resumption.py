@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.checkpoints import load_torch_file, state_dict_sha256
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.precision import MixedPrecision
 from cbam_deploy.training.result import Epoch
 
@@ -125,7 +126,8 @@ def _check_configuration(found: Any, configuration: dict[str, Any]) -> None:
         isinstance(value, _PLAIN) for _, value in _leaves(found)
     ):
         raise _Fault("is not from a training run: its configuration is no plain data")
-    before = {"amp": "none", **found}  # Older runs knew no mixed precision.
+    # Older runs knew no mixed precision, and one way only to prepare pictures.
+    before = {"amp": "none", **asdict(Preprocessing()), **found}
     for key, value in configuration.items():
         if before.get(key) != value:
             raise _Fault(f"the run was made with {key} {before.get(key)}, not {value}")

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 from cbam_deploy.artefacts import Artefact, open_artefact
 from cbam_deploy.data.class_names import class_indices, normalized
-from cbam_deploy.data.network_input import is_levels, network_input
+from cbam_deploy.data.network_input import is_levels, network_feeds
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.tensors import TensorSpec
-from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
 
 if TYPE_CHECKING:
-    from cbam_deploy.data import ImageSource
+    from cbam_deploy.data import Batch, ImageSource
 
 Labels = NDArray[np.int64]
 PYTORCH = "pytorch"
@@ -41,6 +41,7 @@ def evaluate(
     artefacts: str | Path | Sequence[str | Path],
     *,
     data: str,
+    preprocessing: Asked | None = None,
     reference_pytorch: bool = False,
     reference: str | None = None,
     weights: str | Path | None = None,
@@ -54,8 +55,9 @@ def evaluate(
 
     Args:
         artefacts: ``.onnx`` and ``.engine`` files.
-        data: SOURCE with labels; of ``digits``, the held-out split. Pictures are prepared as the
-            artefacts' provenance says, else by ImageNet's validation protocol.
+        data: SOURCE with labels; of ``digits``, the held-out split.
+        preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`); None for
+            what the artefacts record, else ImageNet's.
         reference_pytorch: also the PyTorch model of the first artefact's provenance, as baseline.
         reference: that model as a MODEL string, like the next one implying `reference_pytorch`; a
             factory must be named here (`models.recorded`).
@@ -91,17 +93,16 @@ def evaluate(
             )
             for one in opened
         ]
-        preprocessing = _preprocessing(opened)
+        source = _open_labelled(data, opened, preprocessing)
         if reference_pytorch:
             from cbam_deploy.models.recorded import reference_identity
 
             identity = reference_identity(paths[0], opened[0].provenance, reference, weights)
-            takes = tallies[0].runner.inputs[0].dtype
-            runner = _pytorch(identity, preprocessing.image_size, takes, device)
+            (takes,) = tallies[0].runner.inputs
+            runner = _pytorch(identity, source, takes, device)
             tallies.insert(0, _Tally(PYTORCH, stack.enter_context(runner), opened[0].provenance))
         for tally in tallies:
             _check_classifier(tally.name, tally.runner)
-        source = _open_labelled(data, preprocessing)
         images = _run(tallies, source, batch_size, limit)
         networks = tuple(tally.result(tallies[0]) for tally in tallies)
     return AccuracyReport(
@@ -131,10 +132,10 @@ class _Tally:
         self._images = 0
         self._seconds = 0.0
 
-    def add(self, images: NDArray[np.float32], labels: Labels, source: ImageSource) -> None:
+    def add(self, batch: Batch, source: ImageSource) -> None:
         """Score one batch; `predicted` then holds the names of the classes, empty for NaN."""
-        (spec,) = self.runner.inputs
-        logits = self._logits(network_input(images, source.preprocessing, spec.dtype, spec.name))
+        (images,) = network_feeds(batch.inputs, source, self.runner.inputs).values()
+        logits = self._logits(images)
         if self._class_of_label is None:
             self._classes = logits.shape[1]
             self._class_of_label = match_classes(
@@ -144,7 +145,8 @@ class _Tally:
             names = [normalized(name) for name in self._known_classes or source.class_names]
             self._names = np.array(names, object)
             self._names[self._class_of_label] = source.class_names
-        rank = ranks(logits, self._class_of_label[labels])
+        assert batch.labels is not None
+        rank = ranks(logits, self._class_of_label[batch.labels])
         self._top1 += int(np.count_nonzero(rank < 1))
         self._top5 += int(np.count_nonzero(rank < 5))
         self._images += len(images)
@@ -253,12 +255,11 @@ def _run(tallies: list[_Tally], source: ImageSource, batch_size: int, limit: int
     with progress() as bar:
         task = bar.add_task("evaluate", total=total)
         for batch in source.batches(batch_size, limit=limit, shuffle_seed=seed):
-            assert batch.labels is not None
             for tally in tallies:
-                tally.add(batch.images, batch.labels, source)
+                tally.add(batch, source)
                 tally.count_disagreements(tallies[0])
-            done += len(batch.images)
-            bar.update(task, advance=len(batch.images))
+            done += len(batch)
+            bar.update(task, advance=len(batch))
     return done
 
 
@@ -270,11 +271,12 @@ def _check_classifier(name: str, runner: Runner) -> None:
         )
 
 
-def _open_labelled(data: str, preprocessing: Preprocessing) -> ImageSource:
-    from cbam_deploy.data import open_source
-
+def _open_labelled(
+    data: str, artefacts: Sequence[Artefact], preprocessing: Asked | None
+) -> ImageSource:
     # A folder without train and test parts gives everything.
-    source = open_source(data, preprocessing, split="test")
+    speaker = artefacts[0] if preprocessing is not None else _speaker(artefacts)
+    source = speaker.samples(data, preprocessing, split="test")
     if source.labels is None:
         raise BadInput(
             f"{data}: has no labels to compare with",
@@ -283,8 +285,8 @@ def _open_labelled(data: str, preprocessing: Preprocessing) -> ImageSource:
     return source
 
 
-def _preprocessing(artefacts: Sequence[Artefact]) -> Preprocessing:
-    """The one preprocessing that all artefacts were made for."""
+def _speaker(artefacts: Sequence[Artefact]) -> Artefact:
+    """The artefact whose preprocessing holds for all."""
     found = {one.recorded_preprocessing: one for one in artefacts if one.recorded_preprocessing}
     if len(found) > 1:
         one, other = list(found.values())[:2]
@@ -292,12 +294,15 @@ def _preprocessing(artefacts: Sequence[Artefact]) -> Preprocessing:
             f"{one.path} and {other.path} want pictures prepared differently",
             "evaluate them one by one",
         )
-    return next(iter(found.values()), artefacts[0]).preprocessing
+    return next(iter(found.values()), artefacts[0])
 
 
-def _pytorch(identity: ModelIdentity, image_size: int, takes: str, device: str | None) -> Runner:
+def _pytorch(
+    identity: ModelIdentity, source: ImageSource, takes: TensorSpec, device: str | None
+) -> Runner:
     from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
-    dtype = takes if is_levels(takes) else "float32"  # Of FP16 inputs it is the reference.
-    image = TensorSpec("input", ("batch", 3, image_size, image_size), dtype)
+    dtype = takes.dtype if is_levels(takes.dtype) else "float32"  # Of FP16 it is the reference.
+    shape = takes.shape[1:] if source.ready else source.preprocessing.shape
+    image = TensorSpec("input", ("batch", *shape), dtype)
     return PyTorchRunner(identity, [image], device or "cpu")

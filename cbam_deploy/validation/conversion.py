@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cbam_deploy.exporters import convert as conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
+from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.validation.accuracy import evaluate
 
 
@@ -17,6 +19,8 @@ def convert(
     *,
     precision: Precision = "fp16",
     calibration: str | None = None,
+    preprocessing: Asked | None = None,
+    sizes: Sequence[str] = (),
     method: Method = "percentile",
     images: int = conversion.CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
@@ -27,10 +31,12 @@ def convert(
     """`exporters.convert.convert`, with accuracy measured as `evaluate` does it.
 
     Args:
-        source: as there; so are `output`, `precision` and the four that follow it.
+        source: as there; so are `output`, `precision` and the six that follow it.
         output: file to write.
         precision: ``fp16``, ``int8`` or ``int8+fp32``.
         calibration: SOURCE of typical pictures.
+        preprocessing: how inputs are made from pictures.
+        sizes: typical size of free axes, such as ``H=640``.
         method: how INT8 ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
@@ -45,13 +51,15 @@ def convert(
 
     def top1(path: Path) -> float:
         assert data is not None
-        return evaluate(path, data=data).networks[0].top1
+        return evaluate(path, data=data, preprocessing=preprocessing).networks[0].top1
 
     return conversion.convert(
         source,
         output,
         precision=precision,
         calibration=calibration,
+        preprocessing=preprocessing,
+        sizes=sizes,
         method=method,
         images=images,
         io_dtype=io_dtype,

@@ -1,9 +1,11 @@
-"""Hold an artefact against the PyTorch model it was made from, on the same inputs."""
+"""Hold an artefact against the PyTorch model or ONNX file it was made from, on the same inputs."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam_deploy.artefacts import Artefact, OnnxFile, open_artefact
+from cbam_deploy.comparison.file_reference import FileProgram, FileReference, file_reference
 from cbam_deploy.comparison.layer_report import Layers
-from cbam_deploy.data.feeds import Feeds, InputStream, default_batches
-from cbam_deploy.errors import BadInput
+from cbam_deploy.data.feeds import InputStream, default_batches
+from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.feeds import check_batch
 from cbam_deploy.numerics.metrics import ErrorAccumulator
+from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.numerics.tolerances import (
     LAYERS,
     OUTPUTS,
@@ -29,6 +33,7 @@ from cbam_deploy.numerics.tolerances import (
     relaxed_to,
     tolerance_for,
 )
+from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
@@ -38,7 +43,9 @@ if TYPE_CHECKING:
 
     from cbam_deploy.comparison.layer_report import LayerReport
     from cbam_deploy.comparison.reference import Reference
+    from cbam_deploy.data import ImageSource
 
+_log = logging.getLogger(__name__)
 # Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
 # have a single unit, whose value near zero in one sample would be all rounding error.
 _LAYER_SAMPLES = 4
@@ -51,6 +58,8 @@ def validate(
     reference: str | nn.Module | None = None,
     weights: str | Path | None = None,
     data: str | None = None,
+    preprocessing: Asked | None = None,
+    sizes: Sequence[str] = (),
     batch_sizes: Sequence[int] | None = None,
     layers: Layers | None = None,
     max_abs: float | None = None,
@@ -64,15 +73,22 @@ def validate(
     device: str | None = None,
     limit: int = 16,
 ) -> ParityReport:
-    """Compare `artefact` with PyTorch in FP32 on the CPU: every output, at several batch sizes.
+    """Compare `artefact` with its reference on the CPU: every output, at several batch sizes.
+
+    The reference is PyTorch in FP32, or an ONNX file in ONNX Runtime; figures are in float64.
 
     ONNX Runtime on a CPU rounds FP16 values as a GPU does (`exporters.half.rounded_runner`).
 
     Args:
         artefact: an ``.onnx`` or ``.engine`` file.
-        reference: MODEL string or module; None rebuilds the model of the artefact's provenance.
+        reference: MODEL string, module, or path of an ``.onnx`` file; None rebuilds the model of
+            the artefact's provenance.
         weights: checkpoint for the reference instead of the recorded one.
-        data: SOURCE of pictures; None means noise.
+        data: SOURCE of pictures. None means noise; for INT8, whose ranges are those of pictures,
+            the recorded calibration source, or ``photos``.
+        preprocessing: how inputs are made from them (`preprocessing.choice.Asked`); None for what
+            the artefact records, else ImageNet's.
+        sizes: of free axes that pictures do not settle, such as ``H=640``.
         batch_sizes: None means both ends of what the artefact takes, and one between.
         layers: also compare values inside an ONNX file: of its fused ``gates``, or ``all``.
         max_abs: bound on an output's error. This and the next five replace bounds of the
@@ -94,7 +110,7 @@ def validate(
     """
     from cbam_deploy.comparison.reference import open_reference
 
-    opened = open_artefact(artefact)
+    opened = open_artefact(artefact).sized(sizes)
     path = opened.path
     if layers is not None and not isinstance(opened, OnnxFile):
         raise BadInput(
@@ -103,44 +119,67 @@ def validate(
         )
     bounds = Tolerance(max_abs, max_relative, min_cosine, min_snr_db, min_top1, min_channel_snr_db)
     tolerance = tolerance_for(opened.precision, OUTPUTS, bounds)
-    sizes = _batch_sizes(opened, batch_sizes)
-    torch_model = open_reference(path, opened.provenance, reference, weights)
-    # What a person bounds, and what other precisions are held to, does not follow from FP64.
-    relax = opened.precision == "fp32" and max_relative is None
-    with open_rounded(opened, runtime=runtime, device=device) as runner:
-        inputs = _inputs(runner, opened, data, seed, limit)
-        batches = _Pair(path, runner, torch_model, tolerance, relax).compare_all(sizes, inputs)
-    _check_top1_applies(path, min_top1, batches)
-    return ParityReport(
-        artefact=str(path),
-        runtime=runner.name,
-        reference=torch_model.label,
-        precision=opened.precision,
-        inputs=inputs.label,
-        tolerance=tolerance,
-        batches=batches,
-        layers=_layers(opened, torch_model, inputs, layers, runtime, device)
-        if layers is not None and isinstance(opened, OnnxFile)
-        else None,
-        environment=environment(),
-    )
+    batches_of = _batch_sizes(opened, batch_sizes)
+    with ExitStack() as stack:
+        other: Reference | FileReference
+        if is_file(reference):
+            if weights is not None:
+                raise BadInput(f"{reference}: has weights of its own", "leave --weights out")
+            other = stack.enter_context(
+                file_reference(Path(str(reference)), str(path), opened.inputs, opened.outputs)
+            )
+        else:
+            other = open_reference(path, opened.provenance, reference, weights)
+        of_file = isinstance(other, FileReference)
+        # What a person bounds, and what other precisions are held to, does not follow from FP64.
+        relax = opened.precision == "fp32" and max_relative is None and not of_file
+        with open_rounded(opened, runtime=runtime, device=device) as runner:
+            inputs = _inputs(runner, opened, data, preprocessing, seed, limit)
+            pair = _Pair(path, runner, other, tolerance, relax)
+            batches = pair.compare_all(batches_of, inputs)
+        _check_top1_applies(path, min_top1, batches)
+        return ParityReport(
+            artefact=str(path),
+            runtime=runner.name,
+            reference=other.label,
+            precision=opened.precision,
+            inputs=inputs.label,
+            tolerance=tolerance,
+            batches=batches,
+            layers=_layers(opened, other, inputs, layers, runtime, device)
+            if layers is not None and isinstance(opened, OnnxFile)
+            else None,
+            environment=environment(),
+            reference_kind="ONNX Runtime" if of_file else "PyTorch",
+        )
+
+
+def is_file(reference: object) -> bool:
+    """Whether a reference is an ONNX file, not a MODEL or a module."""
+    return isinstance(reference, str | Path) and str(reference).endswith(".onnx")
 
 
 def _layers(
     artefact: OnnxFile,
-    reference: Reference,
+    reference: Reference | FileReference,
     inputs: InputStream,
     layers: Layers,
     runtime: str | None,
     device: str | None,
 ) -> LayerReport:
-    from cbam_deploy.comparison.layers import ReferenceProgram, compare_layers
+    from cbam_deploy.comparison.layers import Program, ReferenceProgram, compare_layers
 
     smallest, largest = artefact.batch_range
     batch = max(smallest, _LAYER_SAMPLES if largest is None else min(_LAYER_SAMPLES, largest))
+    feeds = next(inputs.batches(batch))
+    program: Program = (
+        FileProgram(reference, feeds)
+        if isinstance(reference, FileReference)
+        else ReferenceProgram(reference, feeds, inputs.specs)
+    )
     return compare_layers(
         artefact.model,
-        ReferenceProgram(reference, next(inputs.batches(batch)), inputs.specs),
+        program,
         title=str(artefact.path),
         layers=layers,
         tolerance=LAYERS[artefact.precision],
@@ -152,12 +191,12 @@ def _layers(
 
 @dataclass(frozen=True)
 class _Pair:
-    """An artefact in its runtime and the PyTorch model beside it.
+    """An artefact in its runtime and its reference beside it.
 
     Attributes:
         path: of the artefact.
         runner: of the artefact.
-        reference: the PyTorch model.
+        reference: the PyTorch model, or the ONNX file.
         tolerance: of each output.
         relax: whether an output may be further off than `tolerance` says where PyTorch itself is
             far from FP64.
@@ -165,7 +204,7 @@ class _Pair:
 
     path: Path
     runner: Runner
-    reference: Reference
+    reference: Reference | FileReference
     tolerance: Tolerance
     relax: bool
 
@@ -203,6 +242,7 @@ class _Pair:
         """`outputs` held to what follows from PyTorch's own error in FP32, where that is more."""
         from cbam_deploy.comparison.rounding import rounding_errors
 
+        assert not isinstance(self.reference, FileReference)
         worst = [0.0] * len(outputs)
         dtypes: list[np.dtype[Any]] = []
         for feeds in batches:
@@ -232,12 +272,44 @@ class _Pair:
 
 
 def _inputs(
-    runner: Runner, artefact: Artefact, data: str | None, seed: int, limit: int
+    runner: Runner,
+    artefact: Artefact,
+    data: str | None,
+    preprocessing: Asked | None,
+    seed: int,
+    limit: int,
 ) -> InputStream:
-    from cbam_deploy.data import open_source
-
-    source = None if data is None else open_source(data, artefact.preprocessing)
+    if data is None and artefact.precision == "int8":
+        source = _pictures_for_int8(artefact, preprocessing)
+    else:
+        source = None if data is None else artefact.samples(data, preprocessing)
     return InputStream(runner.inputs, source, seed, limit, artefact.image_size, artefact.sizes)
+
+
+def _pictures_for_int8(artefact: Artefact, preprocessing: Asked | None) -> ImageSource | None:
+    """What the ranges of an INT8 file were found on, else photos; None where it takes neither."""
+    calibration = artefact.provenance.calibration if artefact.provenance else {}
+    for source in dict.fromkeys((str(calibration.get("source", "photos")), "photos")):
+        try:
+            found = artefact.samples(source, preprocessing)
+            next(InputStream(artefact.inputs, found, 0, 1, None).batches(1))
+        except (BadInput, MissingCapability) as error:
+            reason = error.message
+            continue
+        _log.warning(
+            "%s: noise is no test of INT8, whose ranges are those of pictures; compared on %s."
+            " Say others with --data",
+            artefact.path,
+            source,
+        )
+        return found
+    _log.warning(
+        "%s: noise is no test of INT8, whose ranges are those of pictures, and there are none (%s)."
+        " Give some with --data",
+        artefact.path,
+        reason,
+    )
+    return None
 
 
 def _batch_sizes(artefact: Artefact, asked: Sequence[int] | None) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,13 +65,14 @@ class ParityReport(Result):
     Attributes:
         artefact: path as given.
         runtime: name of the runner, such as ``onnxruntime-cpu``.
-        reference: the PyTorch model.
+        reference: the PyTorch model, or the ONNX file.
         precision: ``fp32``, ``fp16`` or ``int8``; decides `tolerance`.
         inputs: what both sides were fed.
         tolerance: of each output.
         batches: one entry for each batch size.
         layers: comparison of values inside, if asked for.
         environment: the machine and the versions (`machine.environment`).
+        reference_kind: ``PyTorch``, or ``ONNX Runtime`` for a file.
     """
 
     title: ClassVar[str] = "Parity"
@@ -86,6 +87,7 @@ class ParityReport(Result):
     batches: tuple[BatchParity, ...]
     layers: LayerReport | None
     environment: dict[str, Any]
+    reference_kind: str = "PyTorch"
 
     @property
     def passed(self) -> bool:
@@ -101,14 +103,26 @@ class ParityReport(Result):
             for sentence in output.failures
         ]
         if self.layers is not None:
-            found.extend(self.layers.failures)
+            found.extend(self.layers.failures or self._worst_place(found))
         return tuple(found)
+
+    def _worst_place(self, found: Sequence[str]) -> tuple[str, ...]:
+        """Where outputs fail and no value inside leaves its own bound: the worst of these."""
+        assert self.layers is not None
+        worst = self.layers.worst(but={output.error.name for _, output in self._outputs()})
+        if not found or worst is None:
+            return ()
+        return (
+            f"no value inside leaves its own bound; the worst is at {worst.place}:"
+            f" maximum error {worst.error.max_relative:.2e} of its largest value",
+        )
 
     def failure(self) -> tuple[str, str]:
         """What to tell a person when the check did not hold: a message and a hint."""
         first, *others = self.failures
-        fault = self.layers.failures if self.layers else ()
-        message = f"{self.artefact}: parity does not hold: {fault[0] if fault else first}"
+        place = self.failures[-1] if self.layers is not None and len(self.failures) > 1 else first
+        fault = self.layers.failures[0] if self.layers and self.layers.failures else place
+        message = f"{self.artefact}: parity does not hold: {fault}"
         if others:
             message += f" (and {len(others)} more)"
         if self.layers is None and Path(self.artefact).suffix == ".engine":
@@ -166,10 +180,10 @@ class ParityReport(Result):
         layers = self.layers
         return (
             Section(
-                title="Parity with PyTorch",
+                title=f"Parity with {self._other}",
                 intro=(
-                    f"{self.artefact} ({self.precision}, {self.runtime}) against PyTorch"
-                    f" {self.reference}, on {self.inputs}."
+                    f"{self.artefact} ({self.precision}, {self.runtime}) against"
+                    f" {self.reference_kind} {self.reference}, on {self.inputs}."
                 ),
                 passed=self.passed,
                 key_figures=self._key_figures(),
@@ -183,6 +197,10 @@ class ParityReport(Result):
                 ),
             ),
         )
+
+    @property
+    def _other(self) -> str:
+        return "PyTorch" if self.reference_kind == "PyTorch" else self.reference
 
     def _key_figures(self) -> tuple[KeyFigure, ...]:
         errors = [output.error for _, output in self._outputs()]

@@ -176,7 +176,6 @@ def test_ratios_to_the_baseline_are_shown_once(measured, with_what, tables):
         (1.02, True, 0.05, "held"),
         (1.04, True, 0.05, "in doubt"),
         (1.06, False, 0.05, "slower"),
-        (1.06, True, None, "not judged"),
     ],
 )
 def test_a_verdict_says_what_is_known(low, held, bound, outcome):

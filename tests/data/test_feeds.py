@@ -80,7 +80,7 @@ def test_one_batch_is_compared_even_where_it_is_larger_than_the_limit():
 
 def test_pictures_cannot_feed_a_network_that_takes_something_else():
     source = open_source("digits", Preprocessing.for_size(8))
-    with pytest.raises(BadInput, match="input, mask; --data"):
+    with pytest.raises(BadInput, match="not take one picture but input, mask"):
         next(pictures(source, [IMAGE, TensorSpec("mask", ("batch", 5), "int64")], 2, limit=2))
 
 

@@ -13,12 +13,15 @@ from PIL import Image
 from cbam_deploy.data.pictures import (
     UnreadablePicture,
     decode,
+    fit,
+    mode_of,
     normalize,
     require_pillow,
-    resize_and_crop,
 )
 from cbam_deploy.errors import BadInput
-from cbam_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, for_input
+from cbam_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cbam_deploy.preprocessing.choice import for_input
+from cbam_deploy.preprocessing.text import parse
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -33,7 +36,7 @@ def gradient(width: int, height: int) -> Image.Image:
 def test_shorter_side_is_resized_then_the_centre_cut_out(
     size: tuple[int, int], resized: tuple[int, int]
 ) -> None:
-    picture = resize_and_crop(gradient(*size), Preprocessing())
+    picture = fit(gradient(*size), Preprocessing())
     assert picture.size == (224, 224)
     red, green = (np.asarray(picture, np.float64)[..., channel].mean() for channel in (0, 1))
     assert (red, green) == pytest.approx((127.5, 127.5), abs=2)  # The centre stays the centre.
@@ -46,7 +49,7 @@ def test_shorter_side_is_resized_then_the_centre_cut_out(
 def test_shrinking_averages_away_what_the_pixels_cannot_hold() -> None:
     checkerboard = np.indices((64, 64)).sum(0) % 2 * 255
     picture = Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB")
-    small = np.asarray(resize_and_crop(picture, Preprocessing(image_size=8, resize=8)), np.float64)
+    small = np.asarray(fit(picture, Preprocessing(image_size=8, resize=8)), np.float64)
     assert np.abs(small - 127.5).max() < 10  # Without antialiasing: 0 or 255.
 
 
@@ -154,7 +157,7 @@ def test_long_pictures_are_resized_as_if_whole(size: tuple[int, int]) -> None:
     whole = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - 6) / 2), round((height - 6) / 2)
     expected = np.asarray(whole.crop((left, top, left + 6, top + 6)), np.float64)
-    actual = resize_and_crop(picture, Preprocessing(image_size=6, resize=8))
+    actual = fit(picture, Preprocessing(image_size=6, resize=8))
     # The middle is resized by a ratio that differs in its last whole pixel.
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=3)
 
@@ -170,7 +173,7 @@ def test_a_line_of_pixels_takes_no_memory_to_speak_of(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Image.Image, "resize", counted)
     for size in ((1, 65_000), (65_000, 1)):
-        assert resize_and_crop(Image.new("RGB", size), Preprocessing()).size == (224, 224)
+        assert fit(Image.new("RGB", size), Preprocessing()).size == (224, 224)
     assert len(areas) == 2
 
 
@@ -253,22 +256,23 @@ def test_damaged_pictures_say_why(tmp_path: Path, kind: str) -> None:
         (("N", 1, 8, "W"), {"W": 30}, (1, 8, 30)),
         (("N", "C", "H", "W"), {"H": 12, "W": 10}, (3, 12, 10)),
         (("N", 3, "H", "W"), {}, (3, 224, 224)),
+        (("N", 8, 12, 3), {}, (3, 8, 12)),
     ],
 )
 def test_pictures_fit_the_network_input(shape, sizes, expected) -> None:
     preprocessing = for_input("input", shape, sizes)
-    made = normalize(resize_and_crop(gradient(50, 20), preprocessing), preprocessing)
+    made = normalize(fit(gradient(50, 20), preprocessing), preprocessing)
     assert made.shape == expected
 
 
-@pytest.mark.parametrize("shape", [("N", 80), ("N", 80, 300), ("N", 4, 8, 8), ("N", 8, 8, 3), ()])
+@pytest.mark.parametrize("shape", [("N", 80), ("N", 80, 300), ("N", 4, 8, 8), ("N", 8, 8, 4), ()])
 def test_an_input_that_takes_no_pictures_is_refused(shape) -> None:
-    with pytest.raises(BadInput, match=r"input mel takes .*, and pictures are"):
+    with pytest.raises(BadInput, match=r"input mel takes .*, and ImageNet's pictures are"):
         for_input("mel", shape, {})
 
 
 def test_a_picture_fills_an_input_that_is_no_square() -> None:
-    picture = resize_and_crop(gradient(300, 100), for_input("x", (1, 3, 64, 32), {}))
+    picture = fit(gradient(300, 100), for_input("x", (1, 3, 64, 32), {}))
     filled = np.asarray(picture)
     assert picture.size == (32, 64)
     assert filled[32, 0, 0] < 8 < 247 < filled[32, -1, 0]
@@ -283,3 +287,61 @@ def test_one_channel_is_the_luminance() -> None:
     # The luminance is rounded to 8 bits, mean and std to three places.
     bound = float((1 / 255 + 2e-3) / std)
     np.testing.assert_allclose(got[0], (luminance - mean) / std, atol=bound)
+
+
+def described(steps: str) -> Preprocessing:
+    return parse(f"keep 6x7, {steps}")
+
+
+COLOURS = np.random.default_rng(5).integers(0, 256, (6, 7, 4), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "order"),
+    [("rgb", [0, 1, 2]), ("bgr", [2, 1, 0]), ("rgba", [0, 1, 2, 3]), ("bgra", [2, 1, 0, 3])],
+)
+def test_channels_are_in_the_order_of_the_network(tmp_path: Path, steps: str, order: list) -> None:
+    Image.fromarray(COLOURS, "RGBA").save(tmp_path / "a.png")
+    preprocessing = described(f"{steps}, raw")
+    picture = decode(tmp_path / "a.png", mode_of(preprocessing))
+    got = normalize(fit(picture, preprocessing), preprocessing)
+    np.testing.assert_array_equal(got, COLOURS.transpose(2, 0, 1)[order])
+
+
+def test_levels_are_divided_shifted_and_scaled_in_the_networks_order() -> None:
+    preprocessing = described("bgr, /2, mean 1 2 3, std 4 5 6")
+    got = normalize(Image.fromarray(COLOURS[..., :3]), preprocessing)
+    bgr = COLOURS[..., 2::-1].astype(np.float64)
+    expected = (bgr / 2 - [1, 2, 3]) / [4, 5, 6]
+    np.testing.assert_allclose(got, expected.transpose(2, 0, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "inner"),  # Width and height; (left, top, right, bottom) of the picture.
+    [
+        ((40, 20), (20, 20), (0, 5, 20, 15)),
+        ((20, 40), (20, 20), (5, 0, 15, 20)),
+        ((30, 10), (20, 20), (0, 6, 20, 13)),  # 6.67 rounds to 7; 13 are left, 6 above.
+        ((5, 5), (30, 20), (5, 0, 25, 20)),
+        ((4000, 2), (20, 20), (0, 9, 20, 10)),
+    ],
+)
+def test_a_letterbox_holds_the_whole_picture_in_its_proportions(size, frame, inner) -> None:
+    preprocessing = parse(f"letterbox {frame[1]}x{frame[0]}, pad 7, rgb, raw")
+    picture = fit(Image.new("RGB", size, (200, 201, 202)), preprocessing)
+    got = normalize(picture, preprocessing)
+    expected = np.full((3, frame[1], frame[0]), 7.0)
+    left, top, right, bottom = inner
+    expected[:, top:bottom, left:right] = np.array([200, 201, 202])[:, None, None]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_picture_to_be_kept_has_the_networks_size() -> None:
+    preprocessing = parse("keep 6x7, raw")
+    assert fit(Image.new("RGB", (7, 6)), preprocessing).size == (7, 6)
+    with pytest.raises(UnreadablePicture, match="is 7x6, where the network takes 6x7"):
+        fit(Image.new("RGB", (6, 7)), preprocessing)
+
+
+def test_a_crop_may_be_no_square() -> None:
+    assert fit(gradient(100, 50), parse("resize 20, crop 10x16, raw")).size == (16, 10)

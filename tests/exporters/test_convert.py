@@ -109,6 +109,7 @@ def test_the_result_is_json_and_a_table(fp32, tmp_path, capsys):
         "images": 2,
         "seed": 0,
         "method": "percentile",
+        "preprocessing": "resize 16, crop 16, rgb, imagenet",
     }
     rich.print(result)
     assert "method percentile" in capsys.readouterr().out

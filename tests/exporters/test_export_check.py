@@ -156,11 +156,11 @@ def test_a_wrong_operator_is_named(tmp_path):
     export_onnx(Head(lambda net, y, x: y * 2.0), path, image_size=SIZE)
     other = Head(lambda net, y, x: y * 3.0).eval()
     with pytest.raises(CheckFailed, match="it begins at Mul") as refused:
-        check_export(path, other, pictures(SIZE), "net")
+        check_export(path, other, pictures((3, SIZE, SIZE)), "net")
     assert "--tolerance" in refused.value.hint
-    assert check_export(path, other, pictures(SIZE), "net", 0.5).max_relative == pytest.approx(
-        1 / 3
-    )
+    assert check_export(
+        path, other, pictures((3, SIZE, SIZE)), "net", 0.5
+    ).max_relative == pytest.approx(1 / 3)
 
 
 def test_the_bound_follows_from_what_fp64_says_of_the_network(tmp_path):

@@ -86,7 +86,7 @@ def test_letters_are_free_axes_and_the_first_is_the_batch() -> None:
     assert inputs.batch is None
     fixed = parse_inputs(["image:1x3x640x640"])
     assert (fixed.batch, fixed.sizes, fixed.picture_size) == (1, {}, 640)
-    assert pictures(32).specs == parse_inputs(["input:Nx3x32x32"]).specs
+    assert pictures((3, 32, 32)).specs == parse_inputs(["input:Nx3x32x32"]).specs
     assert parse_inputs(["x:Nx3xH=64xW=32"]).picture_size is None
 
 
@@ -273,7 +273,12 @@ def test_whole_numbers_and_a_square_picture(tmp_path) -> None:
         Sum(), tmp_path / "net.onnx", inputs=["tokens:Nx4:int64", "image:Nx3x20x20"]
     )
     assert result.provenance.preprocessing is None
-    picture = export_onnx(nn.Conv2d(3, 2, 3), tmp_path / "one.onnx", inputs=["x:Nx3xH=24xW=24"])
-    assert picture.provenance.preprocessing.image_size == 24
+    picture = export_onnx(
+        nn.Conv2d(3, 2, 3),
+        tmp_path / "one.onnx",
+        inputs=["x:Nx3xH=24xW=24"],
+        preprocessing="letterbox, /255",
+    )
+    assert picture.provenance.preprocessing.frame == (24, 24)
     with pytest.raises(BadInput, match="an image size and inputs"):
         export_onnx(Sum(), tmp_path / "no.onnx", image_size=8, inputs=["x:Nx3x8x8"])

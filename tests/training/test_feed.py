@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def numbered(count: int, fails: bool = False) -> Iterator[Batch]:
     for number in range(count):
-        yield Batch(np.full((2, 3, 4, 4), number, np.float32), np.full(2, number, np.int64))
+        yield Batch({"": np.full((2, 3, 4, 4), number, np.float32)}, np.full(2, number, np.int64))
     if fails:
         raise OSError("the disk went away")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbam_deploy.data.pictures import resize_and_crop
+from cbam_deploy.data.pictures import fit
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.augment import (
@@ -93,7 +93,7 @@ def test_extreme_pictures_give_their_centre() -> None:
 
 def test_shifts_move_by_up_to_an_eighth_and_never_mirror() -> None:
     picture = coordinates(16, 16)
-    plain = np.asarray(resize_and_crop(picture, SMALL))
+    plain = np.asarray(fit(picture, SMALL))
     seen = set()
     for seed in range(200):
         moved = np.asarray(random_shift(picture, SMALL, np.random.default_rng(seed)))

@@ -27,12 +27,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cbam_deploy.data.network_input import is_levels, network_input
+from cbam_deploy.data.network_input import network_feeds
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.session import open_session
 from cbam_deploy.graphs.signature import specs_of
 from cbam_deploy.numerics.feeds import check_feeds
-from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 from cbam_deploy.progress import progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from cbam_deploy.data.source import ImageSource
 
 Method = Literal["minmax", "entropy", "percentile"]
-Images = NDArray[Any]  # As the network takes them: float32, or levels of 0 to 255 in integers
+# A batch as the network takes it: of its only input, or by the names of several.
+Images = NDArray[Any] | Mapping[str, NDArray[Any]]
+
+_TYPES = ("float32", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "bool")
 
 # Pictures that go through the network together: they bound the memory, and change no result.
 CHUNK = 4
@@ -177,17 +180,17 @@ def _divergence(counts: NDArray[np.int64], bins: int) -> float:
 
 
 def calibration_batches(
-    source: ImageSource, *, images: int, seed: int, dtype: str = "float32"
-) -> Iterator[Images]:
-    """Pictures to calibrate on: drawn from all of `source`, in an order that `seed` fixes.
+    source: ImageSource, inputs: Sequence[TensorSpec], *, images: int, seed: int
+) -> Iterator[Feeds]:
+    """Samples to calibrate on: drawn from all of `source`, in an order that `seed` fixes.
 
-    They are as a network input of `dtype` takes them (`data.network_input`).
+    They are as `inputs` take them (`data.network_input`).
 
     Raises:
-        BadInput: `images` is not positive, or no picture can be read.
+        BadInput: `images` is not positive, no picture can be read, or `inputs` take something else.
     """
     for batch in source.batches(CHUNK, limit=images, shuffle_seed=seed):
-        yield network_input(batch.images, source.preprocessing, dtype, "of the network")
+        yield network_feeds(batch.inputs, source, inputs)
 
 
 def calibrate(
@@ -201,9 +204,9 @@ def calibrate(
     """Find the range of each of `tensors` over `batches`, which are gone through once.
 
     Args:
-        model: a float32 network with one input, of float32 or of integers that hold 0 to 255.
+        model: a float32 network with inputs of float32 or of integers.
         tensors: names of float32 tensors of the graph.
-        batches: network inputs [N, C, H, W], in its type.
+        batches: network inputs [N, ...], in their types.
         method: see the module's docstring.
         images: how many pictures there will be, for the progress bar.
 
@@ -243,53 +246,58 @@ def watch(
     """Run the network; yield the value of each of `tensors`, and the number of pictures in it.
 
     Raises:
-        BadInput: there is no picture, one is of the wrong size, or the network has not one input.
+        BadInput: there is no picture, or one is of the wrong size or type.
     """
-    source = image_input(model)
+    inputs = calibration_inputs(model)
     # A graph's input cannot be its output too; what went in is at hand anyway.
-    fetched = [name for name in tensors if name != source.name]
+    fetched = [name for name in tensors if name not in {spec.name for spec in inputs}]
     session = _session(model, fetched)
     empty = True
-    for images, count in _groups(batches, source):
+    for feeds, count in _groups(batches, inputs):
         empty = False
         # An empty list would fetch everything.
-        results = session.run(fetched, {source.name: images}) if fetched else []
-        found = dict(zip(fetched, results, strict=True))
-        yield {name: found.get(name, images) for name in tensors}, count
+        results = session.run(fetched, feeds) if fetched else []
+        found = feeds | dict(zip(fetched, results, strict=True))
+        yield {name: found[name] for name in tensors}, count
     if empty:
         raise BadInput("there are no pictures to calibrate on", "give a SOURCE with pictures")
 
 
-def _groups(batches: Iterable[Images], source: TensorSpec) -> Iterator[tuple[Images, int]]:
-    """The pictures regrouped, with their number; a last group short of a fixed batch is filled up.
+def _groups(
+    batches: Iterable[Images], inputs: tuple[TensorSpec, ...]
+) -> Iterator[tuple[Feeds, int]]:
+    """The samples regrouped, with their number; a last group short of a fixed batch is filled up.
 
-    It is filled with its own pictures, which then count more than once.
+    It is filled with its own samples, which then count more than once.
     """
-    batch, *picture = source.shape
+    batch = inputs[0].shape[0]
     fixed = batch if isinstance(batch, int) else None
-    any_batch = replace(source, shape=("batch", *picture))
-    pictures = _pictures(batches, any_batch)
-    while group := list(itertools.islice(pictures, fixed or CHUNK)):
+    any_batch = tuple(replace(spec, shape=("batch", *spec.shape[1:])) for spec in inputs)
+    samples = _samples(batches, any_batch)
+    while group := list(itertools.islice(samples, fixed or CHUNK)):
         count = len(group)
-        yield np.stack(list(itertools.islice(itertools.cycle(group), fixed or count))), count
+        filled = list(itertools.islice(itertools.cycle(group), fixed or count))
+        yield {spec.name: np.stack([one[spec.name] for one in filled]) for spec in inputs}, count
 
 
-def _pictures(batches: Iterable[Images], source: TensorSpec) -> Iterator[Images]:
+def _samples(batches: Iterable[Images], inputs: tuple[TensorSpec, ...]) -> Iterator[Feeds]:
     for images in batches:
-        check_feeds({source.name: images}, (source,), (1, None))
-        yield from images
+        feeds = dict(images) if isinstance(images, Mapping) else {inputs[0].name: images}
+        check_feeds(feeds, inputs, (1, None))
+        for index in range(len(feeds[inputs[0].name])):
+            yield {name: array[index] for name, array in feeds.items()}
 
 
-def image_input(model: ir.Model) -> TensorSpec:
-    """The network's one input; raises `BadInput` where calibration cannot feed it."""
+def calibration_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """The network's inputs; raises `BadInput` where calibration cannot feed them."""
     inputs = specs_of(model.graph.inputs)
-    if len(inputs) != 1 or not (inputs[0].dtype == "float32" or is_levels(inputs[0].dtype)):
+    if not inputs or any(spec.dtype not in _TYPES or not spec.shape for spec in inputs):
         names = ", ".join(f"{spec.name} {spec.dtype}" for spec in inputs) or "none"
         raise BadInput(
-            f"the network's inputs are {names}; calibration needs one, of float32 or uint8",
-            "quantize a network that takes one batch of pictures, before any other conversion",
+            f"the network's inputs are {names}; calibration needs batches of float32 or integers",
+            "quantize a network before any other conversion",
         )
-    return inputs[0]
+    return inputs
 
 
 def _session(model: ir.Model, fetched: Sequence[str]) -> InferenceSession:

@@ -21,8 +21,8 @@ from cbam_deploy.exporters.int8.calibration import (
     Magnitudes,
     calibrate,
     calibration_batches,
+    calibration_inputs,
     entropy_threshold,
-    image_input,
 )
 from cbam_deploy.preprocessing import Preprocessing
 
@@ -186,12 +186,16 @@ def test_a_network_that_overflows_is_refused_by_the_name_of_the_tensor():
         calibrate(network(), TENSORS, [broken], method="entropy")
 
 
+def drawn_from(source, model, images, seed=0):
+    return calibration_batches(source, calibration_inputs(model), images=images, seed=seed)
+
+
 def test_unreadable_pictures_among_good_ones_are_skipped_and_noted(tmp_path):
     for index in range(5):
         Image.new("RGB", (20, 20), (index * 40, 0, 0)).save(tmp_path / f"{index}.png")
     (tmp_path / "2.png").write_bytes(b"not a picture")
     source = open_source(str(tmp_path), Preprocessing(image_size=16, resize=16))
-    found = calibrate(network(), TENSORS, calibration_batches(source, images=5, seed=0))
+    found = calibrate(network(), TENSORS, drawn_from(source, network(), 5))
     assert found.images == 4
     assert [name.endswith("2.png") for name, _ in source.skipped] == [True]
 
@@ -202,7 +206,7 @@ def test_the_seed_draws_the_pictures(tmp_path):
 
     def drawn(seed):
         source = open_source(str(tmp_path), Preprocessing(image_size=16, resize=16))
-        return np.concatenate(list(calibration_batches(source, images=4, seed=seed)))
+        return np.concatenate([feeds["input"] for feeds in drawn_from(source, network(), 4, seed)])
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
@@ -220,11 +224,9 @@ def test_a_network_of_uint8_pictures_is_calibrated_on_their_levels(tmp_path):
             out = Sqrt(float)
         }"""
     )
-    assert image_input(model).dtype == "uint8"
-    pictures = calibration_batches(source, images=2, seed=0, dtype="uint8")
-    found = calibrate(model, ["float", "out"], pictures, method="minmax")
+    found = calibrate(model, ["float", "out"], drawn_from(source, model, 2), method="minmax")
     assert found.ranges["float"] == (levels.min(), levels.max())
     assert found.ranges["out"] == pytest.approx([levels.min() ** 0.5, levels.max() ** 0.5])
     with pytest.raises(BadInput, match="its dtype is float32") as refused:
-        calibrate(model, ["out"], calibration_batches(source, images=2, seed=0))
+        calibrate(model, ["out"], [np.zeros((2, 3, 16, 16), np.float32)])
     assert "takes image uint8" in refused.value.hint

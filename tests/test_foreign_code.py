@@ -14,8 +14,8 @@ from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.costs import complexity
 from cbam_deploy.errors import BadInput, Terminated
 from cbam_deploy.explain.grad_cam import grad_cam
+from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models import insert_gates
-from cbam_deploy.models.foreign_code import foreign_code
 from cbam_deploy.runtimes.pytorch import PyTorchRunner
 from cbam_deploy.tracing.torch_graph import trace
 
@@ -115,7 +115,7 @@ def test_commands_end_with_two_lines(cli, tmp_path, monkeypatch, command, factor
     options = {
         "export": ["--image-size", "8", "-o", "out.onnx"],
         "train": ["--data", "digits", "--image-size", "8", "--epochs", "1", "-o", "run"],
-        "gradcam": ["--data", "digits", "--image-size", "8", "-o", "out"],
+        "gradcam": ["--data", "digits", "--preprocess", "stretch 8, imagenet", "-o", "out"],
     }[command]
     ended = cli(command, f"net.py:{factory}", *options)
     assert ended.code == 2

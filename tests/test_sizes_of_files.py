@@ -1,0 +1,75 @@
+"""A file with free sizes and nothing recorded is counted, converted, compared and timed."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cbam_deploy import bench, complexity, convert, validate
+from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.onnx_file import read_provenance
+
+SIZES = ["H=12", "W=20"]
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A convolution of another program."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "H", "W"])
+    weight = np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "net",
+        [image],
+        [output],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+    model.ir_version = 9
+    path = tmp_path_factory.mktemp("foreign") / "foreign.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_it_is_counted(foreign):
+    assert complexity(foreign, sizes=SIZES).multiply_adds == 3 * 4 * 12 * 20
+    with pytest.raises(BadInput, match=r"leaves sizes free: \[N, 3, H, W\]"):
+        complexity(foreign)
+
+
+def test_it_is_converted_and_the_file_remembers(foreign, tmp_path):
+    convert(foreign, tmp_path / "half.onnx", sizes=SIZES)
+    assert read_provenance(tmp_path / "half.onnx").sizes == {"H": 12, "W": 20}
+    assert complexity(tmp_path / "half.onnx").multiply_adds == 3 * 4 * 12 * 20
+    with pytest.raises(BadInput, match="is free") as refused:
+        convert(foreign, tmp_path / "half.onnx")
+    assert "--size H=" in refused.value.hint
+
+
+def test_it_is_timed(foreign, monkeypatch):
+    monkeypatch.setattr("cbam_deploy.benchmarking.memory.applies_to", lambda _: False)
+    report = bench([foreign], sizes=SIZES, batches=[1], seconds=0.01)
+    assert json.loads(json.dumps(report.to_json()))["settings"]["sizes"] == SIZES
+    with pytest.raises(BadInput, match="has no free axis D"):
+        bench([foreign], sizes=["D=3"], batches=[1])
+
+
+def test_it_is_compared(foreign):
+    from torch import nn
+
+    class Same(nn.Module):
+        def __init__(self):
+            super().__init__()
+            import torch
+
+            (weight,) = onnx.load(foreign).graph.initializer
+            self.weight = nn.Parameter(torch.from_numpy(numpy_helper.to_array(weight).copy()))
+
+        def forward(self, x):
+            assert x.shape[2:] == (12, 20)
+            return nn.functional.conv2d(x, self.weight)
+
+    assert validate(foreign, reference=Same(), sizes=SIZES, batch_sizes=[2]).passed
