@@ -48,7 +48,7 @@ clean:
 	rm -rf .venv build demo
 
 .venv/dev.done: .venv/demo.done
-	$(INSTALL) --editable '.[rtx,demo,kernels,dev]'
+	$(INSTALL) --editable '.[rtx,demo,detection,kernels,dev]'
 	touch $@
 
 .venv/demo.done: .venv/pyvenv.cfg pyproject.toml constraints.txt

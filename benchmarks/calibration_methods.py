@@ -60,7 +60,7 @@ def compare(network: Path, data: str, folder: Path) -> None:
         row = [network.name, method, report.calibration["images"], f"{snr:.1f}"]
         if data == "digits":
             _, after = evaluate([network, converted], data=data).networks
-            row += [f"{after.top1:.2%}", f"{100 * after.drop:.2f}", after.disagreements]
+            row += [f"{after.value:.2%}", f"{100 * after.drop:.2f}", after.disagreements]
         print("|", " | ".join(map(str, [*row, *["", "", ""][: 7 - len(row)]])), "|", flush=True)
 
 

@@ -68,10 +68,14 @@ class Artefact:
             MissingCapability: Pillow or scikit-learn is not installed.
         """
         from cbam_deploy.data import open_source
+
+        return open_source(source, self.preparation(source, asked), split=split)
+
+    def preparation(self, source: str, asked: Asked | None = None) -> Preprocessing:
+        """How the pictures of SOURCE are prepared, as `preprocessing` says; of tensors anything."""
         from cbam_deploy.data.tensors import are_tensors
 
-        chosen = None if are_tensors(source) else self.preprocessing(asked)
-        return open_source(source, chosen or Preprocessing(), split=split)
+        return Preprocessing() if are_tensors(source) else self.preprocessing(asked)
 
     @property
     def image_size(self) -> int | None:

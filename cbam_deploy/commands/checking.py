@@ -22,6 +22,7 @@ from cbam_deploy.commands.options import (
     Artefacts,
     BatchOption,
     DataOption,
+    MetricOption,
     PreprocessOption,
     PyTorchOption,
     RunningOptions,
@@ -30,6 +31,7 @@ from cbam_deploy.commands.options import (
     SeedOption,
     SizesOption,
     count,
+    drop,
     file_option,
     number,
     option,
@@ -38,6 +40,10 @@ from cbam_deploy.commands.options import (
 )
 
 COMPARED = "What is compared"
+HtmlOption = Annotated[
+    Path | None,
+    file_option("Also write a page with plots.", written, ".html", panel=RESULT),
+]
 
 
 def validate(
@@ -105,21 +111,24 @@ def validate(
 
 def evaluate(
     artefacts: Artefacts,
-    data: Annotated[str, source("Labelled images.")],
+    data: Annotated[str, source("Images with labels, masks or boxes.")],
     running: RunningOptions,
     runtime: RuntimeOption = None,
+    metric: MetricOption = "top1",
     preprocess: PreprocessOption = None,
     pytorch: PyTorchOption = False,
     batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
     limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
     max_drop: Annotated[
-        float | None, percent("Exit 1 when top-1 falls by more than this.", LIMITS)
+        float | None, drop("Exit 1 when the metric falls by more than this.", LIMITS)
     ] = None,
+    html: HtmlOption = None,
 ) -> Any:
-    """Measure top-1 and top-5 accuracy."""
-    return cbam_deploy.evaluate(
+    """Measure accuracy: top-1, mIoU, mAP, or your own."""
+    judged = cbam_deploy.evaluate(
         artefacts,
         data=data,
+        metric=metric,
         preprocessing=preprocess,
         reference_pytorch=pytorch,
         batch_size=batch,
@@ -128,6 +137,8 @@ def evaluate(
         runtime=runtime,
         **vars(running),
     )
+    write_html(judged, html)
+    return judged
 
 
 def bench(
@@ -150,10 +161,7 @@ def bench(
         float | None, percent("Exit 1 when slower by more [default: 5% with --against].", LIMITS)
     ] = None,
     seed: SeedOption = 0,
-    html: Annotated[
-        Path | None,
-        file_option("Also write a page with plots.", written, ".html", panel=RESULT),
-    ] = None,
+    html: HtmlOption = None,
 ) -> Any:
     """Measure latency and throughput, interleaved."""
     measured = cbam_deploy.bench(
@@ -170,10 +178,7 @@ def bench(
         runtime=runtime or None,
         **vars(running),
     )
-    if html is not None:
-        from cbam_deploy.report.html import write_page
-
-        write_page(measured, html)
+    write_html(measured, html)
     return measured
 
 
@@ -189,6 +194,14 @@ def doctor(
 ) -> Any:
     """Say what this machine can do, and what it lacks."""
     return cbam_deploy.doctor(measure=measure)
+
+
+def write_html(result: Any, path: Path | None) -> None:
+    """Write a page of a result where one was asked for."""
+    if path is not None:
+        from cbam_deploy.report.html import write_page
+
+        write_page(result, path)
 
 
 COMMANDS = (validate, evaluate, bench, inspect, doctor)

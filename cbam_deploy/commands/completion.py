@@ -42,6 +42,13 @@ def runtimes(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def metrics(incomplete: str) -> list[str]:
+    """For ``--metric``: what networks are judged by, and files with functions."""
+    from cbam_deploy.validation.metrics import METRICS
+
+    return [name for name in METRICS if name.startswith(incomplete)] + offer(".py")(incomplete)
+
+
 def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     """Files with one of `suffixes`, and folders with a slash at their end.
 

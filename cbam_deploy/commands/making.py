@@ -22,6 +22,7 @@ from cbam_deploy.commands.options import (
     DeviceOption,
     EngineOutput,
     InitialGatesOption,
+    MetricOption,
     Model,
     ModelOptions,
     OnnxIn,
@@ -30,11 +31,11 @@ from cbam_deploy.commands.options import (
     SeedOption,
     SizesOption,
     count,
+    drop,
     file_option,
     number,
     option,
     output,
-    percent,
     real,
     source,
 )
@@ -131,10 +132,11 @@ def convert(
     ranges: CalibrationOptions,
     max_accuracy_drop: Annotated[
         float | None,
-        percent("Give the noisiest layers back to FP16 until top-1 on --data holds.", PRECISION),
+        drop("Give the noisiest layers back to FP16 until --metric on --data holds.", PRECISION),
     ] = None,
     size: SizesOption = None,
     data: DataOption = None,
+    metric: MetricOption = "top1",
     seed: SeedOption = 0,
 ) -> Any:
     """Convert an ONNX file to FP16 or INT8."""
@@ -146,6 +148,7 @@ def convert(
         sizes=tuple(size or ()),
         max_accuracy_drop=max_accuracy_drop,
         data=data,
+        metric=metric,
         seed=seed,
     )
 

@@ -5,6 +5,7 @@ What belongs together is one dataclass, which a command passes on whole as keywo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cbam_deploy.commands.completion import ZOO, offer, runtimes
+from cbam_deploy.commands.completion import ZOO, metrics, offer, runtimes
 from cbam_deploy.commands.files import (
     read,
     read_and_replaced,
@@ -90,6 +91,16 @@ def percent(help_text: str, panel: str | None = None) -> Any:
     return option(help_text, panel, parser=percentage, metavar="PERCENT")
 
 
+def drop(help_text: str, panel: str) -> Any:
+    """An option that takes a fall of a metric: a percentage, or a number in the metric's unit."""
+    return option(help_text, panel, parser=_fall, metavar="PERCENT|NUMBER")
+
+
+def _fall(text: str) -> float:
+    """``"0.5%"`` or ``"0.005"`` as 0.005, and ``"2"`` as 2; raises `BadInput`."""
+    return percentage(text) if text.endswith("%") else real(0, math.inf)(text)
+
+
 def count(low: int, high: int, help_text: str, panel: str | None = None) -> Any:
     """An option that takes an integer from `low` to `high`."""
     return option(help_text, panel, min=low, max=high, metavar="N")
@@ -151,6 +162,17 @@ WeightsOption = Annotated[
 ]
 ClassesOption = Annotated[int | None, count(1, CLASSES, "Outputs of the classifier.", MODEL)]
 SizeOption = Annotated[int | None, count(1, PIXELS, "Side of the input in pixels.", MODEL)]
+MetricOption = Annotated[
+    str,
+    option(
+        "What counts: top1, miou, map, map-xyxy, or package:function of your own.",
+        INPUT,
+        "--metric",
+        metavar="METRIC",
+        callback=read_as_model,
+        autocompletion=metrics,
+    ),
+]
 InitialGatesOption = Annotated[
     bool,
     option("Leave gates initial where the checkpoint has none.", MODEL, "--initial-gates"),

@@ -12,6 +12,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cbam_deploy.errors import BadInput
 
 _SHOWN = 6
@@ -73,6 +76,42 @@ def class_indices(
             "put their pictures into one folder",
         )
     return tuple(indices)
+
+
+def match_classes(
+    network: str, known: Sequence[str], classes: int, names: Sequence[str], where: str
+) -> NDArray[np.int64]:
+    """The network's class for each class of the data.
+
+    By name where the network knows the names of its classes, of which the data may have fewer
+    (`class_indices`); else one to one, where both have equally many.
+
+    Args:
+        network: name for the message.
+        known: names of the network's classes, empty if unknown.
+        classes: number of classes that it tells apart.
+        names: of the classes of the data, in the order of their labels.
+        where: what has them, for the message.
+
+    Returns:
+        int64 [labels].
+
+    Raises:
+        BadInput: the classes correspond in neither way.
+    """
+    if known and len(known) != classes:
+        raise BadInput(
+            f"{network}: records the names of {len(known)} classes and tells {classes} apart",
+            "export the network again from its checkpoint",
+        )
+    if known:
+        return np.array(class_indices(names, known, where=where, of=network), np.int64)
+    if len(names) != classes:
+        raise BadInput(
+            f"{where}: has {len(names)} classes, {network} tells {classes} apart",
+            "give labelled pictures of the classes that the network was trained on",
+        )
+    return np.arange(classes)
 
 
 def _listed(names: Sequence[str]) -> str:

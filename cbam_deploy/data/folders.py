@@ -5,12 +5,14 @@ A folder with ``train`` and ``val`` (or ``test``) inside is a data set with its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbam_deploy.data.class_names import class_indices
-from cbam_deploy.data.listing import class_folders, listing, pictures_below
+from cbam_deploy.data.listing import class_folders, listing, pictures_below, pictures_in
 from cbam_deploy.data.pictures import EXTENSIONS, decode, mode_of, require_pillow
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.data.splits import Parts, find_parts
@@ -19,7 +21,7 @@ from cbam_deploy.preprocessing import Preprocessing
 
 
 def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSource:
-    """The pictures below `root`.
+    """The pictures below `root`; below its ``images`` where their targets lie beside that.
 
     Classes are the folders directly below, in the order of their names, an empty one included
     (so that labels keep meaning the network's outputs); pictures may lie deeper. Without class
@@ -34,13 +36,14 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
         MissingCapability: Pillow is not installed.
     """
     require_pillow()
+    root = pictures_in(root)
     parts = find_parts(root)
     # Labels mean the same in every part: those of the training part.
-    training = parts.train if parts else root
+    training = pictures_in(parts.train) if parts else root
     class_names = class_folders(training)
     files: list[Path] = []
     labels: list[int] = []
-    for part in _roots(root, parts, split):
+    for part in map(pictures_in, _roots(root, parts, split)):
         flat = listing(part).pictures
         below = class_folders(part)
         indices = class_indices(below, class_names, where=str(part), of=str(training))
@@ -63,13 +66,36 @@ def open_folder(root: Path, preprocessing: Preprocessing, split: str) -> ImageSo
         raise BadInput(
             f"{root}: has no pictures", f"give a folder with {', '.join(sorted(EXTENSIONS))} files"
         )
+    return open_files(
+        str(root),
+        files,
+        preprocessing,
+        labels=np.array(labels, np.int64) if class_names else None,
+        class_names=tuple(class_names),
+    )
+
+
+def open_files(
+    name: str,
+    files: Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    class_names: tuple[str, ...] = (),
+) -> ImageSource:
+    """The pictures in `files`, in this order; the other arguments are as `ImageSource` has them.
+
+    Raises:
+        MissingCapability: Pillow is not installed.
+    """
+    require_pillow()
     return ImageSource(
-        name=str(root),
+        name=name,
         names=[str(file) for file in files],
         read=lambda index: decode(files[index], mode_of(preprocessing)),
         preprocessing=preprocessing,
-        labels=np.array(labels, np.int64) if class_names else None,
-        class_names=tuple(class_names),
+        labels=labels,
+        class_names=class_names,
     )
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from cbam_deploy.data.pictures import EXTENSIONS
 from cbam_deploy.errors import BadInput
 
+IMAGES = "images"
+MASKS = "masks"
+BOXES = "labels"
+TARGETS = (MASKS, BOXES, "annotations")
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -44,6 +49,13 @@ def listing(folder: Path) -> Listing:
             "check permissions and links, or move it elsewhere",
         ) from error
     return Listing(tuple(sorted(pictures)), tuple(sorted(folders)))
+
+
+def pictures_in(root: Path) -> Path:
+    """The folder of `root`'s pictures: itself, or ``images`` where targets lie beside that."""
+    images = root / IMAGES
+    targets = any((root / name).is_dir() for name in TARGETS)
+    return images if targets and images.is_dir() else root
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:

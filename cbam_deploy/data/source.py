@@ -41,10 +41,12 @@ class Batch:
         inputs: contiguous arrays [N, ...] by input name; ``""`` is the only input of a network,
             whatever its name. Pictures are float32 [N, C, H, W] under that name.
         labels: int64 [N], or None.
+        indices: which samples of the source they are, int64 [N].
     """
 
     inputs: Mapping[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
+    indices: NDArray[np.int64]
 
     @property
     def images(self) -> NDArray[np.float32]:
@@ -184,7 +186,7 @@ class ImageSource:
                 name: np.ascontiguousarray(self._stacked(name, [one for _, one in group]))
                 for name in group[0][1]
             }
-            yield Batch(inputs, labels)
+            yield Batch(inputs, labels, np.array(indices, np.int64))
         if none_yet and not may_be_empty:
             raise BadInput(
                 f"{self.name}: none of {len(self)} pictures can be read"

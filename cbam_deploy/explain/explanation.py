@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cbam_deploy.data import Batch, ImageSource, open_source
+from cbam_deploy.data.class_names import match_classes
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.grad_cam import grad_cam, logits_of
 from cbam_deploy.explain.networks import Network, open_networks
@@ -23,7 +24,6 @@ from cbam_deploy.outputs import atomic_output
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.report.html import write_page
 from cbam_deploy.report.picture_grid import Row, Tile, picture_grid
-from cbam_deploy.validation.accuracy import match_classes
 
 _LONGEST_NAME = 100  # characters of a file name, as file systems take them
 Drawn = tuple[str, tuple[Row, ...]]  # Name and rows of one figure.
@@ -136,8 +136,8 @@ def _classes(
     """The true class of each picture among the network's, the predicted one without labels."""
     if batch.labels is None:
         return np.asarray(logits.argmax(1), np.int64)
-    classes = match_classes(name, known, logits.shape[1], source)[batch.labels]
-    return np.asarray(classes, np.int64)
+    classes = match_classes(name, known, logits.shape[1], source.class_names, source.name)
+    return classes[batch.labels]
 
 
 def _answers(

@@ -46,6 +46,7 @@ from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.preprocessing.own_function import recorded
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+from cbam_deploy.report.units import TOP1, MetricUnit
 
 if TYPE_CHECKING:
     from cbam_deploy.data import ImageSource
@@ -71,6 +72,7 @@ def convert(
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
     measure: Measure | None = None,
+    unit: MetricUnit = TOP1,
     seed: int = 0,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
@@ -90,7 +92,8 @@ def convert(
         io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
         max_accuracy_drop: how far what `measure` returns may fall with INT8, such as 0.005 for half
             a point; the noisiest layers are given back to float until it holds.
-        measure: the accuracy, between 0 and 1, of an ONNX file.
+        measure: the value of a metric for an ONNX file, the larger the better.
+        unit: how such values are written.
         seed: of everything random.
 
     Raises:
@@ -103,6 +106,7 @@ def convert(
     source, output = Path(source), Path(output)
     check_options(precision, calibration, io_dtype)
     _check_budget(precision, max_accuracy_drop, measure)
+    unit.check_drop(max_accuracy_drop or 0.0)
     check_place(output, artefact=True)
     check_apart(output, source=source)
     opened = open_onnx(source)
@@ -123,7 +127,7 @@ def convert(
     if precision == "fp16":
         step = _Step(model, None, _activation_ranges(request, model))
     else:
-        step = _quantized(request, model, max_accuracy_drop, measure)
+        step = _quantized(request, model, max_accuracy_drop, measure, unit)
     half, provenance = _finish(request, step)
     cosines: list[float] = []
 
@@ -201,7 +205,11 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
 
 
 def _quantized(
-    request: _Request, model: ir.Model, max_drop: float | None, measure: Measure | None
+    request: _Request,
+    model: ir.Model,
+    max_drop: float | None,
+    measure: Measure | None,
+    unit: MetricUnit,
 ) -> _Step:
     """The model in INT8, all of it that can be, or as much as an accuracy budget allows."""
     from cbam_deploy.exporters.int8.budget import meet_budget
@@ -234,6 +242,7 @@ def _quantized(
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
         sample=lambda: request.batches(prepared),
+        unit=unit,
     )
     return _Step(quantized, report, calibration, budget)
 

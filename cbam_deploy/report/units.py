@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cbam_deploy.errors import BadInput
+
 MISSING = "–"
 
 
@@ -15,6 +17,49 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class MetricUnit:
+    """How the values of a metric are written; larger values are better.
+
+    Attributes:
+        label: what the metric is called, such as ``top-1``.
+        share: whether values lie between 0 and 1: they are written in percent, and differences in
+            points of that.
+    """
+
+    label: str
+    share: bool = True
+
+    def check_drop(self, drop: float) -> None:
+        """Raise `BadInput` for a fall of the metric that cannot be meant."""
+        if self.share and not 0 <= drop <= 1:
+            raise BadInput(
+                f"a drop in {self.label} of {drop:.2%} is not between 0% and 100%",
+                "give a share such as 0.5%",
+            )
+        if not 0 <= drop < math.inf:
+            raise BadInput(f"a drop in {self.label} of {drop}", "give a positive number")
+
+    def text(self, value: float | None) -> str:
+        """A value: 98.33%, or 31.42."""
+        if value is None or self.share:
+            return percent(value)
+        return digits(value, 4)
+
+    def points(self, difference: float) -> str:
+        """A difference without its sign: 0.52 points, or 0.0123."""
+        return f"{100 * difference:.2f} points" if self.share else digits(difference)
+
+    def signed(self, difference: float) -> str:
+        """A difference with its sign and no unit: +0.52."""
+        if self.share:
+            return f"{0 + 100 * difference:+.2f}"
+        return ("+" if difference >= 0 else "") + digits(difference)
+
+
+TOP1 = MetricUnit("top-1")
 
 
 def digits(value: float, significant: int = 3) -> str:

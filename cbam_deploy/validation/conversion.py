@@ -1,4 +1,4 @@
-"""Convert a file as far as its accuracy on labelled pictures allows."""
+"""Convert a file as far as its accuracy on pictures with targets allows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.validation.accuracy import evaluate
+from cbam_deploy.validation.metrics import metric_unit
 
 
 def convert(
@@ -26,6 +27,7 @@ def convert(
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
     data: str | None = None,
+    metric: str = "top1",
     seed: int = 0,
 ) -> ConvertResult:
     """`exporters.convert.convert`, with accuracy measured as `evaluate` does it.
@@ -40,18 +42,20 @@ def convert(
         method: how INT8 ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
-        max_accuracy_drop: how far top-1 on `data` may fall with INT8, such as 0.005 for half a
-            point; the noisiest layers are given back to float until it holds.
-        data: SOURCE with labels, for `max_accuracy_drop`.
+        max_accuracy_drop: how far the metric on `data` may fall with INT8, such as 0.005 for half
+            a point; the noisiest layers are given back to float until it holds.
+        data: SOURCE with what the metric needs, for `max_accuracy_drop`.
+        metric: what the network is judged by, as in `evaluate`.
         seed: of everything random.
 
     Raises:
         BadInput, CheckFailed, MissingCapability: as there, and as `evaluate`.
     """
 
-    def top1(path: Path) -> float:
+    def value(path: Path) -> float:
         assert data is not None
-        return evaluate(path, data=data, preprocessing=preprocessing).networks[0].top1
+        judged = evaluate(path, data=data, metric=metric, preprocessing=preprocessing)
+        return judged.networks[0].value
 
     return conversion.convert(
         source,
@@ -64,6 +68,7 @@ def convert(
         images=images,
         io_dtype=io_dtype,
         max_accuracy_drop=max_accuracy_drop,
-        measure=None if data is None else top1,
+        measure=None if data is None else value,
+        unit=metric_unit(metric),
         seed=seed,
     )

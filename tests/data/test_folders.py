@@ -52,6 +52,21 @@ def test_class_folders_give_labels_in_the_order_of_names(tmp_path: Path) -> None
     assert batch.images.shape == (4, 3, 4, 4)
 
 
+@pytest.mark.parametrize("targets", ["masks", "labels", "annotations"])
+def test_pictures_with_targets_beside_them_are_those_in_images(
+    tmp_path: Path, targets: str
+) -> None:
+    put(tmp_path, "images/1.png", "images/2.png", f"{targets}/1.png")
+    source = opened(tmp_path)
+    assert source.labels is None
+    assert [Path(name).name for name in source.names] == ["1.png", "2.png"]
+    # Of parts, each has its own; and folders of these names may be classes elsewhere.
+    put(tmp_path / "parts", f"train/{targets}/1.png", "train/images/1.png", "val/images/2.png")
+    (tmp_path / "parts" / "val" / targets).mkdir()
+    for split, name in (("train", "train/images/1.png"), ("test", "val/images/2.png")):
+        assert opened(tmp_path / "parts", split).names == (str(tmp_path / "parts" / name),)
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     put(tmp_path, "b.png", "a.png", ".hidden.png", "._mac.png", ".cache/c.png")
     source = opened(tmp_path)

@@ -18,10 +18,11 @@ from cbam_deploy.numerics.metrics import TensorError
 from cbam_deploy.numerics.tolerances import Tolerance
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import ModelIdentity, Provenance
-from cbam_deploy.report.units import Estimate
+from cbam_deploy.report.units import TOP1, Estimate, MetricUnit
 from cbam_deploy.studies.demonstration import DemoResult
 from cbam_deploy.training.result import Epoch, TrainResult
-from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
+from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkScore
+from cbam_deploy.validation.metrics.metric import Reading, Score
 from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
 
 
@@ -110,14 +111,19 @@ PARITY = ParityReport(
     environment={},
 )
 
+
+def score(top1, top5):
+    return Score((Reading("top1", TOP1, top1), Reading("top5", MetricUnit("top-5"), top5)))
+
+
 ACCURACY = AccuracyReport(
     data="digits",
     images=360,
     skipped=(),
     networks=(
-        NetworkAccuracy("pytorch", "pytorch-cpu", 0.9889, 1.0, 0.0, 0, 1234.0, "by name"),
-        NetworkAccuracy(
-            "digits.onnx", "onnxruntime-cpu", 0.9861, None, 0.0028, 1, 5678.0, "by name"
+        NetworkScore("pytorch", "pytorch-cpu", score(0.9889, 1.0), 0.0, 0, 1234.0, "by name"),
+        NetworkScore(
+            "digits.onnx", "onnxruntime-cpu", score(0.9861, None), 0.0028, 1, 5678.0, "by name"
         ),
     ),
     max_drop=0.01,

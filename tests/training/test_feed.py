@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 
 def numbered(count: int, fails: bool = False) -> Iterator[Batch]:
     for number in range(count):
-        yield Batch({"": np.full((2, 3, 4, 4), number, np.float32)}, np.full(2, number, np.int64))
+        images = np.full((2, 3, 4, 4), number, np.float32)
+        yield Batch({"": images}, np.full(2, number, np.int64), np.arange(2))
     if fails:
         raise OSError("the disk went away")
 

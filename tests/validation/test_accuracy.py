@@ -13,11 +13,14 @@ from rich.console import Console
 
 from cbam_deploy import evaluate
 from cbam_deploy.data import open_source
+from cbam_deploy.data.class_names import match_classes
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.provenance import METADATA_KEY, Provenance
-from cbam_deploy.validation.accuracy import match_classes, ranks
-from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkAccuracy
+from cbam_deploy.report.units import TOP1
+from cbam_deploy.validation.accuracy_report import AccuracyReport, NetworkScore
+from cbam_deploy.validation.metrics.metric import Reading, Score
+from cbam_deploy.validation.metrics.top1 import ranks
 
 
 def test_rank_counts_the_classes_before_the_right_one():
@@ -43,36 +46,37 @@ def test_nan_predicts_nothing():
     assert ranks(logits, np.array([0])).tolist() == [6]
 
 
-class Source:
-    name = "pictures"
-
-    def __init__(self, *class_names):
-        self.class_names = class_names
-
-
 def test_classes_are_matched_by_name_where_names_are_known():
     known = ("cat", "dog", "emu")
-    assert match_classes("net", known, 3, Source("dog", "emu")).tolist() == [1, 2]
-    assert match_classes("net", known, 3, Source("emu", "cat", "dog")).tolist() == [2, 0, 1]
+    assert match_classes("net", known, 3, ("dog", "emu"), "pictures").tolist() == [1, 2]
+    assert match_classes("net", known, 3, ("emu", "cat", "dog"), "here").tolist() == [2, 0, 1]
 
 
 def test_classes_are_matched_one_to_one_where_names_are_not_known():
-    assert match_classes("net", (), 3, Source("a", "b", "c")).tolist() == [0, 1, 2]
+    assert match_classes("net", (), 3, ("a", "b", "c"), "pictures").tolist() == [0, 1, 2]
 
 
 def test_other_classes_are_refused():
     with pytest.raises(BadInput, match="2 classes, net tells 3 apart"):
-        match_classes("net", (), 3, Source("a", "b"))
+        match_classes("net", (), 3, ("a", "b"), "pictures")
     # As many as the network has, and each of them another one.
     with pytest.raises(BadInput, match=r"no class 'a', 'b', 'c'.*'cat', 'dog', 'emu'"):
-        match_classes("net", ("cat", "dog", "emu"), 3, Source("a", "b", "c"))
-    with pytest.raises(BadInput, match="names of 2 classes and gives 3 logits"):
-        match_classes("net", ("cat", "dog"), 3, Source("cat", "dog"))
+        match_classes("net", ("cat", "dog", "emu"), 3, ("a", "b", "c"), "pictures")
+    with pytest.raises(BadInput, match="names of 2 classes and tells 3 apart"):
+        match_classes("net", ("cat", "dog"), 3, ("cat", "dog"), "pictures")
 
 
 def report(*top1, max_drop=None):
     networks = tuple(
-        NetworkAccuracy(f"{index}.onnx", "cpu", value, None, top1[0] - value, 0, 1.0, "by name")
+        NetworkScore(
+            name=f"{index}.onnx",
+            runtime="cpu",
+            score=Score((Reading("top1", TOP1, value),)),
+            drop=top1[0] - value,
+            disagreements=0,
+            images_per_second=1.0,
+            classes="by name",
+        )
         for index, value in enumerate(top1)
     )
     return AccuracyReport("digits", 100, (), networks, max_drop, {})
@@ -101,8 +105,9 @@ def test_accuracy_is_what_counting_finds(network_onnx):
     logits, labels = predictions(network_onnx)
     order = np.argsort(-logits, axis=1)
     (network,) = evaluate(network_onnx, data="digits", batch_size=50).networks
-    assert network.top1 == np.mean(order[:, 0] == labels)
-    assert network.top5 == np.mean((order[:, :5] == labels[:, None]).any(axis=1))
+    top1, top5 = (reading.value for reading in network.score.readings)
+    assert top1 == network.value == np.mean(order[:, 0] == labels)
+    assert top5 == np.mean((order[:, :5] == labels[:, None]).any(axis=1))
     assert network.images_per_second > 0
 
 
@@ -121,11 +126,11 @@ def test_networks_are_compared_picture_by_picture(network_onnx, with_weight):
     ]
     pytorch, same, changed = report.networks
     assert pytorch.runtime == "pytorch-cpu"
-    assert (same.top1, same.disagreements) == (pytorch.top1, 0)
+    assert (same.value, same.disagreements) == (pytorch.value, 0)
     two, _ = predictions(other)
     before, after = one.argmax(axis=1), two.argmax(axis=1)
     assert changed.disagreements == np.count_nonzero(before != after) > 0
-    assert changed.drop == pytest.approx(np.mean(before == labels) - changed.top1)
+    assert changed.drop == pytest.approx(np.mean(before == labels) - changed.value)
 
 
 @pytest.fixture
@@ -174,7 +179,7 @@ def colours(tmp_path):
 )
 def test_accuracy_does_not_depend_on_how_folders_are_sorted(colours_onnx, colours, names):
     report = evaluate(colours_onnx(), data=colours(**names))
-    assert report.networks[0].top1 == 1.0
+    assert report.networks[0].value == 1.0
     assert report.networks[0].classes == "by name"
 
 
@@ -184,7 +189,7 @@ def test_integer_inputs_get_levels_of_0_to_255_and_floats_normalized_values(
 ):
     # Cast to integers, normalized values would be 0, or wrap to 255 below it.
     path = colours_onnx(getattr(onnx.TensorProto, dtype))
-    assert evaluate(path, data=colours()).networks[0].top1 == 1.0
+    assert evaluate(path, data=colours()).networks[0].value == 1.0
 
 
 def test_a_type_that_cannot_hold_a_picture_is_refused(colours_onnx, colours):
@@ -205,7 +210,7 @@ def test_networks_that_agree_do_so_in_whatever_order_their_classes_are(colours_o
     onnx.helper.set_model_props(model, {METADATA_KEY: recorded.dumps()})
     onnx.save(model, second)
     report = evaluate([first, second], data=colours())
-    assert [network.top1 for network in report.networks] == [1.0, 1.0]
+    assert [network.value for network in report.networks] == [1.0, 1.0]
     assert [network.disagreements for network in report.networks] == [0, 0]
 
 
@@ -222,13 +227,13 @@ def test_a_fixed_batch_scores_every_picture_once(network_onnx, altered):
     report = evaluate([network_onnx, altered(fix)], data="digits", batch_size=16)
     assert report.images == 355
     free, fixed = report.networks
-    assert (fixed.top1, fixed.top5, fixed.disagreements) == (free.top1, free.top5, 0)
+    assert (fixed.score, fixed.disagreements) == (free.score, 0)
 
 
 def test_a_limit_takes_the_same_mixed_pictures_each_time(network_onnx):
     reports = [evaluate(network_onnx, data="digits", limit=40) for _ in range(2)]
     assert reports[0].images == 40
-    assert reports[0].networks[0].top1 == reports[1].networks[0].top1
+    assert reports[0].networks[0].value == reports[1].networks[0].value
 
 
 def test_pictures_without_labels_are_refused(network_onnx):
@@ -279,8 +284,8 @@ def test_a_damaged_classifier_falls_below_the_trained_one(digits_onnx, tmp_path)
     onnx.save(model, tmp_path / "threes.onnx")
     report = evaluate([digits_onnx, tmp_path / "threes.onnx"], data="digits", max_drop=0.005)
     trained, threes = report.networks
-    assert trained.top1 > 0.98
+    assert trained.value > 0.98
     # It calls every digit a three: 36 of the 355 are.
-    assert threes.top1 == pytest.approx(36 / 355, abs=1 / 355)
+    assert threes.value == pytest.approx(36 / 355, abs=1 / 355)
     assert not report.passed
     assert "points below" in report.failure()[0]

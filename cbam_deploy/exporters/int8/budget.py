@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cbam_deploy.errors import BadInput, CheckFailed
+from cbam_deploy.errors import CheckFailed
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, watch
 from cbam_deploy.exporters.int8.placement import QuantizedNode, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import weight_scales
@@ -31,6 +31,7 @@ from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.progress import progress
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
+from cbam_deploy.report.units import TOP1, MetricUnit
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class LayerNoise:
 
 @dataclass(frozen=True)
 class BudgetStep:
-    """One measurement: top-1 `accuracy` (0 to 1) after `given_back`; None for all in INT8."""
+    """One measurement: the metric's value after `given_back`; None for all in INT8."""
 
     given_back: str | None
     accuracy: float
@@ -55,11 +56,12 @@ class BudgetReport(Result):
     """How the budget was met, or that it was not.
 
     Attributes:
-        baseline: top-1 of the float32 network, between 0 and 1.
+        baseline: the metric's value of the float32 network.
         max_accuracy_drop: the budget, on the same scale.
         ranking: every layer that INT8 concerns, the noisiest first; empty where none had to be
             given back.
         steps: the measurements, in order; the last one counts.
+        unit: how the metric's values are written.
     """
 
     schema: ClassVar[str] = "cbam_deploy.budget"
@@ -68,6 +70,7 @@ class BudgetReport(Result):
     max_accuracy_drop: float
     ranking: tuple[LayerNoise, ...]
     steps: tuple[BudgetStep, ...]
+    unit: MetricUnit = TOP1
 
     @property
     def given_back(self) -> tuple[str, ...]:
@@ -84,8 +87,9 @@ class BudgetReport(Result):
         best = max(self.steps, key=lambda step: step.accuracy)
         count = [step.given_back for step in self.steps].index(best.given_back)
         return (
-            f"INT8 stays more than {self.max_accuracy_drop:.2%} below the float32 network's"
-            f" {self.baseline:.2%}: the best is {best.accuracy:.2%}, with {count} of"
+            f"INT8 stays more than {self.unit.text(self.max_accuracy_drop)} below the float32"
+            f" network's {self.unit.label} of {self.unit.text(self.baseline)}: the best is"
+            f" {self.unit.text(best.accuracy)}, with {count} of"
             f" {len(self.ranking)} layers given back to float",
             "allow a larger drop, calibrate on more pictures or by another method, or use fp16",
         )
@@ -96,16 +100,17 @@ class BudgetReport(Result):
 
     def sections(self) -> tuple[Section, ...]:
         """The measurements, and the noisiest layers where any had to be given back."""
-        steps = [("(float32)", f"{self.baseline:.2%}", "")]
+        steps = [("(float32)", self.unit.text(self.baseline), "")]
         steps += (
             (
                 step.given_back or "(all in INT8)",
-                f"{step.accuracy:.2%}",
-                f"{self.baseline - step.accuracy:+.2%}",
+                self.unit.text(step.accuracy),
+                self.unit.signed(step.accuracy - self.baseline),
             )
             for step in self.steps
         )
-        tables = [Table(("given back to float", "top-1", "drop"), tuple(steps))]
+        change = "points" if self.unit.share else "change"
+        tables = [Table(("given back to float", self.unit.label, change), tuple(steps))]
         noisiest = self.ranking[: max(10, len(self.given_back))]
         if noisiest:
             rows = tuple((x.node, x.operator, f"{x.snr_db:.1f} dB") for x in noisiest)
@@ -121,27 +126,25 @@ def meet_budget(
     max_accuracy_drop: float,
     evaluate: Callable[[ir.Model], float],
     sample: Callable[[], Iterable[Images]],
+    unit: MetricUnit = TOP1,
 ) -> tuple[ir.Model, QuantizationReport, BudgetReport]:
     """Quantize as much of the network as the budget allows.
 
     Args:
         model: a float32 network, as `quantization.prepare` gives it.
         calibration: its ranges.
-        baseline: its top-1, between 0 and 1.
-        max_accuracy_drop: how far top-1 may fall, between 0 and 1.
-        evaluate: top-1 of a quantized network, between 0 and 1.
+        baseline: its value of a metric, the larger the better.
+        max_accuracy_drop: how far that may fall.
+        evaluate: the value of a quantized network.
         sample: gives network inputs to measure the layers' noise on; called only when layers must
             be given back.
+        unit: how the metric's values are written.
 
     Raises:
         CheckFailed: the budget does not even hold with every layer in float.
-        BadInput: the budget is not between 0 and 1.
+        BadInput: the budget is negative, or above 1 where the metric is a share.
     """
-    if not 0 <= max_accuracy_drop <= 1:
-        raise BadInput(
-            f"an accuracy drop of {max_accuracy_drop:.2%} is not between 0% and 100%",
-            "give a share such as 0.5%",
-        )
+    unit.check_drop(max_accuracy_drop)
     quantized, report = insert(model, calibration)
     steps = [BudgetStep(None, evaluate(quantized))]
     ranking: tuple[LayerNoise, ...] = ()
@@ -153,7 +156,7 @@ def meet_budget(
             steps.append(BudgetStep(layer.node, evaluate(quantized)))
             if _within(baseline, steps[-1].accuracy, max_accuracy_drop):
                 break
-    result = BudgetReport(baseline, max_accuracy_drop, ranking, tuple(steps))
+    result = BudgetReport(baseline, max_accuracy_drop, ranking, tuple(steps), unit)
     if not result.passed:
         raise CheckFailed(*result.failure())
     return quantized, report, result
@@ -186,7 +189,7 @@ def rank_layers(
 
 
 def _within(baseline: float, accuracy: float, max_drop: float) -> bool:
-    # Accuracies are counts over the number of pictures, rounded to float64.
+    # Most metrics are quotients of counts, rounded to float64.
     return baseline - accuracy <= max_drop + 1e-12
 
 

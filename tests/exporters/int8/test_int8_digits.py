@@ -23,7 +23,7 @@ def int8(digits_onnx, tmp_path_factory):
 def test_int8_is_as_accurate_as_fp32(digits_onnx, int8):
     report = evaluate([digits_onnx, int8], data="digits")
     before, after = report.networks
-    assert before.top1 >= 0.98
+    assert before.value >= 0.98
     assert after.drop <= 0.005
     assert after.disagreements <= 0.01 * report.images
 
@@ -56,4 +56,4 @@ def test_evaluate_finds_the_accuracy_of_the_fake_quantized_pytorch_network(int8)
     report = evaluate([int8], data="digits")
     assert report.images == count
     # A picture on the border between two digits may fall to either side.
-    assert abs(report.networks[0].top1 - right / count) <= 1 / count
+    assert abs(report.networks[0].value - right / count) <= 1 / count
