@@ -138,12 +138,17 @@ VERSIONS = {
 }
 
 
-def said_beside(version: int, name: str, place: int, built, library, folder: Path) -> list[str]:
-    """What is said where a stand-in for a version of TensorRT is in the process already."""
+def numbered(version: int, name: str, place: int, folder: Path) -> Path:
+    """A stand-in for a version of TensorRT, that registers creators at a place."""
     tensorrt = folder / name
     options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", f"-DVERSION={version}"]
     options += [f"-DREGISTER={place}", "-o", str(tensorrt), str(HERE / "stand_ins" / "numbered.c")]
     subprocess.run(["gcc", *options], check=True)
+    return tensorrt
+
+
+def said_beside(tensorrt: Path, built, library) -> list[str]:
+    """What is said where a stand-in for TensorRT is in the process already."""
     programs = Programs(library, build_host(built), None)
     return programs.run(["fields", "parse"], LD_PRELOAD=str(tensorrt))
 
@@ -151,17 +156,34 @@ def said_beside(version: int, name: str, place: int, built, library, folder: Pat
 @pytest.mark.parametrize("version", VERSIONS)
 def test_each_version_of_tensorrt_is_called_at_its_own_places(version, built, library, tmp_path):
     name, (find, register, deregister), log = VERSIONS[version]
-    said = said_beside(version, name, register, built, library, tmp_path)
-    calls = [line for line in said if line.startswith(("registry", "logger"))]
+    said = said_beside(numbered(version, name, register, tmp_path), built, library)
+    calls = [line for line in said if line.startswith(("registry ", "logger "))]
     assert calls == [
         *(f"registry {place}" for place in (find, register)),  # when it is loaded
         f"registry {deregister}",  # when its creators are asked for, to be registered by others
         f"logger {log} 1 cbam_deploy: a gate: it has no launch program",
+        "registry gone",
     ]
 
 
 @pytest.mark.parametrize("version", [80600, 120000])
 def test_a_version_whose_interface_is_not_known_is_left_alone(version, built, library, tmp_path):
-    said = said_beside(version, "libnvinfer.so.11", 8, built, library, tmp_path)
+    said = said_beside(numbered(version, "libnvinfer.so.11", 8, tmp_path), built, library)
     assert not any(line.startswith(("registry", "logger")) for line in said)
     assert "cbam_deploy: a gate: it has no launch program" in said
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["exit", "dlclose"])
+def test_creator_is_taken_back_before_the_registry_is_gone(close, library, tmp_path):
+    """Where the library was only loaded, and the process ends, or closes it."""
+    name, (find, register, deregister), _ = VERSIONS[110400]
+    tensorrt = numbered(110400, name, register, tmp_path)
+    program = "import ctypes, sys\nctypes.CDLL(sys.argv[1])\nlibrary = ctypes.CDLL(sys.argv[2])\n"
+    if close:
+        program += "import _ctypes\n_ctypes.dlclose(library._handle)\n"
+    command = [sys.executable, "-c", program, str(tensorrt), str(library)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [
+        *(f"registry {place}" for place in (find, register, deregister)),
+        "registry gone",
+    ]

@@ -2,6 +2,7 @@
 // their functions is called by its place in the table alone, and say so.
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #define PLACES(P) P(0) P(1) P(2) P(3) P(4) P(5) P(6) P(7) P(8) P(9) P(10) P(11) P(12) P(13) P(14) P(15)
 
@@ -24,6 +25,12 @@ static void* logger_table[] = {PLACES(NAME_LOGGER)};
 static void* registry = registry_table;
 static void* logger = logger_table;
 
-void* getPluginRegistry(void) { return &registry; }
+static void end_registry(void) { printf("registry gone\n"); }
+
+void* getPluginRegistry(void) {
+  static int used;
+  if (!used++) atexit(end_registry);  // as a static object inside the function would end
+  return &registry;
+}
 void* getLogger(void) { return &logger; }
 int32_t getInferLibVersion(void) { return VERSION; }
