@@ -2,8 +2,9 @@
 
 A program, run in a process of its own because the bindings load stand-ins for TensorRT's libraries
 (`stand_ins`); the registry behind them is TensorRT-RTX's. It takes how the library comes to the
-process (load, dlopen or nothing, where LD_PRELOAD names it), its file, and files with a node's
-fields, and prints what the registry says after each step, as JSON.
+process (load, dlopen, before: dlopen while TensorRT is not there yet, preload: LD_PRELOAD names
+it), its file, and files with a node's fields, and prints what the registry says after each step, as
+JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if sys.argv[1] == "before":
+    ctypes.CDLL(sys.argv[2])
 import tensorrt_bindings as trt
 
 SAID: list[tuple[str, Any]] = []

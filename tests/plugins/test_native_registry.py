@@ -77,14 +77,14 @@ def met(how: str, library: Path, stand_ins: Path, folder: Path) -> dict[str, dic
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.fixture(scope="module", params=["load", "dlopen", "preload"])
+@pytest.fixture(scope="module", params=["load", "dlopen", "before", "preload"])
 def steps(request, library, stand_ins, tmp_path_factory):
     return request.param, met(request.param, library, stand_ins, tmp_path_factory.mktemp("fields"))
 
 
-def test_creator_is_there_after_loading_and_before_it_only_if_preloaded(steps):
+def test_creator_is_there_once_the_library_is(steps):
     how, said = steps
-    assert said["start"]["creators"] == (CREATOR if how == "preload" else [])
+    assert said["start"]["creators"] == (CREATOR if how in ("before", "preload") else [])
     assert said["load" if how == "load" else "creator"]["creators"] == CREATOR
     assert said["load"]["answer"], "also where the library had registered itself"
 

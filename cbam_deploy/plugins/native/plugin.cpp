@@ -377,8 +377,12 @@ Creator& creator() noexcept {
 
 // A library that is only loaded (dlopen, LD_PRELOAD) has to register itself; `getCreators` is asked
 // by TensorRT's own loader, which then registers it, and takes it back with the library.
-__attribute__((constructor)) void on_load() { tensorrt::register_creator(creator()); }
-__attribute__((destructor)) void on_unload() { tensorrt::deregister_creator(creator()); }
+// A static object that is made after TensorRT's registry was found goes before it at exit.
+struct Registration {
+  Registration() { tensorrt::register_creator(creator()); }
+  ~Registration() { tensorrt::deregister_creator(creator()); }
+};
+__attribute__((constructor)) void on_load() { static Registration const registration; }
 
 }  // namespace
 }  // namespace cbam_deploy

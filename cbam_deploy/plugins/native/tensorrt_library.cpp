@@ -4,8 +4,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 
 namespace cbam_deploy::tensorrt {
 namespace {
@@ -36,13 +34,6 @@ Places const* places() {
   }
 }
 
-bool is_preloaded() {
-  Dl_info self{};
-  char const* const preloaded = std::getenv("LD_PRELOAD");
-  return preloaded && dladdr(reinterpret_cast<void*>(&is_preloaded), &self) && self.dli_fname &&
-         std::strstr(preloaded, self.dli_fname);
-}
-
 void* object(char const* function) {
   auto const get = reinterpret_cast<void* (*)()>(find(function));
   return get ? get() : nullptr;
@@ -60,7 +51,7 @@ void log(Severity severity, std::string const& text) noexcept {
 }
 
 void register_creator(nvinfer1::IPluginCreatorV3One& creator) noexcept {
-  if (!places() && is_preloaded())
+  if (!find("getInferLibVersion"))
     for (char const* library : kLibraries)
       if (dlopen(library, RTLD_NOW)) break;
   auto const* const known = places();

@@ -10,9 +10,9 @@ namespace cbam_deploy::tensorrt {
 // Hands `text` to TensorRT's logger; to stderr where there is none.
 void log(Severity severity, std::string const& text) noexcept;
 
-// Makes `creator` known to TensorRT's registry, if a TensorRT of a known version is in the process
-// and its registry has none of this name. Where LD_PRELOAD names this library, nothing else is in
-// the process yet, and TensorRT is loaded, as it would be for a library that links it.
+// Makes `creator` known to TensorRT's registry, if its version is known and its registry has none of
+// this name. Where no TensorRT is in the process yet (LD_PRELOAD, Polygraphy's --plugins), the one
+// that the loader finds is loaded, as it would be for a library that links it.
 void register_creator(nvinfer1::IPluginCreatorV3One& creator) noexcept;
 
 // Takes that back; nothing where `register_creator` did nothing.
