@@ -39,15 +39,16 @@ class Part:
 
 
 PARTS = (
-    Part("correctness", "correctness:run", 95, needed=True, processes=12),
+    Part("correctness", "correctness:run", 85, needed=True, processes=12),
+    Part("plugin library", "plugin_library:run", 35),
     Part("kernels", "kernels:run", 25),
     Part("gates", "gates:run", 95),
     Part("networks", "networks:run", 55),
-    Part("candidates", "candidates:run", 60),
+    Part("candidates", "candidates:run", 50),
     Part("torch.compile", "compiled_gates:run", 50),
-    Part("compiled", "compiled:run", 50),
+    Part("compiled", "compiled:run", 45),
     Part("warm", "warm:run", 10),
-    Part("sanitizer", "sanitizer:run", 60),
+    Part("sanitizer", "sanitizer:run", 50),
     Part("counters", "counters:run", 25),
     Part("operators", "operators:run", 25),
     Part("TensorRT-RTX", "rtx:run", 10),
