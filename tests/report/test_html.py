@@ -237,7 +237,7 @@ def test_the_demo_page_tells_the_whole_road(tmp_path, results):
         "2 min 5 s",
         "1.47 MB",
         "9 CbamGateAddRelu",
-        "32×32 RGB, mean (0.5, 0.5, 0.5)",
+        "resize 32, crop 32, rgb, /255, mean 0.5 0.5 0.5, std 0.25 0.25 0.25",
         "2.7e-07",
         "98.44%",  # top-1 agreement
         "over 128 inputs",
