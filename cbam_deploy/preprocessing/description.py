@@ -13,7 +13,7 @@ Layout = Literal["nchw", "nhwc"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNELS: dict[Colour, int] = {"rgb": 3, "bgr": 3, "grey": 1, "rgba": 4, "bgra": 4}
-LARGEST_SIDE = 10**6  # What no picture's side exceeds.
+LARGEST_SIDE = 10**7  # In pixels; far above any picture's, far below what overflows anywhere.
 _LARGEST_LEVEL = 255
 
 
