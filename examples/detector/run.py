@@ -45,7 +45,12 @@ def main() -> None:
 
 
 def trained(
-    folder: Path, epochs: int, pictures: int, held_out: int, factory: str = "detector"
+    folder: Path,
+    epochs: int,
+    pictures: int,
+    held_out: int,
+    factory: str = "detector",
+    batch: int = 32,
 ) -> None:
     """Draw pictures and train on them: ``train``, ``val`` and ``detector.pt`` in `folder`."""
     import network
@@ -56,7 +61,7 @@ def trained(
     save(draw(held_out, held_out=True, seed=0), folder / "val")
     detector: network.Detector = getattr(network, factory)()
     begin = time.perf_counter()
-    train(detector, drawn, epochs=epochs)
+    train(detector, drawn, epochs=epochs, batch=batch)
     sys.stderr.write(f"trained for {time.perf_counter() - begin:.0f} s\n")
     torch.save(detector.state_dict(), folder / "detector.pt")
 

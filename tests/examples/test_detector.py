@@ -71,11 +71,12 @@ def test_outputs_are_the_corners_that_were_trained(example):
 
 def test_it_learns_and_keeps_its_map_in_fp16_and_int8(example, tmp_path):
     """A few steps are enough to see that every part is there, and nothing lost on the way."""
-    example.run.trained(tmp_path, epochs=4, pictures=96, held_out=12, factory="detector_tiny")
+    tiny = {"factory": "detector_tiny", "batch": 8}
+    example.run.trained(tmp_path, epochs=6, pictures=96, held_out=12, **tiny)
     report = example.run.judged(tmp_path, factory="detector_tiny", most_drop=0.05)
     assert report.passed
     fp32, *_ = report.networks
-    assert fp32.value > 0
+    assert fp32.value > 0.02
     assert list(fp32.score.per_class) == list(example.network.CLASSES)
     gates = [node.op_type for node in read_model(tmp_path / "int8.onnx").graph if operator_of(node)]
     assert sorted(gates) == ["CbamGateMeanLinear", *["CbamGateMeanLinearAdd"] * 4]

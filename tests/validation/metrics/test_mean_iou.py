@@ -6,12 +6,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-from judged import SIZE, save_network, save_picture
 from PIL import Image
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
+from tests.validation.judged import SIZE, save_network, save_picture
 
 CLASSES = 3
 COLOURS = np.eye(3)

@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from judged import SIZE, save_network, save_picture
 from rich.console import Console
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput
+from tests.validation.judged import SIZE, save_network, save_picture
 
 CODE = """
 import numpy as np
