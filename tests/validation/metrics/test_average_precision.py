@@ -5,13 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from tests.validation.judged import AS_IT_IS, SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.report.html import write_page
 from cbam_deploy.validation.metrics.detections import without_duplicates
-from tests.validation.judged import AS_IT_IS, SIZE, save_network, save_picture
 
 CLASSES = ("circle", "square")
 PLACES = 8

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from tests.validation.judged import SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing import Preprocessing
-from tests.validation.judged import SIZE, save_network, save_picture
 
 CLASSES = 3
 COLOURS = np.eye(3)

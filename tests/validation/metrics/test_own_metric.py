@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.validation.judged import SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput
-from tests.validation.judged import SIZE, save_network, save_picture
 
 CODE = """
 import numpy as np
