@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cbam_deploy.artefacts import Artefact, OnnxFile, open_artefact
 from cbam_deploy.comparison.file_reference import FileProgram, FileReference, file_reference
 from cbam_deploy.comparison.layer_report import Layers
+from cbam_deploy.data.builtin import BUILTIN
 from cbam_deploy.data.feeds import InputStream, default_batches
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
@@ -85,7 +86,7 @@ def validate(
             the artefact's provenance.
         weights: checkpoint for the reference instead of the recorded one.
         data: SOURCE of pictures. None means noise; for INT8, whose ranges are those of pictures,
-            the recorded calibration source, or ``photos``.
+            the recorded calibration source where that is built in, else ``photos``.
         preprocessing: how inputs are made from them (`preprocessing.choice.Asked`); None for what
             the artefact records, else ImageNet's.
         sizes: of free axes that pictures do not settle, such as ``H=640``.
@@ -289,7 +290,9 @@ def _inputs(
 def _pictures_for_int8(artefact: Artefact, preprocessing: Asked | None) -> ImageSource | None:
     """What the ranges of an INT8 file were found on, else photos; None where it takes neither."""
     calibration = artefact.provenance.calibration if artefact.provenance else {}
-    for source in dict.fromkeys((str(calibration.get("source", "photos")), "photos")):
+    recorded = str(calibration.get("source", ""))
+    # A folder that a file names is opened only when the person names it too.
+    for source in (*(one for one in BUILTIN if one == recorded and one != "photos"), "photos"):
         try:
             found = artefact.samples(source, preprocessing)
             next(InputStream(artefact.inputs, found, 0, 1, None).batches(1))

@@ -137,7 +137,7 @@ def test_noise_is_no_test_of_int8(original, tmp_path, caplog):
     assert "noise is no test of INT8" in caplog.text
 
 
-def test_int8_of_tensors_that_are_gone_is_compared_on_photos(original, tmp_path, caplog):
+def test_a_file_that_another_names_is_not_opened_for_comparison(original, tmp_path):
     samples = tmp_path / "x.npy"
     np.save(samples, np.random.default_rng(0).random((8, 3, 16, 16), np.float32))
     quantized = tmp_path / "int8.onnx"
@@ -148,8 +148,4 @@ def test_int8_of_tensors_that_are_gone_is_compared_on_photos(original, tmp_path,
         calibration=str(samples),
         preprocessing="stretch 16, rgb, /255",
     )
-    assert (
-        validate(quantized, reference=original, batch_sizes=[4]).inputs == f"samples of {samples}"
-    )
-    samples.unlink()
     assert validate(quantized, reference=original, batch_sizes=[4]).inputs == "pictures of photos"
