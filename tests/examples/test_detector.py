@@ -69,6 +69,7 @@ def test_outputs_are_the_corners_that_were_trained(example):
     assert found.shape == (1, 4 + len(example.network.CLASSES), 320)
 
 
+@pytest.mark.slow
 def test_it_learns_and_keeps_its_map_in_fp16_and_int8(example, tmp_path):
     """A few steps are enough to see that every part is there, and nothing lost on the way."""
     tiny = {"factory": "detector_tiny", "batch": 8}
