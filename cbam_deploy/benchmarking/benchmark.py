@@ -34,11 +34,22 @@ MAX_SLOWDOWN = 0.05  # What counts as slower than an earlier report.
 
 @dataclass(frozen=True)
 class Contender:
-    """One source at one batch size, ready to run."""
+    """One source at one batch size, ready to run.
+
+    Attributes:
+        source: what is measured.
+        batch: images per run.
+        file: the artefact, opened; of a PyTorch model that which it was made from.
+        runner: active.
+        feeds: what it is run on.
+        execution: runs it.
+    """
 
     source: Source
-    runtime: str
     batch: int
+    file: Artefact
+    runner: Runner
+    feeds: Arrays
     execution: Execution
 
 
@@ -109,7 +120,7 @@ def bench(
     if earlier is not None and against is not None:
         check_baseline(baseline, earlier, against)
     with ExitStack() as stack:
-        contenders = _prepare(stack, sources, batches, sizes, seed)
+        contenders = prepare(stack, sources, batches, sizes, seed)
         clocks_before = clocks()
         warm, rounds = _measure(contenders, seconds, seed)
         clocks_after = clocks()
@@ -170,13 +181,14 @@ def _check_options(
         )
 
 
-def _prepare(
+def prepare(
     stack: ExitStack,
     sources: Sequence[Source],
     batches: Sequence[int],
     sizes: Sequence[str],
     seed: int,
 ) -> list[Contender]:
+    """Open `sources`, until `stack` is left; raises like `bench`."""
     contenders = []
     files = {path: open_artefact(path) for path in dict.fromkeys(s.artefact for s in sources)}
     free = {axis: None for file in files.values() for axis in free_axes(file.inputs)}
@@ -196,7 +208,8 @@ def _prepare(
         source.check_batches(runner, batches)
         for batch in batches:
             feeds = source.feeds(runner, batch, seed)
-            contenders.append(Contender(source, runner.name, batch, runner.prepare(feeds)))
+            execution = runner.prepare(feeds)
+            contenders.append(Contender(source, batch, file, runner, feeds, execution))
         opened[source.artefact] = runner, feeds
     return contenders
 
@@ -232,7 +245,7 @@ def _summarize(
         entries.append(
             Entry(
                 artefact=contender.source.name,
-                runtime=contender.runtime,
+                runtime=contender.runner.name,
                 batch=contender.batch,
                 sha256=contender.source.sha256,
                 runs=len(runs),

@@ -12,6 +12,7 @@ from cbam_deploy.commands.options import (
     ARTEFACTS,
     BATCHES,
     INPUT,
+    LAYERS,
     LIMITS,
     PICTURES,
     RESULT,
@@ -182,6 +183,36 @@ def bench(
     return measured
 
 
+def profile(
+    artefacts: Artefacts,
+    running: RunningOptions,
+    runtime: RuntimesOption = None,
+    pytorch: PyTorchOption = False,
+    batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 1,
+    size: SizesOption = None,
+    seconds: Annotated[float, number(0.1, SECONDS, "Time per artefact and way to run it.")] = 3.0,
+    threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
+    top: Annotated[int, count(1, LAYERS, "Layers to show; JSON has all of them.", RESULT)] = 20,
+    seed: SeedOption = 0,
+    html: HtmlOption = None,
+) -> Any:
+    """Show where the time goes, layer by layer, of one artefact or two."""
+    profiled = cbam_deploy.profile(
+        artefacts,
+        pytorch=pytorch,
+        batch=batch,
+        sizes=tuple(size or ()),
+        seconds=seconds,
+        threads=threads,
+        seed=seed,
+        top=top,
+        runtime=runtime or None,
+        **vars(running),
+    )
+    write_html(profiled, html)
+    return profiled
+
+
 def inspect(artefact: Artefact) -> Any:
     """Show what an artefact is; check its hashes."""
     return cbam_deploy.inspect(artefact)
@@ -204,4 +235,4 @@ def write_html(result: Any, path: Path | None) -> None:
         write_page(result, path)
 
 
-COMMANDS = (validate, evaluate, bench, inspect, doctor)
+COMMANDS = (validate, evaluate, bench, profile, inspect, doctor)

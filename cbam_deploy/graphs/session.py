@@ -22,6 +22,8 @@ def open_session(
     threads: int | None = None,
     folder: str | Path | None = None,
     arena: bool = True,
+    profile: Path | None = None,
+    optimized: Path | None = None,
 ) -> InferenceSession:
     """Load a model into ONNX Runtime, all graph optimizations on.
 
@@ -32,6 +34,9 @@ def open_session(
         threads: threads within one operator; ONNX Runtime's choice (one per core) by default.
         folder: where a serialized model's external data lies.
         arena: whether buffers keep the largest size they ever had, which is quicker.
+        profile: beginning of the name of a file for the time of each node, which is written by
+            the session's `end_profiling`; None takes no times.
+        optimized: where to write the graph as ONNX Runtime runs it, if anywhere.
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
@@ -41,6 +46,10 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = arena
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     if threads is not None:
         options.intra_op_num_threads = threads
     if folder is not None:

@@ -161,6 +161,48 @@ def bars_plot(
         return _with_legend(figure, xlabel, unit)
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One bar of `stacked_bars_plot`, from zero.
+
+    Attributes:
+        label: above it, at its left.
+        value: its length in words, above it at the right.
+        parts: length of each part, by legend entry; those below zero are left out.
+    """
+
+    label: str
+    value: str
+    parts: Mapping[str, float]
+
+
+def stacked_bars_plot(bars: Sequence[Bar], series: Sequence[str], unit: str) -> str:
+    """Bars one below the other, of parts in the colours of `series`, the legend's entries."""
+    with plot_style():
+        figure = _figure(34 * len(bars) + 17 * len(series) + 56)
+        ax = figure.subplots()
+        for number, name in enumerate(series):
+            lengths = [max(bar.parts.get(name, 0.0), 0.0) for bar in bars]
+            before = [
+                sum(max(bar.parts.get(other, 0.0), 0.0) for other in series[:number])
+                for bar in bars
+            ]
+            rows = range(len(bars))
+            ax.barh(rows, lengths, 0.36, left=before, color=_colour(number), label=name)
+        beside = ax.get_yaxis_transform()  # x in widths of the axes, y in rows
+        for row, bar in enumerate(bars):
+            ax.text(0, row - 0.4, shortened(bar.label), transform=beside, va="center")
+            ax.text(1, row - 0.4, bar.value, transform=beside, va="center", ha="right")
+        ax.set_ylim(len(bars) - 0.6, -0.75)
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
+        ax.locator_params(axis="x", nbins=6)
+        ax.grid(axis="x")
+        ax.set_xlabel(unit)
+        figure.legend(loc="outside upper left", borderpad=0.1, handlelength=1.2, handleheight=0.9)
+        return to_svg(figure)
+
+
 def curves_plot(
     x: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str, unit: str
 ) -> str:

@@ -84,7 +84,7 @@ class PyTorchRunner(Runner):
     def infer(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; raises `BadInput` when `feeds` do not fit the inputs."""
         check_feeds(feeds, self.inputs, self.batch_range)
-        module = self._loaded
+        module = self.module
         with self._settings():
             outputs = self._named(module(*self._tensors(feeds)))
         if self._device_name == "cuda":
@@ -98,7 +98,7 @@ class PyTorchRunner(Runner):
         begins on the CPU, within it on CUDA, where runs are replays of one graph.
         """
         check_feeds(feeds, self.inputs, self.batch_range)
-        module, tensors = self._loaded, self._tensors(feeds)
+        module, tensors = self.module, self._tensors(feeds)
         with self._settings():
             writes = _writes_into(module, tensors)
         if self._device_name == "cpu":
@@ -111,7 +111,8 @@ class PyTorchRunner(Runner):
             )
 
     @property
-    def _loaded(self) -> nn.Module:
+    def module(self) -> nn.Module:
+        """The copy that is run, once it is active."""
         if self._module is None:
             raise RuntimeError("the runner is not active")
         return self._module
@@ -168,7 +169,7 @@ class PyTorchRunner(Runner):
             zeros[spec.name] = np.zeros(probe, spec.dtype)
         specs = []
         with self._settings():
-            outputs = self._named(self._loaded(*self._tensors(zeros)))
+            outputs = self._named(self.module(*self._tensors(zeros)))
         for name, tensor in outputs.items():
             shape = (batch, *tensor.shape[1:])
             specs.append(TensorSpec(name, shape, str(tensor.dtype).removeprefix("torch.")))

@@ -1,0 +1,122 @@
+"""The nodes of a file that runtimes name in their own ways: operator, module, gate or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
+from cbam_deploy.gates.operators import operator_of
+from cbam_deploy.graphs.name_scopes import scopes_of
+
+# What a fused kernel is called after, where it is none of an attention gate.
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
+_ASKED = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A node of a file.
+
+    Attributes:
+        name: of the node, or of its first output where it has none.
+        operator: its type.
+        module: path of the PyTorch module that it comes from; empty where the file does not say.
+        gate: whether it is a fused attention gate.
+        precision: what the file asks for: ``int8`` of what stands between DequantizeLinear and
+            QuantizeLinear, else the type of its output; empty where that is not known.
+        of_weights: whether it works on a weight alone, so that its result never changes.
+    """
+
+    name: str
+    operator: str
+    module: str = ""
+    gate: bool = False
+    precision: str = ""
+    of_weights: bool = False
+
+
+class Origins:
+    """The nodes of a graph by their names and by the values that they make."""
+
+    def __init__(self, model: ir.Model) -> None:
+        quantized = int8_nodes(model.graph)
+        self._nodes: dict[str, Origin] = {}
+        self._makers: dict[str, str] = {}
+        for node in model.graph:
+            name = node.name or node.outputs[0].name or ""
+            self._nodes[name] = Origin(
+                name=name,
+                operator=node.op_type,
+                module=_module(node),
+                gate=operator_of(node) is not None,
+                precision="int8" if node in quantized else _asked(node),
+                of_weights=_weight_behind(node.inputs[0]) is not None if node.inputs else True,
+            )
+            self._makers.update((value.name, name) for value in node.outputs if value.name)
+
+    def find(self, name: str) -> Origin | None:
+        """The node of a name, or that makes a value of that name.
+
+        Of ``NODE/more``, as bodies and rewritten nodes are called, it is NODE.
+        """
+        while name:
+            origin = self._nodes.get(name) or self._nodes.get(self._makers.get(name, ""))
+            if origin is not None:
+                return origin
+            name = name.rpartition("/")[0]
+        return None
+
+    def anchor(self, names: Iterable[str]) -> Origin | None:
+        """The node after which a kernel that carries out several is called."""
+        found = [origin for name in names if (origin := self.find(name)) is not None]
+        return min(found, key=_rank, default=None)
+
+
+def _rank(origin: Origin) -> int:
+    if origin.gate:
+        return 0
+    if origin.operator in _PRODUCTS:
+        return 1
+    return 3 if origin.operator in (*_PASSING, "Constant") else 2
+
+
+def _asked(node: ir.Node) -> str:
+    kind = node.outputs[0].dtype if node.outputs else None
+    if kind is None and node.op_type in _PRODUCTS:  # Values inside may have no type: weights have.
+        kind = next((value.dtype for value in node.inputs[1:] if value is not None), None)
+    return _ASKED.get(kind, "") if kind is not None else ""
+
+
+def _module(node: ir.Node | None) -> str:
+    """That of the largest weight of a node, by its name, else the innermost scope around it.
+
+    A batch normalization is folded into the convolution before it, which is then recorded as its.
+    What was put in between has neither, and belongs to what it stands behind.
+    """
+    while node is not None:
+        found = [weight for value in node.inputs if (weight := _weight_behind(value)) is not None]
+        found.sort(key=lambda value: -(value.const_value.size if value.const_value else 0))
+        modules = [module for weight in found if (module := _module_of(weight.name or ""))]
+        modules += scopes_of(node)[-1:]
+        if modules or node.op_type not in _PASSING or node.inputs[0] is None:
+            return next(iter(modules), "")
+        node = node.inputs[0].producer()
+    return ""
+
+
+def _module_of(weight: str) -> str:
+    return weight.rpartition(".")[0]
+
+
+def _weight_behind(value: ir.Value | None) -> ir.Value | None:
+    """The weight that a value is, or is made of by what passes it on."""
+    while value is not None and not value.is_initializer():
+        producer = value.producer()
+        if producer is None or producer.op_type not in _PASSING:
+            return None
+        value = producer.inputs[0]
+    return value
