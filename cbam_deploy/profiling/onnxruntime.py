@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -24,7 +24,7 @@ from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.outputs import scratch_folder
 from cbam_deploy.profiling.kernels import CONVERSIONS, Kernel, LayerTimer, precision_of
 from cbam_deploy.profiling.optimized import OptimizedGraph, with_own_names
-from cbam_deploy.profiling.runs import middle_runs
+from cbam_deploy.profiling.runs import typical
 from cbam_deploy.runtimes.base import Execution
 from cbam_deploy.runtimes.onnxruntime import providers_of
 
@@ -89,18 +89,17 @@ class _Timer(LayerTimer):
         return None if session is None else str(session.end_profiling())
 
     def kernels(self) -> Sequence[Kernel]:
-        """The nodes, each with its mean over the middle half of the runs."""
+        """The nodes, each with what it typically takes."""
         graph = onnx.load(self._optimized, load_external_data=False) if self._optimized else None
         names = OptimizedGraph(self._model, graph)
         written = self.end()
         assert written is not None
-        nodes = node_times(json.loads(Path(written).read_bytes()))
-        runs = middle_runs(np.sum([node.seconds for node in nodes], axis=0))
+        nodes = node_times(Path(written).read_bytes())
         return [
             Kernel(
                 node.name,
                 node.operator,
-                float(node.seconds[runs].mean()),
+                typical(node.seconds),
                 precision_of(node.types),
                 names.nodes_of(node.name),
                 CONVERSIONS.get(node.operator, ""),
@@ -133,37 +132,55 @@ class _Durations:
     seconds: dict[int, float] = field(default_factory=dict)
 
 
-def node_times(events: Sequence[dict[str, Any]]) -> list[NodeTime]:
-    """The nodes in the events that ONNX Runtime writes, run by run; all but the first run.
+class _Facts(msgspec.Struct):
+    op_name: str = ""
+    node_index: str = ""
+    input_type_shape: list[dict[str, Any]] = []
+    output_type_shape: list[dict[str, Any]] = []
 
-    A node that runs others, such as If, counts with what they take; they are left out. A run that
-    is not complete is left out too.
+
+class _Event(msgspec.Struct):
+    """What ONNX Runtime writes of one thing it did; times in microseconds."""
+
+    cat: str = ""
+    name: str = ""
+    ts: int = 0
+    dur: int = 0
+    args: _Facts = msgspec.field(default_factory=_Facts)
+
+
+def node_times(written: bytes) -> list[NodeTime]:
+    """The nodes in what ONNX Runtime's profiler writes, run by run; all but the first run.
+
+    A node within another, such as in a branch of If, counts with that one.
 
     Raises:
-        BadInput: the events hold no complete run but the first.
+        BadInput: it holds no complete run but the first.
     """
+    events = msgspec.json.decode(written, type=list[_Event])
+    kernels = [event for event in events if event.cat == "Node" and event.name.endswith(_KERNEL)]
+    bounds = [event.ts + event.dur for event in events if event.name == "model_run"]
     found: dict[tuple[str, str], _Durations] = {}
-    run, ends = 0, -1.0
-    nodes = (event for event in events if event.get("cat") == "Node")
-    kernels = [event for event in nodes if str(event["name"]).endswith(_KERNEL)]
-    bounds = [e["ts"] + e["dur"] for e in events if e.get("name") == "model_run"]
-    for event in sorted(kernels, key=lambda event: (event["ts"], -event["dur"])):
-        start, facts = event["ts"], event["args"]
-        while run < len(bounds) and start > bounds[run]:
+    run, end = 0, -1
+    for event in sorted(kernels, key=lambda event: (event.ts, -event.dur)):
+        while run < len(bounds) and event.ts > bounds[run]:
             run += 1
-        if start + event["dur"] < ends:
-            continue  # Within the node before.
-        ends = start + event["dur"]
-        name = str(event["name"]).removesuffix(_KERNEL)
-        types = [next(iter(shape)) for kind in ("input", "output")
-                 for shape in facts.get(f"{kind}_type_shape", []) if shape]  # fmt: skip
-        key = (name, str(facts.get("node_index", "")))
-        entry = found.setdefault(key, _Durations(str(facts.get("op_name", "")), tuple(types)))
-        entry.seconds[run] = entry.seconds.get(run, 0.0) + event["dur"] * 1e-6
+        if event.ts + event.dur < end:
+            continue
+        end = event.ts + event.dur
+        key = (event.name.removesuffix(_KERNEL), event.args.node_index)
+        if key not in found:
+            read, made = event.args.input_type_shape, event.args.output_type_shape
+            types = tuple(next(iter(shape)) for shape in (*read, *made) if shape)
+            found[key] = _Durations(event.args.op_name, types)
+        seconds = found[key].seconds
+        seconds[run] = seconds.get(run, 0.0) + event.dur * 1e-6
     counted = range(1, len(bounds))
     if not counted or not found:
         raise BadInput("ONNX Runtime's profiler saw no run to its end", "give it more time")
     return [
-        NodeTime(name, node.operator, node.types, np.array([node.seconds.get(r, 0) for r in counted]))
+        NodeTime(
+            name, node.operator, node.types, np.array([node.seconds.get(r, 0) for r in counted])
+        )
         for (name, _), node in found.items()
     ]

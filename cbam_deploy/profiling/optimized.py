@@ -40,6 +40,8 @@ def with_own_names(model: ir.Model) -> ir.Model:
         if function is not None and not function.attributes:
             own = function.clone()
             own.name = node.op_type = f"{_CALL}{number}"
+            for inner in own:
+                inner.name = inner.name or inner.outputs[0].name
             copy.functions[own.identifier()] = own
     return copy
 
@@ -94,9 +96,9 @@ class OptimizedGraph:
             return value
         if node.op_type in _REORDERS:
             return self._known.get(node.input[0], node.input[0])
-        made = node.name.removesuffix(_BLOCKED)
+        made: str = node.name.removesuffix(_BLOCKED)
         if made in self._nodes:
-            made = str(self._nodes[made].outputs[0].name)
+            made = self._nodes[made].outputs[0].name or made
         return made if self._maker(made) is not None else None
 
     def _maker(self, value: str) -> ir.Node | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
 from cbam_deploy.gates.operators import operator_of
@@ -43,6 +44,9 @@ class Origins:
     """The nodes of a graph by their names and by the values that they make."""
 
     def __init__(self, model: ir.Model) -> None:
+        if any(value.dtype is None for node in model.graph for value in node.outputs):
+            model = model.clone()
+            ShapeInferencePass()(model)
         quantized = int8_nodes(model.graph)
         self._nodes: dict[str, Origin] = {}
         self._makers: dict[str, str] = {}
@@ -86,8 +90,6 @@ def _rank(origin: Origin) -> int:
 
 def _asked(node: ir.Node) -> str:
     kind = node.outputs[0].dtype if node.outputs else None
-    if kind is None and node.op_type in _PRODUCTS:  # Values inside may have no type: weights have.
-        kind = next((value.dtype for value in node.inputs[1:] if value is not None), None)
     return _ASKED.get(kind, "") if kind is not None else ""
 
 

@@ -25,8 +25,11 @@ from cbam_deploy.profiling.origins import Origins
 from cbam_deploy.profiling.result import NetworkProfile, ProfileReport
 from cbam_deploy.profiling.timers import open_timer
 from cbam_deploy.progress import progress
+from cbam_deploy.runtimes.base import Execution
 
 MOST_ARTEFACTS = 2
+_COLD_RUNS = 5  # With the profiler on, before they take turns.
+_MOST_RUNS = 400  # With the profiler on.
 
 
 @said_of_the_file
@@ -124,18 +127,21 @@ def _measure(
     contenders: Sequence[Contender], timers: Sequence[LayerTimer], seconds: float, seed: int
 ) -> list[list[Samples]]:
     """Rounds of each contender: as `bench` runs it, then with the profiler on, and so on."""
-    executions = [
-        execution
-        for contender, timer in zip(contenders, timers, strict=True)
-        for execution in (contender.execution, timer.execution)
-    ]
     with progress() as bar:
-        task = bar.add_task("warming up", total=len(executions))
-        taken = []
-        for execution in executions:
-            taken.append(warm_up(execution, seconds).run_seconds)
+        task = bar.add_task("warming up", total=len(contenders))
+        executions: list[Execution] = []
+        taken: list[float] = []
+        for contender, timer in zip(contenders, timers, strict=True):
+            executions += [contender.execution, timer.execution]
+            taken.append(warm_up(contender.execution, seconds).run_seconds)
+            taken.append(float(np.median(timer.execution.measure(_COLD_RUNS))))
             bar.advance(task)
         plans = plan_turns(executions, [1] * len(executions), taken, seconds)
+        # Their times are kept, node by node: of a quick network they would fill the memory.
+        plans[1::2] = [
+            replace(plan, runs=min(plan.runs, math.ceil(_MOST_RUNS / plan.rounds)))
+            for plan in plans[1::2]
+        ]
         task = bar.add_task("profiling", total=sum(plan.rounds for plan in plans))
         return measure_in_rounds(plans, seed, lambda: bar.advance(task))
 

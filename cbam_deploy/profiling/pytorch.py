@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from cbam_deploy.benchmarking.benchmark import Contender
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.profiling.kernels import Kernel, LayerTimer, precision_of
-from cbam_deploy.profiling.runs import middle_runs
+from cbam_deploy.profiling.runs import typical
 from cbam_deploy.runtimes.base import Execution
 from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
@@ -44,18 +44,11 @@ class _Call:
     inner: int = 0
 
 
-@dataclass
-class _Run:
-    """Nanoseconds of each module in one run."""
-
-    own: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-
 class _Timer(LayerTimer):
     def __init__(self, module: nn.Module, execution: Execution) -> None:
         self._modules = dict(_timed(module))
         self._stack: list[_Call] = []
-        self._runs: list[_Run] = []
+        self._runs: list[defaultdict[str, int]] = []  # Nanoseconds.
         self.execution = _OneByOne(execution, self._runs)
         for path, part in self._modules.items():
             self._hook(path, part)
@@ -69,23 +62,19 @@ class _Timer(LayerTimer):
             taken = time.perf_counter_ns() - call.start
             if self._stack:
                 self._stack[-1].inner += taken
-            self._runs[-1].own[call.path] += taken - call.inner
+            self._runs[-1][call.path] += taken - call.inner
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
     def kernels(self) -> Sequence[Kernel]:
         """The modules that took time, in the order in which the network lists them."""
-        own = {
-            path: np.array([run.own.get(path, 0) * 1e-9 for run in self._runs])
-            for path in self._modules
-        }
-        runs = middle_runs(sum(own.values(), np.zeros(len(self._runs))))
+        own = {path: np.array([run[path] * 1e-9 for run in self._runs]) for path in self._modules}
         return [
             Kernel(
                 path or "(whole network)",
                 GATE if isinstance(part, AttentionGate) else type(part).__name__,
-                float(own[path][runs].mean()),
+                typical(own[path]),
                 _precision(part),
                 (path,),
             )
@@ -97,14 +86,14 @@ class _Timer(LayerTimer):
 class _OneByOne(Execution):
     """Opens a run's record before each run."""
 
-    def __init__(self, execution: Execution, runs: list[_Run]) -> None:
+    def __init__(self, execution: Execution, runs: list[defaultdict[str, int]]) -> None:
         self._execution, self._runs = execution, runs
 
     def measure(self, runs: int) -> NDArray[np.float64]:
         """Wall-clock seconds of each run, the hooks in it."""
         seconds = np.empty(runs)
         for index in range(runs):
-            self._runs.append(_Run())
+            self._runs.append(defaultdict(int))
             seconds[index] = self._execution.measure(1)[0]
         return seconds
 

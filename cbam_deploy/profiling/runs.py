@@ -1,4 +1,4 @@
-"""Which of many runs count."""
+"""What a kernel takes in a run, from many runs on a machine that others use too."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def middle_runs(totals: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which runs are neither among the quickest nor among the slowest quarter, shape [runs].
+def typical(seconds: NDArray[np.float64]) -> float:
+    """The mean of the middle half of `seconds`, shape [runs].
 
-    Means over them add up, as medians do not, and a disturbed run does not move them.
-
-    Args:
-        totals: duration of each run, shape [runs].
+    Whoever interrupts a run hits one kernel of it, so each kernel is judged by its own runs. A
+    median would do that too, but clocks of whole microseconds are too coarse for it.
     """
-    low, high = np.quantile(totals, [0.25, 0.75])
-    return np.asarray((totals >= low) & (totals <= high))
+    ordered = np.sort(seconds)
+    quarter = len(ordered) // 4
+    return float(ordered[quarter : len(ordered) - quarter].mean())

@@ -23,6 +23,8 @@ KINDS: dict[Kind, str] = {
 OUTSIDE = "outside the layers"
 APART = 0.05  # Of a run, that layers may add up to more or less before it is remarked.
 _PLOTTED = 15
+_INTERVAL = "95% interval"
+_FEW = 2  # Networks, whose numbers of layers a table has room for.
 
 
 def profile_sections(report: ProfileReport) -> tuple[Section, ...]:
@@ -36,9 +38,17 @@ def profile_sections(report: ProfileReport) -> tuple[Section, ...]:
 
 
 def _label(report: ProfileReport, network: NetworkProfile) -> str:
-    """What tells the network from the others."""
-    alike = sum(other.artefact == network.artefact for other in report.networks)
-    return network.artefact if alike == 1 else f"{network.artefact} · {network.runtime}"
+    """What tells the network from the others, in short."""
+    ways = (
+        lambda one: one.artefact,
+        lambda one: f"{one.precision} {one.runtime}",
+        lambda one: f"{one.artefact} {one.runtime}",
+    )
+    for way in ways:
+        labels = [way(one) for one in report.networks]
+        if len(set(labels)) == len(labels):
+            break
+    return str(way(network))
 
 
 def _overview(report: ProfileReport) -> Section:
@@ -91,7 +101,16 @@ def _sums_figure(report: ProfileReport) -> Figure:
 
 def _runs_table(report: ProfileReport) -> Table:
     return Table(
-        columns=("artefact", "runtime", "run", "layers", OUTSIDE, "profiled run", "relative", ""),
+        columns=(
+            "artefact",
+            "runtime",
+            "run",
+            "layers",
+            OUTSIDE,
+            "profiled run",
+            "relative",
+            _INTERVAL,
+        ),
         rows=tuple(
             (
                 network.artefact,
@@ -108,14 +127,16 @@ def _runs_table(report: ProfileReport) -> Table:
         caption="In ms: the median of a run as bench makes it, what the layers add up to, the "
         "difference, and the median of a run with the profiler on.",
         text_columns=2,
-        spare=("", "profiled run", OUTSIDE),
+        spare=(_INTERVAL, "profiled run", OUTSIDE),
     )
 
 
 def _kinds_table(report: ProfileReport) -> Table:
-    columns, keys = ["what", "precision"], {}
+    columns: list[str] = ["what", "precision"]
+    keys: dict[tuple[Kind, str], None] = {}
+    few = len(report.networks) <= _FEW
     for network in report.networks:
-        columns += ["number", f"ms in {_label(report, network)}", "share"]
+        columns += ["number"] * few + [f"ms in {_label(report, network)}", "share"]
         keys.update(dict.fromkeys(map(_key, network.layers)))
     order = list(KINDS)
     rows = []
@@ -124,7 +145,7 @@ def _kinds_table(report: ProfileReport) -> Table:
         for network in report.networks:
             layers = [layer for layer in network.layers if _key(layer) == key]
             seconds = _seconds(layers)
-            cells += [str(len(layers)), milliseconds(seconds), _share(seconds, network)]
+            cells += [str(len(layers))] * few + [milliseconds(seconds), _share(seconds, network)]
         rows.append(tuple(cells))
     return Table(
         tuple(columns),
@@ -180,7 +201,7 @@ def _layers_figure(report: ProfileReport, network: NetworkProfile) -> Figure:
     layers = _longest(network)[: min(report.top, _PLOTTED)]
     bars = [
         Bar(
-            f"{layer.name} · {layer.operator}",
+            " · ".join(dict.fromkeys((layer.name, layer.module or layer.operator))),
             f"{milliseconds(layer.seconds)} ms",
             {KINDS[layer.kind]: layer.seconds * 1e3},
         )

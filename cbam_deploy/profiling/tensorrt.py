@@ -13,7 +13,7 @@ import numpy as np
 from cbam_deploy.benchmarking.benchmark import Contender
 from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.profiling.kernels import Kernel, LayerTimer, precision_of
-from cbam_deploy.profiling.runs import middle_runs
+from cbam_deploy.profiling.runs import typical
 from cbam_deploy.runtimes.tensorrt import TensorRTRunner
 
 _FUSED = re.compile(r"\s*\+\s*|\s*,\s*")
@@ -35,12 +35,14 @@ class _Timer(LayerTimer):
         self._facts = layer_facts(information)
 
     def kernels(self) -> Sequence[Kernel]:
-        """The layers, each with its mean over the middle half of the runs."""
+        """The layers, each with what it typically takes."""
         names = list(dict.fromkeys(name for run in self._times for name in run))
-        seconds = {n: np.array([run.get(n, 0.0) for run in self._times]) for n in names}
-        runs = middle_runs(sum(seconds.values(), np.zeros(len(self._times))))
         return [
-            kernel(name, float(seconds[name][runs].mean()), self._facts.get(name, {}))
+            kernel(
+                name,
+                typical(np.array([run.get(name, 0.0) for run in self._times])),
+                self._facts.get(name, {}),
+            )
             for name in names
         ]
 

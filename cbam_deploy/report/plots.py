@@ -177,9 +177,10 @@ class Bar:
 
 
 def stacked_bars_plot(bars: Sequence[Bar], series: Sequence[str], unit: str) -> str:
-    """Bars one below the other, of parts in the colours of `series`, the legend's entries."""
+    """Bars one below the other, of parts in the colours of `series`; the legend has those used."""
     with plot_style():
-        figure = _figure(34 * len(bars) + 17 * len(series) + 56)
+        used = sum(any(bar.parts.get(name, 0.0) > 0 for bar in bars) for name in series)
+        figure = _figure(34 * len(bars) + 17 * used + 56)
         ax = figure.subplots()
         for number, name in enumerate(series):
             lengths = [max(bar.parts.get(name, 0.0), 0.0) for bar in bars]
@@ -188,7 +189,8 @@ def stacked_bars_plot(bars: Sequence[Bar], series: Sequence[str], unit: str) -> 
                 for bar in bars
             ]
             rows = range(len(bars))
-            ax.barh(rows, lengths, 0.36, left=before, color=_colour(number), label=name)
+            label = name if any(lengths) else None  # The others keep their colours.
+            ax.barh(rows, lengths, 0.36, left=before, color=_colour(number), label=label)
         beside = ax.get_yaxis_transform()  # x in widths of the axes, y in rows
         for row, bar in enumerate(bars):
             ax.text(0, row - 0.4, shortened(bar.label), transform=beside, va="center")
