@@ -29,13 +29,14 @@ from cbam_deploy.runtimes.tensorrt import TensorRTRunner
 class HostContext:
     """Computes ``logits = sum over pictures`` from the addresses it was given."""
 
-    def __init__(self):
+    def __init__(self, engine=None):
         self.shape, self.addresses = (), {}
         genuine = mock.create_autospec(trt.IExecutionContext, instance=True)
         genuine.set_input_shape.side_effect = self.set_input_shape
         genuine.set_tensor_address.side_effect = self.set_tensor_address
         genuine.get_tensor_shape.side_effect = lambda name: (self.shape[0], 5)
         genuine.execute_async_v3.side_effect = self.execute
+        genuine.engine = engine
         self.genuine = genuine
 
     def set_input_shape(self, name, shape):
@@ -76,13 +77,19 @@ def host(gpu, monkeypatch):
     """The contexts that were made, on the host."""
     contexts = []
 
-    def new_context(config):
-        assert config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        contexts.append(HostContext())
+    def new_context(config=None):
+        graphs = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        assert config is None or config.cuda_graph_strategy == graphs
+        contexts.append(HostContext(deserialized))
+        contexts[-1].graphs = config is not None
         return contexts[-1].genuine
 
     deserialized = mock.create_autospec(trt.ICudaEngine, instance=True)
     deserialized.create_execution_context.side_effect = new_context
+    inspector = mock.create_autospec(trt.EngineInspector, instance=True)
+    known = {trt.LayerInformationFormat.JSON: '{"Layers": ["a"]}'}
+    inspector.get_engine_information.side_effect = known.get
+    deserialized.create_engine_inspector.side_effect = lambda: inspector
     polygraphy = SimpleNamespace(engine_from_bytes=lambda data: deserialized)
     backend = Backend("tensorrt-rtx", trt.__version__, trt, polygraphy)
     monkeypatch.setattr(tensorrt, "load_backend", lambda runtime: backend)
@@ -109,6 +116,27 @@ def test_each_prepared_input_has_a_context_of_its_own(engine, pictures, host, mo
             launch()
             assert options["capture"] is False
     assert [context.shape[0] for context in host[1:]] == [3, 1]
+
+
+def test_layers_are_timed_by_a_profiler_in_a_context_without_cuda_graphs(
+    engine, pictures, host, monkeypatch
+):
+    launches = []
+    monkeypatch.setattr(
+        cuda, "CudaExecution", lambda launch, **options: launches.append((launch, options))
+    )
+    seconds = []
+    with TensorRTRunner(engine) as runner:
+        _, information = runner.prepare_profiled({"input": pictures}, seconds)
+    assert information == '{"Layers": ["a"]}'
+    (launch, options), context = launches[0], host[-1]
+    assert (options["capture"], context.graphs) == (False, False)
+    launch()
+    profiler = context.genuine.profiler
+    assert isinstance(profiler, trt.IProfiler)
+    for milliseconds in (1.5, 0.5):
+        profiler.report_layer_time("a", milliseconds)
+    assert seconds == [{"a": pytest.approx(2e-3)}]
 
 
 def test_batch_outside_the_profile_is_refused_with_its_range(engine, host):
