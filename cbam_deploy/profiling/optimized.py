@@ -95,7 +95,8 @@ class OptimizedGraph:
         if self._maker(value) is not None:
             return value
         if node.op_type in _REORDERS:
-            return self._known.get(node.input[0], node.input[0])
+            moved: str = node.input[0]
+            return self._known.get(moved, moved)
         made: str = node.name.removesuffix(_BLOCKED)
         if made in self._nodes:
             made = self._nodes[made].outputs[0].name or made

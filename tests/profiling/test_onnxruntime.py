@@ -16,7 +16,13 @@ from cbam_deploy.profiling.runs import typical
 
 def node(name, start, duration, operator="Conv", **facts):
     args = {"op_name": operator, "node_index": "1", **facts}
-    return {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": duration, "args": args}
+    return {
+        "cat": "Node",
+        "name": f"{name}_kernel_time",
+        "ts": start,
+        "dur": duration,
+        "args": args,
+    }
 
 
 def run(start, duration):

@@ -30,7 +30,7 @@ class HostContext:
     """Computes ``logits = sum over pictures`` from the addresses it was given."""
 
     def __init__(self, engine=None):
-        self.shape, self.addresses = (), {}
+        self.shape, self.addresses, self.graphs = (), {}, True
         genuine = mock.create_autospec(trt.IExecutionContext, instance=True)
         genuine.set_input_shape.side_effect = self.set_input_shape
         genuine.set_tensor_address.side_effect = self.set_tensor_address
@@ -125,7 +125,7 @@ def test_layers_are_timed_by_a_profiler_in_a_context_without_cuda_graphs(
     monkeypatch.setattr(
         cuda, "CudaExecution", lambda launch, **options: launches.append((launch, options))
     )
-    seconds = []
+    seconds: list[dict[str, float]] = []
     with TensorRTRunner(engine) as runner:
         _, information = runner.prepare_profiled({"input": pictures}, seconds)
     assert information == '{"Layers": ["a"]}'
