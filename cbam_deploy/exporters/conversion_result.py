@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cbam_deploy.exporters.half.conversion import HalfReport
 from cbam_deploy.exporters.half.rules import KeptNode
+from cbam_deploy.exporters.node_counts import NodeCounts, counts_table
 from cbam_deploy.provenance import Provenance
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
@@ -37,6 +38,8 @@ class ConvertResult(Result):
         skipped: name and reason of each picture that could not be read.
         cosine: smallest cosine of an output to that of the FP32 file, on a few pictures or noise.
         seconds: duration of the conversion.
+        nodes: number of the graph's nodes by what they compute in, and by operator; each counts
+            once.
         provenance: as recorded in the file.
     """
 
@@ -56,6 +59,7 @@ class ConvertResult(Result):
     cosine: float
     seconds: float
     provenance: Provenance
+    nodes: NodeCounts = field(default_factory=dict)
 
     @property
     def kept_fp32(self) -> tuple[KeptNode, ...]:
@@ -82,6 +86,6 @@ class ConvertResult(Result):
         )
         parts = (self.quantization, self.half, self.budget)
         return (
-            Section("Converted ONNX file", tables=(Table.facts(facts),)),
+            Section("Converted ONNX file", tables=(Table.facts(facts), counts_table(self.nodes))),
             *(section for part in parts if part is not None for section in part.sections()),
         )

@@ -36,6 +36,7 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_inputs,
 )
 from cbam_deploy.exporters.newer_opset import in_newer_opset
+from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
 from cbam_deploy.graphs.shapes import forget_names_of_sizes
@@ -129,6 +130,8 @@ def convert(
     else:
         step = _quantized(request, model, max_accuracy_drop, measure, unit)
     half, provenance = _finish(request, step)
+    report = step.quantization
+    quantized = {operation.node for operation in report.quantized} if report else set()
     cosines: list[float] = []
 
     def verify(path: Path) -> None:
@@ -150,6 +153,7 @@ def convert(
         cosine=cosines[0],
         seconds=time.perf_counter() - begin,
         provenance=provenance,
+        nodes=count_nodes(step.model.graph, quantized),
     )
 
 

@@ -95,11 +95,9 @@ class HalfReport(Result):
         """Counts, then a table of the nodes kept in FP32."""
         unchecked = "" if self.range_checked else "activations not checked: no calibration data"
         facts = (
-            ("in FP16", f"{sum(self.half_nodes.values())} nodes, {self.gates} of them gates"),
             ("in FP32", f"{len(self.reductions)} reductions, {len(self.kept)} kept"),
             ("ranges", unchecked),
-            ("in INT8", f"{self.int8_nodes} nodes"),
-            ("casts", str(self.casts)),
+            ("casts put in", str(self.casts)),
         )
         kept = Table(
             columns=("kept in FP32", "operator", "range", "because it"),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from cbam_deploy.data.network_input import network_feeds
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.int8.channels import ChannelExtremes, IdleChannels
 from cbam_deploy.graphs.session import open_session
 from cbam_deploy.graphs.signature import specs_of
 from cbam_deploy.numerics.feeds import check_feeds
@@ -67,11 +68,13 @@ class Calibration:
         method: ``minmax``, ``entropy`` or ``percentile``.
         images: number of pictures they were found on.
         ranges: least and greatest value by tensor; clipped to the threshold of the method.
+        idle: channels that never changed, by tensor that has any.
     """
 
     method: Method
     images: int
     ranges: Mapping[str, tuple[float, float]] = field(repr=False)
+    idle: Mapping[str, IdleChannels] = field(default_factory=dict, repr=False)
 
     def magnitude(self, tensor: str) -> float:
         """The largest magnitude that `tensor` keeps."""
@@ -219,6 +222,7 @@ def calibrate(
             f"calibration method {method!r} is unknown", "use minmax, entropy or percentile"
         )
     observers = {name: Extremes() if method == "minmax" else Magnitudes(method) for name in tensors}
+    channels = {name: ChannelExtremes() for name in tensors}
     seen = 0
     with progress() as bar:
         task = bar.add_task(f"calibrating ({method})", total=images)
@@ -226,9 +230,12 @@ def calibrate(
             for name, value in values.items():
                 _check_finite(name, value)
                 observers[name].add(value)
+                channels[name].add(value)
             seen += count
             bar.update(task, completed=seen)
-    return Calibration(method, seen, {name: o.range() for name, o in observers.items()})
+    found = {name: one.idle() for name, one in channels.items()}
+    idle = {name: one for name, one in found.items() if one != IdleChannels()}
+    return Calibration(method, seen, {name: o.range() for name, o in observers.items()}, idle)
 
 
 def _check_finite(name: str, values: NDArray[np.float32]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnx_ir.passes import common
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rules import check_single_precision, is_standard
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, calibrate
+from cbam_deploy.exporters.int8.channels import IdleChannels, named
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
 from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
@@ -27,6 +28,8 @@ from cbam_deploy.report.result import Result
 
 # QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
 OLDEST_OPSET = 13
+# Of fewer pictures a report says so: ranges then follow single ones.
+FEW_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class QuantizationReport(Result):
         kept_float: names of the operations that would run in INT8, and were kept in float.
         scales: of activations, by tensor.
         float_feature_maps: feature maps that travel as float all the same.
+        idle_channels: channels of activations that never changed on those pictures, by tensor.
     """
 
     schema: ClassVar[str] = "cbam_deploy.quantization"
@@ -50,6 +54,7 @@ class QuantizationReport(Result):
     kept_float: tuple[str, ...]
     scales: dict[str, float]
     float_feature_maps: tuple[str, ...]
+    idle_channels: dict[str, IdleChannels] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -61,11 +66,17 @@ class QuantizationReport(Result):
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
         facts = (
             ("calibration", f"{self.method} over {self.images} pictures"),
-            ("in INT8", listed or "nothing"),
+            ("quantized", listed or "nothing"),
             ("kept in float", ", ".join(self.kept_float) or "nothing"),
             ("float feature maps", str(len(self.float_feature_maps))),
+            ("dead channels", named({name: one.dead for name, one in self.idle_channels.items()})),
+            (
+                "constant channels",
+                named({name: one.constant for name, one in self.idle_channels.items()}),
+            ),
         )
-        return (Section("INT8", tables=(Table.facts(facts),)),)
+        notes = () if self.images >= FEW_IMAGES else (_too_few(self.images),)
+        return (Section("INT8", tables=(Table.facts(facts),), notes=notes),)
 
 
 def quantize(
@@ -140,6 +151,7 @@ def insert(
         kept_float=kept,
         scales=scales,
         float_feature_maps=float_feature_maps(quantized),
+        idle_channels={name: one for name, one in calibration.idle.items() if name in scales},
     )
     return quantized, report
 
@@ -163,6 +175,14 @@ def fake_quantize(values: NDArray[np.float32], scale: NDArray[Any] | float) -> N
     """What is left of `values` after Q and DQ; `scale` broadcasts against them."""
     step = np.asarray(scale, np.float32)
     return np.asarray(np.clip(np.rint(values / step), -128, 127) * step, np.float32)
+
+
+def _too_few(images: int) -> str:
+    what = "1 picture" if images == 1 else f"{images} pictures"
+    return (
+        f"Ranges from {what} follow what happens to be on them; give {FEW_IMAGES} or more that are "
+        "typical (--images)."
+    )
 
 
 def _check(model: ir.Model) -> None:
