@@ -102,7 +102,7 @@ class _Timer(LayerTimer):
                 typical(node.seconds),
                 precision_of(node.types),
                 names.nodes_of(node.name),
-                CONVERSIONS.get(node.operator, ""),
+                "reorder" if node.name in names.moves else CONVERSIONS.get(node.operator, ""),
             )
             for node in nodes
         ]

@@ -52,6 +52,9 @@ class OptimizedGraph:
     Args:
         model: as it was given, of `with_own_names`.
         graph: as it is run; None where that is not known, so that only names are compared.
+
+    Attributes:
+        moves: names of nodes that were put in to give values another layout.
     """
 
     def __init__(self, model: ir.Model, graph: onnx.ModelProto | None) -> None:
@@ -60,6 +63,7 @@ class OptimizedGraph:
         self._calls = {n.op_type: n for n in model.graph if n.op_type.startswith(_CALL)}
         self._known: dict[str, str] = {}
         self._covered: dict[str, tuple[str, ...]] = {}
+        self.moves: set[str] = set()
         if graph is not None:
             self._follow(graph.graph)
 
@@ -73,28 +77,40 @@ class OptimizedGraph:
 
     def _follow(self, graph: onnx.GraphProto) -> None:
         """Find for each node the values of the file that it makes, then what lies behind them."""
+        moves = [node for node in graph.node if self._is_move(node)]
+        self.moves = {node.name for node in moves}
+        for node in moves:
+            before, behind = node.input[0], node.output[0]
+            if self._maker(behind) is not None and self._maker(before) is None:
+                self._known[before] = behind
         for node in graph.node:
             for value in node.output:
-                known = self._value(value, node)
+                known = self._known.get(value) or self._value(value, node)
                 if known is not None:
                     self._known[value] = known
         ends = set(self._known.values())
         for node in graph.node:
             if not node.name:
                 continue
-            if node.op_type in _REORDERS:
+            if node.name in self.moves:
                 moved = self._maker(self._known.get(node.input[0], node.input[0]))
                 self._covered[node.name] = () if moved is None else (moved.name or "",)
                 continue
             own = {self._known[value] for value in node.output if value in self._known}
-            behind = dict.fromkeys(n.name or "" for n in self._behind(own, ends - own))
-            self._covered[node.name] = tuple(reversed(behind))
+            nodes = dict.fromkeys(n.name or "" for n in self._behind(own, ends - own))
+            self._covered[node.name] = tuple(reversed(nodes))
+
+    def _is_move(self, node: onnx.NodeProto) -> bool:
+        if node.op_type != "Transpose":
+            return node.op_type in _REORDERS
+        made = self._makers.get(node.output[0])
+        return made is None or made.op_type != "Transpose"
 
     def _value(self, value: str, node: onnx.NodeProto) -> str | None:
         """The value of the file, or of an inlined body, that `value` of the new graph is."""
         if self._maker(value) is not None:
             return value
-        if node.op_type in _REORDERS:
+        if node.name in self.moves:
             moved: str = node.input[0]
             return self._known.get(moved, moved)
         made: str = node.name.removesuffix(_BLOCKED)

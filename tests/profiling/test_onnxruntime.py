@@ -112,6 +112,29 @@ def test_a_reorder_belongs_to_the_node_whose_result_it_moves():
     assert graph.nodes_of("ReorderInput") == ()  # Of an input, which no node makes.
 
 
+# INT8 convolutions of ONNX Runtime want channels last: what moves them is none of the file.
+MOVED = """
+<ir_version: 10, opset_import: ["" : 18]>
+network (float[1,8,8,8] x, float[8,8,3,3] w) => (float[1,8,8,8] y)
+{
+  last = Transpose <perm = [0, 2, 3, 1]> (x)
+  conv_out0 = Conv (last, w)
+  r = Transpose <perm = [0, 3, 1, 2]> (conv_out0)
+  e = Exp (r)
+  y = Add (e, r)
+}
+"""
+
+
+def test_transposes_that_the_file_has_not_are_moves_and_hide_nothing():
+    run_as = parser.parse_model(MOVED)
+    for index, part in enumerate(run_as.graph.node):
+        part.name = f"new_{index}"
+    graph = OptimizedGraph(rewritten()[0], run_as)
+    assert graph.moves == {"new_0", "new_2"}
+    assert [graph.nodes_of(f"new_{n}") for n in range(4)] == [(), ("c", "r"), ("r",), ("e",)]
+
+
 def test_without_the_rewritten_graph_names_alone_are_compared():
     graph = OptimizedGraph(rewritten()[0], None)
     names = ("c", "r_nchwc", "e/duplicated", "e_token_7", "InsertedPrecisionFreeCast_r", "unknown")

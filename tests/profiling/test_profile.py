@@ -45,12 +45,12 @@ def test_layers_and_what_lies_outside_add_up_to_a_run(report):
 
 
 def test_an_absorbed_convolution_runs_in_int8_and_its_q_and_dq_are_no_layers(report):
-    layers = {layer.name: layer for layer in report.networks[1].layers}
-    conv = layers["node_features"]
+    layers = report.networks[1].layers
+    (conv,) = [layer for layer in layers if layer.name == "node_features"]
     assert (conv.operator, conv.precision, conv.asked) == ("QLinearConv", "int8", "int8")
     assert conv.module == "stem"
     assert {"node_d_stem", "node_d_input", "node_q_features"} <= set(conv.fused)
-    left = {layer.name for layer in layers.values() if layer.kind == "quantize"}
+    left = {layer.name for layer in layers if layer.kind == "quantize"}
     assert left == {"node_q_input", "node_d_features"}
 
 

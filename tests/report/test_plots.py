@@ -6,7 +6,14 @@ from xml.etree import ElementTree
 import pytest
 
 from cbam_deploy.errors import MissingCapability
-from cbam_deploy.report.plots import Spread, bars_plot, curves_plot, spread_plot
+from cbam_deploy.report.plots import (
+    Bar,
+    Spread,
+    bars_plot,
+    curves_plot,
+    spread_plot,
+    stacked_bars_plot,
+)
 from cbam_deploy.report.units import Estimate
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -34,7 +41,13 @@ def curves():
     )
 
 
-PLOTS = {"spreads": spreads, "bars": bars, "curves": curves}
+def stacked():
+    first = Bar("a", "3 ms", {"product": 2.0, "gate": 1.0, "cast": -0.5})
+    return stacked_bars_plot([first, Bar("b", "4 ms", {"product": 4.0})], KINDS, "ms")
+
+
+KINDS = ("product", "gate", "cast")
+PLOTS = {"spreads": spreads, "bars": bars, "curves": curves, "stacked": stacked}
 
 
 @pytest.fixture(params=[*PLOTS.values()], ids=[*PLOTS])
@@ -103,6 +116,24 @@ def bar_heights(svg, series):
 def test_bars_begin_at_zero():
     first, second = bar_heights(bars(), 1)[:2]
     assert second / first == pytest.approx(40 / 30, rel=1e-3)
+
+
+def test_parts_of_a_bar_follow_each_other_and_its_legend_has_those_that_are_there():
+    def extents(series):
+        found = []
+        for path in ElementTree.fromstring(stacked()).iter(f"{SVG}path"):
+            if f"fill: var(--series-{series})" in path.attrib.get("style", ""):
+                xs = [float(x) for x, _ in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attrib["d"])]
+                found.append((min(xs), max(xs)))
+        return found
+
+    (start, end), (_, longest) = extents(1)[:2]
+    (gate_start, gate_end) = extents(2)[0]
+    assert gate_start == pytest.approx(end)
+    assert (gate_end - gate_start) / (end - start) == pytest.approx(0.5, rel=1e-3)
+    assert (longest - start) / (end - start) == pytest.approx(2, rel=1e-3)
+    assert {"product", "gate"} <= set(texts(stacked()))
+    assert "cast" not in texts(stacked())
 
 
 def test_a_missing_figure_leaves_a_gap():

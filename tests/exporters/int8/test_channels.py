@@ -70,7 +70,7 @@ def test_few_pictures_draw_a_remark_and_idle_channels_are_named(model, count, re
     (section,) = report.sections()
     assert len(section.notes) == remarks
     assert all(f"from {count} pictures" in note for note in section.notes)
-    facts = dict(section.tables[0].rows)
+    facts: dict[str, str] = dict(section.tables[0].rows)
     assert facts["dead channels"] == "1 (relu: 1)"
     assert facts["constant channels"] == "1 (relu: 2)"
     assert report.to_json()["idle_channels"] == {"relu": {"dead": [1], "constant": [2]}}
