@@ -26,7 +26,6 @@ from cbam_deploy.profiling.kernels import CONVERSIONS, Kernel, LayerTimer, preci
 from cbam_deploy.profiling.optimized import OptimizedGraph, with_own_names
 from cbam_deploy.profiling.runs import typical
 from cbam_deploy.runtimes.base import Execution
-from cbam_deploy.runtimes.onnxruntime import providers_of
 
 _KERNEL = "_kernel_time"
 
@@ -50,7 +49,7 @@ class NodeTime:
 
 @contextmanager
 def layer_timer(contender: Contender) -> Iterator[LayerTimer]:
-    """The timer of an ONNX file; raises `BadInput` where ONNX Runtime cannot load it."""
+    """The timer of an ONNX file on the CPU; raises `BadInput` where ONNX Runtime cannot load it."""
     file = contender.file
     assert isinstance(file, OnnxFile)
     model = with_own_names(file.model)
@@ -61,7 +60,6 @@ def layer_timer(contender: Contender) -> Iterator[LayerTimer]:
         session = open_session(
             ir.to_proto(model).SerializeToString(),
             str(file.path),
-            providers=providers_of(contender.source.device or "cpu"),
             threads=contender.source.threads,
             folder=file.path.parent,
             profile=folder / "nodes",

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbam_deploy.benchmarking.benchmark import Contender
-from cbam_deploy.errors import BadInput
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.profiling.kernels import Kernel, LayerTimer, precision_of
 from cbam_deploy.profiling.runs import typical
@@ -25,13 +24,7 @@ GATE = "AttentionGate"
 
 @contextmanager
 def layer_timer(contender: Contender) -> Iterator[LayerTimer]:
-    """The timer of a PyTorch network: of a copy of its own, which has the hooks.
-
-    Raises:
-        BadInput: it is on a GPU, where modules only start what runs later.
-    """
-    if not contender.runner.name.endswith("-cpu"):
-        raise BadInput("modules of PyTorch are timed on the CPU only", "add --device cpu")
+    """The timer of a PyTorch network on the CPU: of a copy of its own, which has the hooks."""
     with contender.source.open(contender.file) as runner:
         assert isinstance(runner, PyTorchRunner)
         yield _Timer(runner.module, runner.prepare(contender.feeds))

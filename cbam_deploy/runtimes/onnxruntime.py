@@ -92,7 +92,7 @@ class OnnxRuntimeRunner(Runner):
         self._session = open_session(
             model.SerializeToString() if isinstance(model, onnx.ModelProto) else model,
             self.title,
-            providers=providers_of(self._device),
+            providers=_providers(self._device),
             threads=self._threads,
             folder=folder,
         )
@@ -163,7 +163,7 @@ def _add_outputs(model: onnx.ModelProto, names: Iterable[str], title: str) -> No
             model.graph.output.add(name=name)
 
 
-def providers_of(device: str) -> list[Any]:
+def _providers(device: str) -> list[Any]:
     """What runs the operators, in order of preference; what CUDA lacks runs on the CPU."""
     if device == "cpu":
         return [*CPU]

@@ -13,6 +13,8 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.profiling import pytorch
+from cbam_deploy.profiling.timers import TIMERS, open_timer
+from cbam_deploy.runtimes import RUNTIMES
 from cbam_deploy.runtimes.pytorch import PyTorchRunner
 
 
@@ -73,10 +75,11 @@ def test_a_gate_is_one_module(monkeypatch):
     assert found["0"].precision == "fp32"
 
 
-def test_modules_on_a_gpu_are_refused():
-    contender = SimpleNamespace(runner=SimpleNamespace(name="pytorch-cuda"))
-    with pytest.raises(BadInput, match="on the CPU only"), pytorch.layer_timer(contender):
-        pass
+@pytest.mark.parametrize("runtime", ["pytorch-cuda", "onnxruntime-cuda"])
+def test_what_a_gpu_runs_is_refused_unless_it_is_an_engine(runtime):
+    runner, source = SimpleNamespace(name=runtime), SimpleNamespace(name="net.onnx")
+    with pytest.raises(BadInput, match=rf"net\.onnx in {runtime}: on a GPU only layers of engines"):
+        open_timer(SimpleNamespace(runner=runner, source=source))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -87,3 +90,7 @@ def test_openvino_names_its_operators_after_the_file(gated_file):
     assert layers["gate"].operator == "CbamGateAddRelu"
     assert layers["block_conv"].module == "block.conv"
     assert {layer.precision for layer in layers.values()} <= {"fp32", ""}
+
+
+def test_every_runtime_has_a_profiler():
+    assert {row.name for row in RUNTIMES} == set(TIMERS)
