@@ -21,8 +21,8 @@ _PLURALS: dict[Kind, str] = {
 def findings(networks: Sequence[NetworkProfile]) -> tuple[str, ...]:
     """A sentence for each INT8 or FP16 artefact that is not shown to be faster than the FP32 one.
 
-    Both are compared in the same runtime, round by round. "Not shown" is: 1 lies within or below
-    the 95% interval of their ratio.
+    Both are compared in the same runtime, round by round. "No faster" is: the whole 95% interval of
+    their ratio is 1 or more; "not shown" is that 1 lies in it.
     """
     sentences = []
     for low in networks:
@@ -50,8 +50,9 @@ def fallback_layers(network: NetworkProfile) -> list[Layer]:
 
 def _sentence(low: NetworkProfile, full: NetworkProfile, ratio: Estimate) -> str:
     name = low.precision.upper()
+    verdict = "is no faster" if ratio.low >= 1 else "is not shown to be faster"
     opening = (
-        f"{name} is no faster than FP32 in {low.runtime}: {low.artefact} takes {ratio.value:.2f} "
+        f"{name} {verdict} than FP32 in {low.runtime}: {low.artefact} takes {ratio.value:.2f} "
         f"times as long as {full.artefact} ({interval(ratio)})."
     )
     causes = [(seconds, text) for seconds, text in _causes(low, full)
