@@ -97,12 +97,12 @@ class _Timer(LayerTimer):
             Kernel(
                 node.name,
                 node.operator,
-                typical(node.seconds),
+                float(seconds),
                 precision_of(node.types),
                 names.nodes_of(node.name),
                 "reorder" if node.name in names.moves else CONVERSIONS.get(node.operator, ""),
             )
-            for node in nodes
+            for node, seconds in zip(nodes, typical([n.seconds for n in nodes]), strict=True)
         ]
 
 

@@ -62,17 +62,19 @@ class _Timer(LayerTimer):
 
     def kernels(self) -> Sequence[Kernel]:
         """The modules that took time, in the order in which the network lists them."""
-        own = {path: np.array([run[path] * 1e-9 for run in self._runs]) for path in self._modules}
+        paths = list(self._modules)
+        own = [np.array([run[path] * 1e-9 for run in self._runs]) for path in paths]
+        seconds = dict(zip(paths, typical(own).tolist(), strict=True))
         return [
             Kernel(
                 path or "(whole network)",
                 GATE if isinstance(part, AttentionGate) else type(part).__name__,
-                typical(own[path]),
+                seconds[path],
                 _precision(part),
                 (path,),
             )
             for path, part in self._modules.items()
-            if own[path].any()
+            if seconds[path]
         ]
 
 

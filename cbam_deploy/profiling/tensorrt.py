@@ -37,13 +37,10 @@ class _Timer(LayerTimer):
     def kernels(self) -> Sequence[Kernel]:
         """The layers, each with what it typically takes."""
         names = list(dict.fromkeys(name for run in self._times for name in run))
+        seconds = typical([np.array([run.get(n, 0.0) for run in self._times]) for n in names])
         return [
-            kernel(
-                name,
-                typical(np.array([run.get(name, 0.0) for run in self._times])),
-                self._facts.get(name, {}),
-            )
-            for name in names
+            kernel(name, float(taken), self._facts.get(name, {}))
+            for name, taken in zip(names, seconds, strict=True)
         ]
 
 

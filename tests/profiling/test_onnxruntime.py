@@ -63,12 +63,19 @@ def test_no_run_to_its_end_is_refused():
 
 
 def test_what_a_kernel_typically_takes_is_untouched_by_runs_that_were_interrupted():
-    quiet = np.array([3.0, 4.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0] * 4)
-    disturbed = quiet.copy()
+    short, long = np.array([3.0, 4.0] * 16), np.array([40.0, 30.0] * 16)
+    np.testing.assert_allclose(typical([short, long]), [3.5, 35.0], rtol=1e-12)
+    disturbed = long.copy()
     disturbed[::5] = 4000.0
-    assert typical(quiet) == 3.5
-    assert 3.5 <= typical(disturbed) <= 4.0
-    assert typical(np.array([7.0])) == 7.0
+    found = typical([short, disturbed])
+    assert found[0] / found[1] == pytest.approx(3.5 / 35, rel=0.15)
+
+
+def test_kernels_add_up_to_the_median_run():
+    seconds = np.random.default_rng(0).lognormal(0, 1, (5, 31))
+    total = typical(list(seconds)).sum()
+    assert total == pytest.approx(np.median(seconds.sum(axis=0)), rel=1e-12)
+    np.testing.assert_array_equal(typical([np.zeros(3)]), [0.0])
 
 
 GRAPH = """
