@@ -169,7 +169,7 @@ def _notes(report: ProfileReport) -> list[str]:
             why = (
                 "the rest goes to what lies between them"
                 if network.outside_seconds > 0
-                else "the profiler makes them slower; their shares hold all the same"
+                else "runs with the profiler on took longer; their shares hold all the same"
             )
             notes.append(f"{label}: its layers add up to {part:.0%} of a run, {why}.")
         gates = [layer for layer in network.layers if layer.kind == "gate"]

@@ -89,7 +89,10 @@ def test_the_sentence_stands_at_the_top_and_modules_side_by_side():
 
 
 def test_layers_that_add_up_to_more_than_a_run_are_remarked():
-    for total, remark in ((1.5, "150% of a run, the profiler"), (0.5, "50% of a run, the rest")):
+    for total, remark in (
+        (1.5, "150% of a run, runs with the profiler"),
+        (0.5, "50% of a run, the rest"),
+    ):
         report = ProfileReport((network("a.onnx", "fp32", [layer("conv", total)], 1.0),))
         assert any(remark in note for note in report.sections()[0].notes)
     exact = ProfileReport((network("a.onnx", "fp32", [layer("conv", 0.97)], 1.0),))
