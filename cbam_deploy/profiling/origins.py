@@ -12,7 +12,7 @@ from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
 from cbam_deploy.gates.operators import operator_of
 from cbam_deploy.graphs.name_scopes import scopes_of
 
-# What a fused kernel is called after, where it is none of an attention gate.
+# What a fused kernel is called after, before all else.
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 _ASKED = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
@@ -81,9 +81,9 @@ class Origins:
 
 
 def _rank(origin: Origin) -> int:
-    if origin.gate:
-        return 0
     if origin.operator in _PRODUCTS:
+        return 0  # Also where a runtime adds up a gate's residual in the convolution that makes it.
+    if origin.gate:
         return 1
     return 3 if origin.operator in (*_PASSING, "Constant") else 2
 

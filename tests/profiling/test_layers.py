@@ -45,6 +45,13 @@ def test_conversions_are_layers_of_their_own_but_those_within_a_gate(origins):
     assert [layer.conversion_seconds for layer in layers] == [0, 0.5, 0.25, 0, 0.125]
 
 
+def test_a_convolution_that_adds_up_a_gates_residual_is_a_convolution(origins):
+    kernels = [Kernel("k", "Convolution", 1.0, "fp32", ("gate/sum", "block_conv", "gate/relu"))]
+    (layer,) = layers_of(kernels, origins)
+    assert (layer.name, layer.kind) == ("block_conv", "product")
+    assert "gate/sum" in layer.fused
+
+
 def test_a_layer_has_the_precision_that_most_of_its_time_has(origins):
     gate = layers_of(KERNELS, origins)[2]
     assert (gate.precision, gate.asked, gate.module) == ("int8", "fp32", "block.gate")
