@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cbam_deploy.artefacts import open_artefact
+from cbam_deploy.artefacts import Artefact, open_artefact
 from cbam_deploy.benchmarking import memory
 from cbam_deploy.benchmarking.comparison import (
     check_baseline,

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from tests.validation.judged import AS_IT_IS, SIZE, save_network, save_picture
+from judged import AS_IT_IS, SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput, MissingCapability

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import onnx
 import pytest
+from judged import SIZE, save_network, save_picture
 from PIL import Image
-from tests.validation.judged import SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput

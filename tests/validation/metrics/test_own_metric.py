@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from judged import SIZE, save_network, save_picture
 from rich.console import Console
-from tests.validation.judged import SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput
