@@ -145,6 +145,20 @@ def open_artefact(artefact: str | Path) -> OnnxFile | Engine:
     return open_engine(path) if artefact_kind(path) == "engine" else open_onnx(path)
 
 
+def open_artefacts(
+    artefacts: Sequence[str | Path], sizes: Sequence[str] = ()
+) -> list[OnnxFile | Engine]:
+    """Open several, with the sizes that ``--size`` says in each that has such an axis.
+
+    Raises:
+        BadInput: as `open_artefact` and `parse_sizes`; an axis must be free in one of them.
+    """
+    opened = [open_artefact(artefact) for artefact in artefacts]
+    free = {axis: None for one in opened for axis in free_axes(one.inputs)}
+    said = typical_sizes(sizes, free, ", ".join(map(str, artefacts)))
+    return [replace(one, sizes={**one.sizes, **said}) for one in opened]
+
+
 def open_onnx(path: Path, *, to_run: bool = True) -> OnnxFile:
     """Open an ONNX file of any name.
 

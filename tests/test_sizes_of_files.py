@@ -1,4 +1,4 @@
-"""A file with free sizes and nothing recorded is counted, converted, compared and timed."""
+"""A file with free sizes and nothing recorded is counted, converted, compared, judged and timed."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from cbam_deploy import bench, complexity, convert, validate
 from cbam_deploy.errors import BadInput
@@ -73,3 +74,14 @@ def test_it_is_compared(foreign):
             return nn.functional.conv2d(x, self.weight)
 
     assert validate(foreign, reference=Same(), sizes=SIZES, batch_sizes=[2]).passed
+
+
+def test_it_is_judged(cli, foreign, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "own.py").write_text("def side(outputs, names): return outputs['y'].shape[3]")
+    monkeypatch.chdir(tmp_path)
+    asked = ["--data", ".", "--metric", "own.py:side", "--preprocess", "stretch, rgb, /255"]
+    ended = cli("evaluate", foreign, *asked, "--size", "H=12", "--size", "W=20", "--json")
+    assert json.loads(ended.out)["networks"][0]["value"] == 20
+    assert "nothing says the size" in cli("evaluate", foreign, *asked).error
+    assert "has no free axis D" in cli("evaluate", foreign, *asked, "--size", "D=3").error

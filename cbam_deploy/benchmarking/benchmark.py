@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cbam_deploy.artefacts import Artefact, open_artefact
+from cbam_deploy.artefacts import Artefact, open_artefacts
 from cbam_deploy.benchmarking import memory
 from cbam_deploy.benchmarking.comparison import (
     check_baseline,
@@ -24,7 +24,6 @@ from cbam_deploy.benchmarking.statistics import Samples, paired_ratio, quantile,
 from cbam_deploy.benchmarking.warm_up import WarmUp, warm_up
 from cbam_deploy.errors import BadInput
 from cbam_deploy.library_errors import said_of_the_file
-from cbam_deploy.numerics.sizes import free_axes, typical_sizes
 from cbam_deploy.numerics.tensors import Arrays
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Execution, Runner
@@ -190,13 +189,11 @@ def prepare(
 ) -> list[Contender]:
     """Open `sources`, until `stack` is left; raises like `bench`."""
     contenders = []
-    files = {path: open_artefact(path) for path in dict.fromkeys(s.artefact for s in sources)}
-    free = {axis: None for file in files.values() for axis in free_axes(file.inputs)}
-    said = typical_sizes(sizes, free, ", ".join(files))
+    paths = list(dict.fromkeys(source.artefact for source in sources))
+    files = dict(zip(paths, open_artefacts(paths, sizes), strict=True))
     opened: dict[str, tuple[Runner, Arrays]] = {}
     for listed in sources:
         file = files[listed.artefact]
-        file = replace(file, sizes={**file.sizes, **said})
         source = listed.described_by(file)
         if isinstance(source, PyTorchSource):
             source = source.like(*opened[source.artefact])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam_deploy.artefacts import Artefact, open_artefact
+from cbam_deploy.artefacts import Artefact, open_artefacts
 from cbam_deploy.data.network_input import is_levels, network_feeds
 from cbam_deploy.data.source import Batch, ImageSource
 from cbam_deploy.errors import BadInput
@@ -41,6 +41,7 @@ def evaluate(
     data: str,
     metric: str = "top1",
     preprocessing: Asked | None = None,
+    sizes: Sequence[str] = (),
     reference_pytorch: bool = False,
     reference: str | None = None,
     weights: str | Path | None = None,
@@ -60,6 +61,8 @@ def evaluate(
             ``path/file.py:function`` of the person's own (`validation.metrics.own_function`).
         preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`); None for
             what the artefacts record, else ImageNet's.
+        sizes: of free axes where neither that nor a file says how large pictures become, such as
+            ``H=640``, in every artefact that has them.
         reference_pytorch: also the PyTorch model of the first artefact's provenance, as baseline.
         reference: that model as a MODEL string, like the next one implying `reference_pytorch`; a
             factory must be named here (`models.recorded`).
@@ -87,7 +90,7 @@ def evaluate(
             "add --pytorch, or name the baseline's artefact first",
         )
     metric_unit(metric).check_drop(max_drop or 0.0)
-    opened = [open_artefact(path) for path in paths]
+    opened = open_artefacts(paths, sizes)
     with ExitStack() as stack:
         contestants = [
             _Contestant(

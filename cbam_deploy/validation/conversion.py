@@ -54,7 +54,7 @@ def convert(
 
     def value(path: Path) -> float:
         assert data is not None
-        judged = evaluate(path, data=data, metric=metric, preprocessing=preprocessing)
+        judged = evaluate(path, data=data, metric=metric, preprocessing=preprocessing, sizes=sizes)
         return judged.networks[0].value
 
     return conversion.convert(
