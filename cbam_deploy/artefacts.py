@@ -37,6 +37,7 @@ class Artefact:
         batch_range: smallest and largest batch, None for no upper end.
         opt_batch: the batch an engine is fastest at; None for an ONNX file.
         sizes: of free axes but the batch, by name: typical ones, or those an engine is fastest at.
+        called: what messages call it where its path means nothing to the person.
     """
 
     path: Path
@@ -47,10 +48,16 @@ class Artefact:
     batch_range: tuple[int, int | None]
     opt_batch: int | None = None
     sizes: dict[str, int]
+    called: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.called or str(self.path)
 
     def sized(self: ArtefactT, texts: Sequence[str]) -> ArtefactT:
         """The same with the sizes that ``--size`` says; raises `BadInput` like `parse_sizes`."""
-        said = typical_sizes(texts, free_axes(self.inputs), str(self.path))
+        said = typical_sizes(texts, free_axes(self.inputs), self.title)
         return replace(self, sizes={**self.sizes, **said})
 
     @property
@@ -90,7 +97,7 @@ class Artefact:
             BadInput: as `preprocessing.choice.choose`.
         """
         first = self.inputs[0]
-        of = PictureInput(str(self.path), first.name, first.shape, self.sizes)
+        of = PictureInput(self.title, first.name, first.shape, self.sizes)
         return choose(asked, self.recorded_preprocessing, of)
 
 

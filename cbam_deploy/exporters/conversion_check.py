@@ -40,7 +40,12 @@ _ELSE = {
 
 
 def check_conversion(
-    source: Path, converted: Path, precision: str, pictures: ImageSource | None, seed: int
+    source: Path,
+    converted: Path,
+    precision: str,
+    pictures: ImageSource | None,
+    seed: int,
+    title: str | None = None,
 ) -> float:
     """Compare two files in ONNX Runtime on a few pictures, or on seeded noise without any.
 
@@ -52,6 +57,7 @@ def check_conversion(
         precision: ``fp16`` or ``int8``; or ``inlined``, of the precision that `source` has.
         pictures: to compare on.
         seed: of the noise.
+        title: what messages call `source`; None for its path.
 
     Returns:
         The smallest cosine over the outputs.
@@ -63,6 +69,7 @@ def check_conversion(
     from cbam_deploy.numerics.metrics import tensor_error
     from cbam_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
+    title = title or str(source)
     made = "inlined," if precision == "inlined" else f"in {precision},"
     model = read_model(converted)
     sizes = known_sizes(specs_of(model.graph.inputs), read_provenance(model))
@@ -80,21 +87,21 @@ def check_conversion(
     except BadInput as error:
         reason = error.message.partition(": ")[2]
         raise CheckFailed(
-            f"{source}: {made} {reason}; nothing was written", _ELSE[precision]
+            f"{title}: {made} {reason}; nothing was written", _ELSE[precision]
         ) from error
     smallest = 1.0
     for name, reference in expected.items():
         found = tensor_error(name, reference, actual[name])
         if found.nonfinite > found.reference_nonfinite:
             raise CheckFailed(
-                f"{source}: {made} output {name} has {found.nonfinite} NaN or infinite"
+                f"{title}: {made} output {name} has {found.nonfinite} NaN or infinite"
                 f" of {found.elements} elements; nothing was written",
                 _HINT[precision],
             )
         smallest = min(smallest, found.cosine)
         if not found.cosine >= SMALLEST_COSINE[precision]:
             raise CheckFailed(
-                f"{source}: {made} output {name} has a cosine of {found.cosine:.4f} to"
+                f"{title}: {made} output {name} has a cosine of {found.cosine:.4f} to"
                 f" that before, below {SMALLEST_COSINE[precision]}; nothing was written",
                 _HINT[precision],
             )

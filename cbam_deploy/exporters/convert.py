@@ -75,6 +75,7 @@ def convert(
     measure: Measure | None = None,
     unit: MetricUnit = TOP1,
     seed: int = 0,
+    called: str | None = None,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
 
@@ -96,6 +97,7 @@ def convert(
         measure: the value of a metric for an ONNX file, the larger the better.
         unit: how such values are written.
         seed: of everything random.
+        called: what messages call `source`, where its path means nothing to the person.
 
     Raises:
         BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
@@ -110,12 +112,12 @@ def convert(
     unit.check_drop(max_accuracy_drop or 0.0)
     check_place(output, artefact=True)
     check_apart(output, source=source)
-    opened = open_onnx(source)
+    opened = replace(open_onnx(source), called=called)
     model, history = opened.model, opened.provenance or Provenance()
     if sizes:
         opened = opened.sized(sizes)
         history = replace(history, sizes=opened.sizes)
-    _check_convertible(source, model, history)
+    _check_convertible(opened.title, model, history)
     if preprocessing is not None:
         preprocessing = opened.preprocessing(preprocessing)
         history = replace(history, preprocessing=recorded(preprocessing))
@@ -136,7 +138,7 @@ def convert(
 
     def verify(path: Path) -> None:
         kind = "fp16" if precision == "fp16" else "int8"
-        cosines.append(check_conversion(source, path, kind, pictures, seed))
+        cosines.append(check_conversion(source, path, kind, pictures, seed, opened.title))
 
     write_model(step.model, output, verify)
     return ConvertResult(
@@ -309,22 +311,22 @@ def _check_budget(precision: str, max_accuracy_drop: float | None, measure: Meas
         )
 
 
-def _check_convertible(path: Path, model: ir.Model, history: Provenance) -> None:
+def _check_convertible(title: str, model: ir.Model, history: Provenance) -> None:
     """Refuse a file that is no FP32 network of convolutions or matrix products."""
-    check_single_precision(model, str(path))
+    check_single_precision(model, title)
     if history.precision != "fp32":
-        raise BadInput(f"{path}: is recorded as {history.precision} already", FROM_FP32)
+        raise BadInput(f"{title}: is recorded as {history.precision} already", FROM_FP32)
     foreign = foreign_operators(model)
     gate = next((node for node in gate_nodes(model) if node.op_type in foreign), None)
     if gate is not None:
         raise BadInput(
-            f"{path}: gate {gate.name or gate.outputs[0].name} is not ours to convert: "
+            f"{title}: gate {gate.name or gate.outputs[0].name} is not ours to convert: "
             f"{foreign[gate.op_type]}",
             "convert it with the version that made it, or export the network again with this one",
         )
     if not any(is_standard(node, *PRODUCTS) and _reads_weight(node) for node in model.graph):
         raise BadInput(
-            f"{path}: has no convolution or matrix product with FP32 weights to convert",
+            f"{title}: has no convolution or matrix product with FP32 weights to convert",
             "give an exported network",
         )
 

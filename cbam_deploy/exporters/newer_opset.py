@@ -57,7 +57,7 @@ def in_newer_opset(
     try:
         converted = converted_to(model, needed)
     except BadInput as error:
-        raise BadInput(f"{opened.path}: {error.message}", error.hint) from error
+        raise BadInput(f"{opened.title}: {error.message}", error.hint) from error
     with scratch_folder() as folder:
         write_model(converted, folder / "converted.onnx")
         with (
@@ -72,7 +72,7 @@ def in_newer_opset(
     for name, reference in expected.items():
         if faults := check(tensor_error(name, reference, actual[name]), OUTPUTS["fp32"]):
             raise BadInput(
-                f"{opened.path}: in opset {needed} instead of {current}, output {name} is another:"
+                f"{opened.title}: in opset {needed} instead of {current}, output {name} is another:"
                 f" {faults[0]}",
                 f"export the model again with opset {needed}",
             )

@@ -186,6 +186,7 @@ def export_onnx(
                 images=images,
                 io_dtype=io_dtype,
                 seed=seed,
+                called=str(output),
             )
             exported = replace(exported, provenance=converted.provenance, conversion=converted)
         if portable:

@@ -174,6 +174,15 @@ def test_export_records_what_is_said(tmp_path):
         )
 
 
+def test_what_export_says_of_a_conversion_names_the_file_to_write(cli, folder, tmp_path):
+    (tmp_path / "own.py").write_text("from torch import nn\ndef net(): return nn.Conv2d(3, 4, 3)\n")
+    to_int8 = ["--precision", "int8", "--calibration", folder, "--image-size", 16]
+    ended = cli("export", f"{tmp_path}/own.py:net", "-o", tmp_path / "a.onnx", *to_int8)
+    assert ended.code == 0
+    said = f"warning: {tmp_path}/a.onnx: does not say how its pictures are prepared"
+    assert [line.startswith(said) for line in ended.err.splitlines()] == [True]
+
+
 def test_inspect_lists_the_classes(tmp_path, cli):
     from cbam_deploy.provenance import Provenance
 
