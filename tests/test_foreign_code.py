@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +133,11 @@ def test_a_network_without_parameters_exports_counts_and_does_not_train(
     ended = cli("train", "net.py:Bare", "--data", "digits", "--image-size", "8", "-o", "run")
     assert ended.code == 2
     assert "net.py:Bare: has no parameters to learn" in ended.error
+
+
+def test_what_a_network_prints_is_no_part_of_the_result(cli, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(f"print('imported'){FACTORIES}")
+    ended = cli("complexity", "net.py:Bare", "--image-size", "8", "--json")
+    assert json.loads(ended.out)
+    assert "imported" in ended.err

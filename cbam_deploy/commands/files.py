@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import typer
 
 from cbam_deploy.command_files import Input, check_regular, declare_input, declare_output
+from cbam_deploy.errors import BadInput
 from cbam_deploy.outputs import check_place
 
 T = TypeVar("T")
@@ -109,7 +110,13 @@ def _name(parameter: typer.CallbackParam) -> str:
 
 def _declare_read(parameter: typer.CallbackParam, *paths: str, replaceable: bool = False) -> None:
     for path in map(Path, paths):
-        if path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:  # Such as a name that is too long for any file.
+            raise BadInput(
+                f"{_name(parameter)} {str(path)[:60]}: {error.strerror}", "check what you gave"
+            ) from error
+        if there:
             check_regular(path)
             _log.info("%s: reads %s", _name(parameter), path)
             holds = partial(_holds, path)

@@ -95,12 +95,19 @@ def network_input(
     return made
 
 
+_NO_NUMBERS = "USOcmM"  # Kinds of NumPy's types: text, objects, complex numbers and times.
+
+
 def _as_taken(array: NDArray[Any], spec: TensorSpec, source: str) -> NDArray[Any]:
     """A tensor in the type of the input, where that holds its values."""
     try:
         wanted = np.dtype(spec.dtype)
     except TypeError:  # Such as bfloat16.
         wanted = array.dtype
+    if array.dtype.kind in _NO_NUMBERS:
+        raise BadInput(
+            f"{source}: has {array.dtype} values for input {spec.name}", "give real numbers"
+        )
     kept = array.astype(wanted)
     floats = np.issubdtype(wanted, np.floating)
     if not floats and not np.array_equal(kept, array):

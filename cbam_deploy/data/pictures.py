@@ -98,9 +98,10 @@ def fit(picture: Image, preprocessing: Preprocessing) -> Image:
     """The picture in the size of the network input, as `Preprocessing.fit` says.
 
     Raises:
-        UnreadablePicture: it is to be kept as it is, and has another size.
+        UnreadablePicture: it is to be kept as it is, and has another size; or the frame is larger
+            than Pillow's limit.
     """
-    from PIL.Image import Resampling
+    from PIL.Image import DecompressionBombError, Resampling
 
     height, width = preprocessing.frame
     if preprocessing.fit == "letterbox":
@@ -117,7 +118,10 @@ def fit(picture: Image, preprocessing: Preprocessing) -> Image:
     resized = [max(int(side * scale), preprocessing.resize) for side in picture.size]
     picture = picture.resize((resized[0], resized[1]), Resampling.BILINEAR)
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return picture.crop((left, top, left + width, top + height))
+    try:
+        return picture.crop((left, top, left + width, top + height))
+    except DecompressionBombError as error:
+        raise UnreadablePicture(f"{height}x{width} is too large ({in_one_line(error)})") from error
 
 
 def _letterbox(picture: Image, height: int, width: int, level: int) -> Image:

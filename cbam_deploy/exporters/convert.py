@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.command_files import check_apart
+from cbam_deploy.data.tensors import are_tensors
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
@@ -44,6 +45,7 @@ from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.outputs import check_place, scratch_folder
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.preprocessing.own_function import recorded
 from cbam_deploy.provenance import Provenance, file_sha256, package_versions
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from cbam_deploy.exporters.int8.quantization import QuantizationReport
 
 CALIBRATION_IMAGES = 64
-Measure = Callable[[Path], float]
+Measure = Callable[[Path, Preprocessing | None], float]
 _PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -94,7 +96,8 @@ def convert(
         io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
         max_accuracy_drop: how far what `measure` returns may fall with INT8, such as 0.005 for half
             a point; the noisiest layers are given back to float until it holds.
-        measure: the value of a metric for an ONNX file, the larger the better.
+        measure: the value of a metric for an ONNX file, the larger the better, and for how its
+            pictures are prepared; None where nothing says that.
         unit: how such values are written.
         seed: of everything random.
         called: what messages call `source`, where its path means nothing to the person.
@@ -121,12 +124,17 @@ def convert(
     if preprocessing is not None:
         preprocessing = opened.preprocessing(preprocessing)
         history = replace(history, preprocessing=recorded(preprocessing))
+        opened = replace(opened, provenance=history)  # What was said once is not said again.
     pictures = None
     if calibration is not None:
         calibration_inputs(model)
         pictures = opened.samples(calibration, preprocessing, split="train")
+        if preprocessing is None and not are_tensors(calibration):
+            preprocessing = pictures.preprocessing
     model = in_newer_opset(opened, precision, pictures, seed).model
-    request = _Request(source, history, precision, method, io_dtype, pictures, images, seed)
+    request = _Request(
+        source, history, precision, method, io_dtype, pictures, preprocessing, images, seed
+    )
     if precision == "fp16":
         step = _Step(model, None, _activation_ranges(request, model))
     else:
@@ -169,6 +177,7 @@ class _Request:
     method: Method
     io_dtype: IoDtype
     pictures: ImageSource | None
+    preprocessing: Preprocessing | None
     images: int
     seed: int
 
@@ -239,12 +248,12 @@ def _quantized(
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
             write_model(model, path)
-            return measure(path)
+            return measure(path, request.preprocessing)
 
     quantized, report, budget = meet_budget(
         prepared,
         calibration,
-        baseline=measure(request.source),
+        baseline=measure(request.source, request.preprocessing),
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
         sample=lambda: request.batches(prepared),

@@ -9,6 +9,7 @@ from cbam_deploy.exporters import convert as conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.validation.accuracy import evaluate
 from cbam_deploy.validation.metrics import metric_unit
@@ -52,9 +53,9 @@ def convert(
         BadInput, CheckFailed, MissingCapability: as there, and as `evaluate`.
     """
 
-    def value(path: Path) -> float:
+    def value(path: Path, prepared: Preprocessing | None) -> float:
         assert data is not None
-        judged = evaluate(path, data=data, metric=metric, preprocessing=preprocessing, sizes=sizes)
+        judged = evaluate(path, data=data, metric=metric, preprocessing=prepared, sizes=sizes)
         return judged.networks[0].value
 
     return conversion.convert(

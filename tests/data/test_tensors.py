@@ -52,6 +52,8 @@ def test_labels_in_an_npz_file_are_classes(tmp_path):
         ("x.npz", {"image": np.zeros((2, 4)), "other": np.zeros((2, 5))}, "the network takes"),
         ("x.npz", {"state": np.full((2, 5), 0.5), "image": np.ones((2, 4, 1, 1))}, "float64"),
         ("x.npz", {"image": np.zeros((2, 4)), "state": np.zeros((3, 5))}, "not equally many"),
+        ("x.npz", {"image": np.full((2, 4), "text"), "state": np.zeros((2, 5))}, "has <U4 values"),
+        ("x.npz", {"image": np.full((2, 4), 1j), "state": np.zeros((2, 5))}, "has complex128"),
         ("x.npz", {"image": np.zeros(2), "labels": np.array([0.5, 1])}, "labels"),
         ("x.npz", {}, "no samples"),
         ("x.npz", {"image": np.array([None, None])}, "is no file of tensors"),

@@ -12,7 +12,9 @@ from PIL import Image
 from cbam_deploy import convert, export_onnx
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.onnx_file import read_provenance
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.text import text_of
+from cbam_deploy.provenance import METADATA_KEY, Provenance
 
 SIDE = 16
 STEPS = f"letterbox {SIDE}, pad 0, bgr, /255"
@@ -53,6 +55,13 @@ def scale_of_the_input(path):
     quantize = next(n for n in model.graph.node if n.input[0] == "images")
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     return float(constants[quantize.input[1]])
+
+
+def record(source, path, preprocessing):
+    model = onnx.load(source)
+    recorded = Provenance(preprocessing=preprocessing).dumps()
+    helper.set_model_props(model, {METADATA_KEY: recorded})
+    onnx.save(model, path)
 
 
 def test_a_detector_is_calibrated_on_what_it_will_be_fed(foreign, folder, tmp_path):
@@ -174,6 +183,35 @@ def test_export_records_what_is_said(tmp_path):
         )
 
 
+def test_a_budget_warns_once_and_of_no_scratch_file(foreign, folder, tmp_path, caplog):
+    (tmp_path / "own.py").write_text("def one(outputs, names): return 1")
+    options = {"precision": "int8", "calibration": str(folder), "max_accuracy_drop": 0.1}
+    metric = f"{tmp_path}/own.py:one"
+    convert(foreign, tmp_path / "a.onnx", data=str(folder), metric=metric, **options)
+    (warned,) = caplog.messages
+    assert warned.startswith(f"{foreign}: does not say how its pictures are prepared")
+
+
+def test_another_preprocessing_than_recorded_is_warned_of_once(foreign, folder, tmp_path, caplog):
+    record(foreign, tmp_path / "a.onnx", Preprocessing.for_size(SIDE))
+    both = {"preprocessing": f"stretch {SIDE}, raw", "calibration": str(folder)}
+    convert(tmp_path / "a.onnx", tmp_path / "b.onnx", precision="int8", **both)
+    assert len(caplog.messages) == 1
+
+
+def test_a_recorded_frame_beyond_all_memory_is_refused(cli, foreign, folder, tmp_path):
+    record(foreign, tmp_path / "a.onnx", Preprocessing(image_size=9_999_999))
+    ended = cli("validate", tmp_path / "a.onnx", "--reference", foreign, "--data", folder)
+    assert ended.code == 2
+    assert "none of 4 pictures can be read" in ended.error
+
+
+def test_a_preprocessing_too_long_for_a_file_name_is_refused(cli, foreign, tmp_path):
+    ended = cli("convert", foreign, "-o", tmp_path / "a.onnx", "--preprocess", "a" * 5000)
+    assert ended.code == 2
+    assert ended.error == f"--preprocess {'a' * 60}: File name too long"
+
+
 def test_what_export_says_of_a_conversion_names_the_file_to_write(cli, folder, tmp_path):
     (tmp_path / "own.py").write_text("from torch import nn\ndef net(): return nn.Conv2d(3, 4, 3)\n")
     to_int8 = ["--precision", "int8", "--calibration", folder, "--image-size", 16]
@@ -184,8 +222,6 @@ def test_what_export_says_of_a_conversion_names_the_file_to_write(cli, folder, t
 
 
 def test_inspect_lists_the_classes(tmp_path, cli):
-    from cbam_deploy.provenance import Provenance
-
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node("Identity", ["x"], ["y"])],

@@ -91,8 +91,9 @@ def detector_outputs(network: str, outputs: Sequence[TensorSpec], corners: bool)
         scores = next(spec for spec in maps if spec is not boxes[0])
         if scores.shape[1] == boxes[0].shape[1]:
             return DetectorOutputs(network, boxes[0].name, scores.name, corners)
-    if maps and not boxes and _is_joined(maps[0]):
-        return DetectorOutputs(network, maps[0].name, maps[0].name, corners)
+    joined = next((spec for spec in maps if _is_joined(spec)), None)
+    if joined is not None and not boxes:
+        return DetectorOutputs(network, joined.name, joined.name, corners)
     shapes = "; ".join(f"{spec.name} {list(spec.shape)}" for spec in outputs)
     raise BadInput(f"{network}: gives no boxes but {shapes}", _SHAPES)
 

@@ -9,9 +9,10 @@ from judged import AS_IT_IS, SIZE, save_network, save_picture
 
 from cbam_deploy import convert, evaluate
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.report.html import write_page
-from cbam_deploy.validation.metrics.detections import without_duplicates
+from cbam_deploy.validation.metrics.detections import detector_outputs, without_duplicates
 
 CLASSES = ("circle", "square")
 PLACES = 8
@@ -264,6 +265,14 @@ def test_a_network_without_boxes_is_refused(shapes, tmp_path, shape):
     )
     with pytest.raises(BadInput, match="gives no boxes but y"):
         judged(path, shapes([(0, 4, 4, 4, 4)]))
+
+
+@pytest.mark.parametrize("beside", [(1, 6, 20, 20), (1, 400, 6)])
+def test_one_output_of_several_is_judged(beside):
+    outputs = [TensorSpec("maps", beside, "float32"), TensorSpec("found", (1, 6, 400), "float32")]
+    for order in (outputs, outputs[::-1]):
+        found = detector_outputs("net", order, corners=False)
+        assert (found.boxes, found.scores) == ("found", "found")
 
 
 def test_without_the_package_that_computes_it_the_hint_says_which(detector, shapes, monkeypatch):
