@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from cbam_deploy.errors import BadInput, in_one_line
 from cbam_deploy.preprocessing import Preprocessing
 
 _YOLO = "write a line for each object: class, centre x, centre y, width, height, as parts of 1"
+_LARGEST_CLASS = 2**31
+_LONGEST_NAME = 255  # Bytes, of a file on any common file system.
 _ROUNDING = 1e-4  # How far beyond the picture a box may reach by rounding, in parts of its sides.
 
 
@@ -122,7 +125,7 @@ def _yolo_objects(path: Path, size: tuple[int, int]) -> Objects:
             raise BadInput(f"{where} is {line[:60]!r}, not numbers", _YOLO) from None
         if len(box) != 4:
             raise BadInput(f"{where} has {len(box) + 1} numbers, not 5", _YOLO)
-        if kind < 0 or kind != int(kind):
+        if not (0 <= kind <= _LARGEST_CLASS and kind == int(kind)):
             raise BadInput(f"{where} is of class {kind:g}", _YOLO)
         if not all(0 <= value <= 1 + _ROUNDING for value in box):
             raise BadInput(f"{where} reaches beyond 0 to 1: {line[:60]}", _YOLO)
@@ -208,6 +211,8 @@ def _picture_files(path: Path, names: Sequence[str]) -> list[Path]:
                 f"{path}: names the picture {name!r}, which does not lie below the data set",
                 "write file names relative to the folder of pictures",
             )
+        if max(len(os.fsencode(part)) for part in parts) > _LONGEST_NAME:
+            raise BadInput(f"{path}: names the picture {name[:60]!r}…", "give it a shorter name")
     above = path.parent.parent if path.parent.name == "annotations" else path.parent
     part = path.stem.rpartition("_")[2]  # Of instances_val2017.json.
     folders = [

@@ -207,6 +207,7 @@ def test_a_coco_file_leads_to_no_picture_outside_its_data_set(detector, tmp_path
         ({"annotations": None}, r"is no COCO file of objects .*annotations"),
         ({"categories": []}, "is of category 3 in image 9, which the file does not list"),
         ({"file_name": "2.png"}, r"lists the picture '2\.png', which does not lie beside it"),
+        ({"file_name": "a" * 300}, "names the picture 'a+'…"),
         ({"categories": [(3, "cube")]}, "has no class 'cube'"),
     ],
 )
@@ -223,6 +224,9 @@ def test_a_coco_file_that_does_not_fit_is_named(detector, tmp_path, more, messag
         ("0 0.5 0.5 0.1 0.1\n0 0.1 0.1 0.2 0.1 0.2 0.2", "object 2 has 7 numbers, not 5"),
         ("circle 0.5 0.5 0.1 0.1", "object 1 is 'circle 0.5 0.5 0.1 0.1', not numbers"),
         ("0.5 0.5 0.5 0.1 0.1", r"object 1 is of class 0\.5"),
+        ("nan 0.5 0.5 0.1 0.1", "object 1 is of class nan"),
+        ("inf 0.5 0.5 0.1 0.1", "object 1 is of class inf"),
+        ("1e30 0.5 0.5 0.1 0.1", r"object 1 is of class 1e\+30"),
         ("", "has no objects to find"),
     ],
 )
