@@ -166,12 +166,13 @@ def open_artefacts(
     return [replace(one, sizes={**one.sizes, **said}) for one in opened]
 
 
-def open_onnx(path: Path, *, to_run: bool = True) -> OnnxFile:
+def open_onnx(path: Path, *, to_run: bool = True, lowered: bool = False) -> OnnxFile:
     """Open an ONNX file of any name.
 
     Args:
         path: the file.
-        to_run: refuse weights that are no numbers, and gates that only TensorRT's builder runs.
+        to_run: refuse weights that are no numbers.
+        lowered: take gates too that TensorRT's builder alone runs.
 
     Raises:
         BadInput: the file is missing, malformed or refused.
@@ -180,7 +181,7 @@ def open_onnx(path: Path, *, to_run: bool = True) -> OnnxFile:
     from cbam_deploy.graphs.signature import graph_precision, specs_of
     from cbam_deploy.graphs.weights import check_weights
 
-    model = read_model(path, lowered=not to_run)
+    model = read_model(path, lowered=lowered)
     if to_run:
         check_weights(model, path)
     provenance = read_provenance(model)

@@ -205,7 +205,7 @@ def inspect(artefact: str | Path) -> Inspection:
     """
     path = Path(artefact)
     if artefact_kind(path) == "onnx":
-        return _inspect_onnx(open_onnx(path, to_run=False))
+        return _inspect_onnx(open_onnx(path, to_run=False, lowered=True))
     return _inspect_engine(open_engine(path))
 
 

@@ -95,11 +95,11 @@ def test_export_in_a_precision_is_export_and_convert(factories, tmp_path, precis
     assert files == {"own.py", "fp32.onnx", "converted.onnx", "net.onnx"}
 
 
-def test_a_portable_export_has_no_functions_and_is_what_inline_makes(exported, tmp_path):
-    options = {"num_classes": 4, "image_size": 16, "seed": 3, "precision": "fp16"}
-    convert(exported.path, tmp_path / "fused.onnx", precision="fp16", seed=3)
+def test_a_portable_export_has_no_functions_and_is_what_inline_makes(module, exported, tmp_path):
+    options = {"image_size": SIZE, "precision": "fp16", "portable": True}
+    convert(exported.path, tmp_path / "fused.onnx", precision="fp16")
     inline(tmp_path / "fused.onnx", tmp_path / "inlined.onnx")
-    result = export_onnx("resnet20", tmp_path / "net.onnx", **options, portable=True)
+    result = export_onnx(module, tmp_path / "net.onnx", **options)
     assert result.path.read_bytes() == (tmp_path / "inlined.onnx").read_bytes()
     model = onnx.load(result.path)
     assert not model.functions

@@ -186,7 +186,7 @@ def test_a_slice_of_a_gpu_has_its_share():
     assert part.memory_bytes_per_s == pytest.approx(H100.memory_bytes_per_s / 4)
     assert part.l2_bytes_per_s == pytest.approx(H100.l2_bytes_per_s / 4)
     assert part.l2_bytes == pytest.approx(H100.l2_bytes / 4)
-    assert chip(87, 16, 164 * 1024).clock_hz == chip(86, 16, 100 * 1024).clock_hz
+    assert chip(88, 16, 164 * 1024).clock_hz == chip(87, 16, 164 * 1024).clock_hz
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4, 7, 14, 16, 26, 60, 132])
