@@ -43,10 +43,10 @@ def ptx_version(tensorrt: str) -> PtxVersion:
     Raises:
         BadInput: `tensorrt` is no version, or older than the plugin's interface.
     """
-    match = re.fullmatch(r"(\d{1,3})\.(\d{1,3})(\.\d{1,9})*", tensorrt)
+    match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,3})(?:\.\d{1,9})*)?", tensorrt)
     if match is None:
         raise BadInput(f"{tensorrt!r} is no version of TensorRT", "write it as 10.3")
-    number = int(match[1]), int(match[2])
+    number = int(match[1]), int(match[2] or 0)
     known = [first for first in _TENSORRT_PTX if first <= number]
     if not known:
         raise BadInput(

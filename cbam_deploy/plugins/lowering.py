@@ -260,9 +260,10 @@ def _known(value: ir.Value | None, node: ir.Node) -> ir.Value:
     if value is None or value.shape is None:
         raise BadInput(f"{node.op_type}: the shape of an input is not known", "")
     if not all(_sizes(value)[1:]):
-        free = (size for size in value.shape[1:] if not isinstance(size, int))
-        axes = " and ".join(str(size.value or "?") for size in free)
-        raise BadInput(f"{node.op_type}: its kernels are for fixed sizes, and {axes} is free", "")
+        free = [size for size in value.shape[1:] if not isinstance(size, int)]
+        axes = " and ".join(dict.fromkeys(str(size.value or "?") for size in free))
+        verb = "are" if " and " in axes else "is"
+        raise BadInput(f"{node.op_type}: its kernels are for fixed sizes, {axes} {verb} free", "")
     return value
 
 

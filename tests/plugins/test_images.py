@@ -98,6 +98,7 @@ PTX = b"//\n.version 9.0\n.target sm_%d\n.address_size 64\n\0"
 @pytest.mark.parametrize(
     ("tensorrt", "capability", "version"),
     [
+        ("10", 87, b"8.4"),
         ("10.0", 87, b"8.4"),
         ("10.0.1", 90, b"8.4"),
         ("10.3", 87, b"8.5"),
@@ -129,15 +130,16 @@ def test_every_target_after_8_9_whose_ptx_is_newer_than_tensorrt_10_0_is_known()
         assert (found == b"8.4") == (capability <= 90)
 
 
-@pytest.mark.parametrize("tensorrt", ["", "10", "ten", "10.x", "10.3;rm"])
+@pytest.mark.parametrize("tensorrt", ["", "ten", "10.x", "10.", "10.3;rm"])
 def test_what_is_no_version_is_refused(tensorrt):
     with pytest.raises(BadInput, match="no version of TensorRT"):
         ptx_version(tensorrt)
 
 
-def test_tensorrt_older_than_the_plugin_interface_is_refused():
-    with pytest.raises(BadInput, match=r"TensorRT 8.6 has no plugins of the kind"):
-        ptx_version("8.6")
+@pytest.mark.parametrize("tensorrt", ["8.6", "9"])
+def test_tensorrt_older_than_the_plugin_interface_is_refused(tensorrt):
+    with pytest.raises(BadInput, match=f"TensorRT {tensorrt} has no plugins of the kind"):
+        ptx_version(tensorrt)
 
 
 def test_a_target_that_nvrtc_does_not_know_is_named(tmp_path, monkeypatch):

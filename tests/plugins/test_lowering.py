@@ -423,7 +423,7 @@ def test_gate_of_free_sizes_stays_native_and_says_which():
     model = network(FLOAT, "SeGate", size="side")
     lowered = lower_gates(model, [HOPPER])["node_y"]
     assert lowered.way == "native"
-    assert lowered.reason == "SeGate: its kernels are for fixed sizes, and side and side is free"
+    assert lowered.reason == "SeGate: its kernels are for fixed sizes, side is free"
     assert gate_operators(model) == ["SeGate"]
     assert [name for _, name, _ in model.functions] == ["SeGate"]
 
