@@ -152,7 +152,10 @@ def write_errors(target: Path) -> Iterator[None]:
 
 
 _HINTS = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+        "choose a folder you may write to",
+    ),
     **dict.fromkeys((errno.ELOOP, errno.ENAMETOOLONG), "choose another name"),
     **dict.fromkeys((errno.EFBIG, errno.EIO, errno.ENXIO), "write elsewhere"),
 }

@@ -24,6 +24,7 @@ from cbam_deploy.provenance import file_sha256
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import duration, size
+from cbam_deploy.terminal import visible
 
 LIBRARY = "libcbam_deploy_plugin.so"
 NATIVE = Path(__file__).parent / "native"
@@ -149,10 +150,17 @@ def find_compiler(arch: str) -> tuple[str, ...]:
                 f"apt install {package}, or run build-plugin on the machine it is for",
             )
         return (cross,)
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in (named, *((name,) for name in _COMPILERS)):
-        if command and shutil.which(command[0]):
-            return tuple(command)
+    if named := os.environ.get("CXX"):
+        try:
+            command = tuple(shlex.split(named))
+        except ValueError:
+            command = ()
+        if not command or shutil.which(command[0]) is None:
+            raise MissingCapability(f"CXX={visible(named)} is no command of this machine", _HINT)
+        return command
+    for name in _COMPILERS:
+        if shutil.which(name):
+            return (name,)
     raise MissingCapability("this machine has no C++ compiler", _HINT)
 
 

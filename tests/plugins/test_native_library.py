@@ -103,6 +103,14 @@ def test_any_of_the_usual_compilers_is_taken_and_the_one_that_is_named_first(pro
     assert find_compiler(HOST) == ("my-c++", "-march=native")
 
 
+@pytest.mark.parametrize("named", ["no-c++ -O3", "'", " "])
+def test_a_compiler_that_is_named_and_not_there_is_not_replaced(named, programs, monkeypatch):
+    programs("c++")
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(MissingCapability, match="CXX=.* is no command of this machine"):
+        find_compiler(HOST)
+
+
 def test_the_other_architecture_takes_its_cross_compiler(programs):
     programs("c++")
     with pytest.raises(MissingCapability, match=f"{OTHER}-linux-gnu-g") as missing:
@@ -122,6 +130,14 @@ def test_what_the_compiler_says_is_in_the_error(sources, programs, tmp_path):
     with pytest.raises(MissingCapability, match=r"c\+\+ cannot compile .* no such thing"):
         build_plugin(tmp_path)
     assert not (tmp_path / LIBRARY).exists()
+
+
+def test_a_cache_that_cannot_be_is_said(sources, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for build in (build_plugin, plugin_library):
+        with pytest.raises(BadInput, match=r"file.* cannot be written \(Not a directory\)"):
+            build()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
