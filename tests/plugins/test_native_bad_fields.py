@@ -219,6 +219,15 @@ def test_damaged_fields_are_refused_in_a_sentence_or_work(phase, programs, seria
     assert refused > MUTATIONS // 2
 
 
+def test_a_program_may_count_the_zero_byte_that_ends_a_string(programs, tmp_path):
+    node = CASE.node
+    given = fields(text(node.program).encode() + b"\0", node.images)
+    commands = list(lines_of([given], tmp_path))
+    commands = ["rehearse build" if line == "rehearse" else line for line in commands]
+    said = programs.run([*CASE.input_lines(tmp_path, "CHW32"), *commands], STAND_IN_DRY="1")
+    assert outcomes(said) == [["works"]]
+
+
 MISUSES = {
     "another-height": "lowered for maps of 40x4x4, given 1x40x5x4",
     "another-channel-count": "given 1x39x4x4",

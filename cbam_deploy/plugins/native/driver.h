@@ -20,7 +20,6 @@ using Function = CUfunc_st*;
 using Stream = CUstream_st*;
 
 enum Attribute {
-  kMultiprocessors = 16,
   kCapabilityMajor = 75,
   kCapabilityMinor = 76,
   kOptInSharedBytes = 97,  // of one block

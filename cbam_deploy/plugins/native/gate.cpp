@@ -1,6 +1,6 @@
 #include "gate.h"
 
-#include <limits>
+#include <cstdint>
 #include <utility>
 
 namespace cbam_deploy {

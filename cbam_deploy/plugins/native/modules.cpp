@@ -1,5 +1,6 @@
 #include "modules.h"
 
+#include <iterator>
 #include <utility>
 
 namespace cbam_deploy {

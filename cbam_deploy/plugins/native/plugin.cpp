@@ -4,11 +4,13 @@
 // fails is logged in a sentence and answered with null, false or a code other than zero.
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <memory>
-#include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -28,17 +30,18 @@ constexpr char const* kNamespace = "cbam_deploy";
 constexpr char const* kProgramField = "program";
 constexpr char const* kImagesField = "images";
 constexpr std::int32_t kDone = 0, kFailed = 1;
+constexpr std::size_t kMostFieldBytes = std::numeric_limits<std::int32_t>::max();
 
-void complain(std::string const& node, std::string const& fault) noexcept {
+void complain(std::string_view node, std::string_view fault) noexcept {
   try {
-    tensorrt::log(tensorrt::Severity::kError, "cbam_deploy: " + node + ": " + fault);
+    tensorrt::log_error("cbam_deploy: " + std::string(node) + ": " + std::string(fault));
   } catch (std::exception const&) {
   }
 }
 
 // What `function` answers; `otherwise`, and a logged sentence, where it throws.
 template <typename Result, typename Function>
-Result guarded(std::string const& node, Result otherwise, Function const& function) noexcept {
+Result guarded(std::string_view node, Result otherwise, Function const& function) noexcept {
   try {
     return function();
   } catch (std::exception const& error) {
@@ -214,6 +217,10 @@ class FusedGate final : public IPluginV3,
         images_.insert(images_.end(), bytes->begin(), bytes->begin() + image.bytes);
       }
       text_ = write(program);
+      if (std::max(text_.size(), images_.size()) > kMostFieldBytes) {
+        complain(gate_->node, "its kernels are too large for a field");
+        return static_cast<PluginFieldCollection const*>(nullptr);
+      }
       fields_[0] = {kProgramField, text_.data(), PluginFieldType::kCHAR,
                     static_cast<std::int32_t>(text_.size())};
       fields_[1] = {kImagesField, images_.data(), PluginFieldType::kINT8,
@@ -336,18 +343,20 @@ class Creator final : public IPluginCreatorV3One {
 
   IPluginV3* createPlugin(char const* name, PluginFieldCollection const* given,
                           TensorRTPhase) noexcept override {
-    std::string const node = name && *name ? name : kName;
+    std::string_view const node = name && *name ? name : kName;
     return guarded<IPluginV3*>(node, nullptr, [&]() -> IPluginV3* {
       auto const* const text = find(given, kProgramField, PluginFieldType::kCHAR);
       if (!text) return complain(node, "it has no launch program"), nullptr;
       auto const* const images = find(given, kImagesField, PluginFieldType::kINT8);
       auto const carried = images ? static_cast<std::size_t>(images->length) : 0;
       Program program;
-      auto const fault = parse({static_cast<char const*>(text->data),
-                                static_cast<std::size_t>(text->length)}, carried, program);
+      std::string_view words(static_cast<char const*>(text->data),
+                             static_cast<std::size_t>(text->length));
+      if (words.back() == '\0') words.remove_suffix(1);  // some count the end of a string too
+      auto const fault = parse(words, carried, program);
       if (!fault.empty()) return complain(node, "its launch program is damaged: " + fault), nullptr;
       return new FusedGate(std::make_shared<Gate const>(
-          node, std::move(program), images ? static_cast<char const*>(images->data) : nullptr));
+          std::string(node), std::move(program), images ? static_cast<char const*>(images->data) : nullptr));
     });
   }
 

@@ -9,8 +9,7 @@ namespace cbam_deploy {
 namespace {
 
 constexpr std::size_t kMostInputs = 32;
-constexpr std::int64_t kMostBytes = std::int64_t{1} << 40;
-constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();  // bytes of a field too
 constexpr std::int64_t kSmallestInt = std::numeric_limits<std::int32_t>::min();
 
 struct Name {
@@ -118,11 +117,11 @@ class Parser {
     std::string_view name;
     if (!program_.inputs.empty()) return false;
     while (words.word(name)) {
-      if (input(name) >= 0 || name == "y") return false;
+      if (input(name) >= 0 || name == "y" || program_.inputs.size() == kMostInputs) return false;
       program_.inputs.emplace_back(name);
     }
     program_.is_map.assign(program_.inputs.size(), false);
-    return words.at_end() && !program_.inputs.empty() && program_.inputs.size() <= kMostInputs;
+    return words.at_end() && !program_.inputs.empty();
   }
 
   bool maps(Words words) {
@@ -150,7 +149,7 @@ class Parser {
     if (!one.ptx && target.substr(0, 3) != "sm_") return false;
     std::int64_t capability;
     if (!Words::to_number(target.substr(one.ptx ? 8 : 3), capability) || capability < 10 ||
-        capability > 999 || !words.number(one.bytes, 1, kMostBytes) || !words.at_end())
+        capability > 999 || !words.number(one.bytes, 1, kLargestInt) || !words.at_end())
       return false;
     one.capability = static_cast<int>(capability);
     one.offset = -1;

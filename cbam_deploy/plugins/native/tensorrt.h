@@ -1,8 +1,9 @@
 // The part of TensorRT's plugin interface that this library implements or calls, in our words.
 //
 // The order of virtual functions and the fields of structures are TensorRT's binary interface; they
-// are the same in every release from 10.0 to 11.1, but for what is called at the end. With CBAM_DEPLOY_NVIDIA_HEADERS the library is compiled
-// against NVIDIA's own headers instead, as a test does.
+// are the same in every release from 10.0 to 11.1, but for what is called at the end. With
+// CBAM_DEPLOY_NVIDIA_HEADERS the library is compiled against NVIDIA's own headers instead, as a test
+// does.
 // https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/extending-custom-layers.html
 #pragma once
 
@@ -177,7 +178,7 @@ struct Places {
 inline constexpr Places kPlaces10{0, 12, 14, 15};
 inline constexpr Places kPlaces11{4, 8, 10, 11};
 
-enum class Severity : std::int32_t { kError = 1, kWarning = 2, kInfo = 3 };
+inline constexpr std::int32_t kError = 1;  // ILogger::Severity
 
 template <typename Result, typename... Arguments>
 Result call(void* object, int place, Arguments... arguments) {

@@ -41,11 +41,11 @@ void* object(char const* function) {
 
 }  // namespace
 
-void log(Severity severity, std::string const& text) noexcept {
+void log_error(std::string const& text) noexcept {
   auto const* const known = places();
   void* const logger = known ? object("getLogger") : nullptr;
   if (logger)
-    call<void>(logger, known->log, static_cast<std::int32_t>(severity), text.c_str());
+    call<void>(logger, known->log, kError, text.c_str());
   else
     std::fprintf(stderr, "%s\n", text.c_str());
 }

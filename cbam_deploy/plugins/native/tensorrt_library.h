@@ -7,8 +7,8 @@
 
 namespace cbam_deploy::tensorrt {
 
-// Hands `text` to TensorRT's logger; to stderr where there is none.
-void log(Severity severity, std::string const& text) noexcept;
+// Hands `text` to TensorRT's logger as an error; to stderr where there is none.
+void log_error(std::string const& text) noexcept;
 
 // Makes `creator` known to TensorRT's registry, if its version is known and its registry has none of
 // this name. Where no TensorRT is in the process yet (LD_PRELOAD, Polygraphy's --plugins), the one
