@@ -107,7 +107,7 @@ def test_any_of_the_usual_compilers_is_taken_and_the_one_that_is_named_first(pro
 def test_a_compiler_that_is_named_and_not_there_is_not_replaced(named, programs, monkeypatch):
     programs("c++")
     monkeypatch.setenv("CXX", named)
-    with pytest.raises(MissingCapability, match="CXX=.* is no command of this machine"):
+    with pytest.raises(MissingCapability, match=r"CXX=.* is no command of this machine"):
         find_compiler(HOST)
 
 
