@@ -28,6 +28,8 @@ from cbam_deploy.terminal import visible
 
 LIBRARY = "libcbam_deploy_plugin.so"
 NATIVE = Path(__file__).parent / "native"
+SOURCE = "library.cpp"
+"""In `NATIVE`; it includes all others."""
 Architecture = Literal["x86_64", "aarch64"]
 
 FLAGS = (
@@ -164,12 +166,8 @@ def find_compiler(arch: str) -> tuple[str, ...]:
     raise MissingCapability("this machine has no C++ compiler", _HINT)
 
 
-def _sources() -> list[Path]:
-    return sorted(NATIVE.glob("*.cpp"))
-
-
 def _compile(compiler: tuple[str, ...], output: Path) -> None:
-    command = [*compiler, *FLAGS, *map(str, _sources()), "-o", str(output), *LIBRARIES]
+    command = [*compiler, *FLAGS, str(NATIVE / SOURCE), "-o", str(output), *LIBRARIES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]

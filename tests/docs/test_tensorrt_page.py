@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "compile_kernels", compile_kernels)
     native = tmp_path / "native"
     native.mkdir()
-    (native / "small.cpp").write_text("int small() { return 0; }\n")
+    (native / native_library.SOURCE).write_text("int small() { return 0; }\n")
     monkeypatch.setattr(native_library, "NATIVE", native)
     monkeypatch.setattr(native_library, "FLAGS", ("-shared", "-fPIC"))
     monkeypatch.chdir(tmp_path)

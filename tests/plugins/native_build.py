@@ -16,7 +16,7 @@ from host_device import HOST, KERNELS, WARP
 
 from benchmarks.gpu_check import plugin_host
 from cbam_deploy.plugins.entries import Kernel
-from cbam_deploy.plugins.native_library import FLAGS, build_plugin
+from cbam_deploy.plugins.native_library import FLAGS, SOURCE, build_plugin
 from cbam_deploy.plugins.native_library import NATIVE as LIBRARY
 
 NATIVE = Path(__file__).parent / "native"
@@ -85,10 +85,10 @@ def build_library(folder: Path, *flags: str) -> Path:
     return compiled(
         folder,
         "libcbam_deploy_plugin.so",
-        sorted(LIBRARY.glob("*.cpp")),
+        [LIBRARY / SOURCE],
         *options,
         *flags,
-        depends=LIBRARY.glob("*.h"),
+        depends=[*LIBRARY.glob("*.cpp"), *LIBRARY.glob("*.h")],
     )
 
 

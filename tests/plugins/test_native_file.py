@@ -16,6 +16,7 @@ from native_build import Programs, build_host, packaged_library
 from native_cases import CASES
 
 from cbam_deploy.errors import MissingCapability
+from cbam_deploy.plugins.native_library import NATIVE, SOURCE
 
 LIBC = {"libc.so.6", "libdl.so.2", "libpthread.so.0", "libm.so.6"}
 LOADERS = {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -94,3 +95,8 @@ def test_it_makes_plugins_on_other_processors(built_for, built, tmp_path):
     assert said[0] == "creator cbam_deploy FusedGate 1"
     assert "libcuda.so.1" in said[3], said
     assert said[4:] == ["cbam_deploy: a gate: it has no launch program", "refused createPlugin"]
+
+
+def test_every_source_is_part_of_it():
+    included = re.findall(r'#include "(\w+\.cpp)"', (NATIVE / SOURCE).read_text())
+    assert included == sorted(path.name for path in NATIVE.glob("*.cpp") if path.name != SOURCE)

@@ -29,7 +29,7 @@ def sources(tmp_path, monkeypatch):
     folder = tmp_path / "native"
     folder.mkdir()
     (folder / "answer.h").write_text("static int const answer = 42;\n")
-    (folder / "answer.cpp").write_text(SOURCE)
+    (folder / native_library.SOURCE).write_text(SOURCE)
     flags = [flag for flag in native_library.FLAGS if "version-script" not in flag]
     monkeypatch.setattr(native_library, "FLAGS", (*flags, "-DSMALL"))
     monkeypatch.setattr(native_library, "NATIVE", folder)
