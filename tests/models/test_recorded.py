@@ -62,7 +62,8 @@ def pooling(tmp_path: Path):
 @pytest.mark.parametrize("command", ["validate", "bench --pytorch", "evaluate --pytorch"])
 def test_a_factory_that_only_the_file_names_is_not_imported(cli, pooling, ran, command):
     name, *option = command.split()
-    data = ["--data", "digits"] if name == "evaluate" else ["--batch", "1"]
+    pictures = ["--data", "digits", "--preprocess", "stretch 4, rgb, /255"]
+    data = pictures if name == "evaluate" else ["--batch", "1"]
     factory = f"{ran.parent}/net.py:network"
     ended = cli(name, pooling(ModelIdentity(factory)), *option, *data)
     assert ended.code == 2
