@@ -120,9 +120,8 @@ def run(job: Job) -> None:
     if job.dry:
         for lowered in job.each(GATES):
             for form in lowered.formats:
-                job.row(
-                    case=f"{lowered} {form.name}", tactics=len(tactics(lowered.gate(form), device))
-                )
+                for number in tactics(lowered.gate(form), device):
+                    job.row(case=f"{lowered} {form.name}", plan=str(number))
         return
     try:
         compiler, library = find_compiler(platform.machine()), plugin_library()
