@@ -98,3 +98,21 @@ class Detector(nn.Module):
         fine, coarse = maps[0], self.cbam(maps[1])
         maps = [self.merge(torch.cat([self.up(coarse), fine], 1)), coarse]
         return tuple(head(one) for head, one in zip(self.heads, maps, strict=True))
+
+
+class ExportedDetector(Detector):
+    """The same as their export has it: boxes in pixels and scores in one tensor, then the maps."""
+
+    def forward(self, x):
+        fine, coarse = super().forward(x)
+        decoded = [self.decoded(fine, 4), self.decoded(coarse, 8)]
+        return torch.cat(decoded, 2), fine, coarse
+
+    @staticmethod
+    def decoded(map_, stride):
+        """[N, 4 + classes, places]: a box has its middle near its place, and up to four of them."""
+        rows, columns = (torch.arange(size) + 0.5 for size in map_.shape[2:])
+        places = torch.stack([columns + 0 * rows[:, None], rows[:, None] + 0 * columns])
+        middles = (places + map_[:, :2].tanh()) * stride
+        sides = map_[:, 2:4].sigmoid() * 4 * stride
+        return torch.cat([middles, sides, map_[:, 4:].sigmoid()], 1).flatten(2)
