@@ -18,6 +18,7 @@ from typing import ClassVar
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.engines.source import DEFAULT_MAX_BATCH, DEFAULT_OPT_BATCH, OnnxSource, read_source
 from cbam_deploy.errors import BadInput
+from cbam_deploy.graphs.gate_functions import gate_counts
 from cbam_deploy.graphs.onnx_file import set_provenance, write_model
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.outputs import check_place
@@ -192,7 +193,7 @@ def lower(
             "use the file as it is: TensorRT builds these gates from their function bodies",
         )
     names = tuple(f"sm_{device.capability}" for device in devices)
-    history = opened.provenance or Provenance(gates=_counted(opened))
+    history = opened.provenance or Provenance(gates=gate_counts(opened.model))
     record = Lowering(source.name, file_sha256(source), names, tensorrt)
     versions = history.versions | package_versions("cbam-deploy", "nvidia-cuda-nvrtc")
     set_provenance(model, replace(history, lowered=record, versions=versions))
@@ -222,11 +223,6 @@ def _device(target: str) -> DeviceLimits:
             f"--target {target}: there are no kernels for it", f"choose from {', '.join(known)}"
         )
     return known[target]
-
-
-def _counted(source: OnnxSource) -> dict[str, int]:
-    operators = list(source.gates.values())
-    return {operator: operators.count(operator) for operator in sorted(set(operators))}
 
 
 def _trtexec(source: OnnxSource, output: Path, batch: int) -> tuple[str, ...]:

@@ -428,6 +428,15 @@ def test_gate_of_free_sizes_stays_native_and_says_which():
     assert [name for _, name, _ in model.functions] == ["SeGate"]
 
 
+def test_gates_of_one_name_are_all_lowered():
+    model = network(BLOCK, "SeGateAddRelu")
+    for node in model.graph:
+        node.name = "the same"
+    lowered = lower_gates(model, [HOPPER])
+    assert list(lowered) == list(programs(model)) == ["the same", "the same.2"]
+    assert gate_operators(model) == ["FusedGate", "FusedGate"]
+
+
 def test_a_native_gate_keeps_its_body_beside_lowered_ones():
     proto = ir.to_proto(network(BLOCK, "SeGateAddRelu"))
     another = onnx.FunctionProto.FromString(proto.functions[0].SerializeToString())
