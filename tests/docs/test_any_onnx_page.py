@@ -14,8 +14,8 @@ from PIL import Image
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "any-onnx.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^    cbam-deploy (.+)$", PAGE.replace("\\\n", " "), re.M)
-# 64 pixels instead of 640, and as many points of mAP as four pictures tell apart; what bench measures
-# is not looked at here.
+# 64 pixels instead of 640, and as many points of mAP as four pictures tell apart; what bench
+# measures is not looked at here.
 COMMANDS = [shlex.split(line.replace("640", "64").replace("0.5%", "2%")) for line in LINES]
 SIDE = 64
 OUTPUTS = ["output0", "p3", "p4"]
