@@ -44,7 +44,7 @@ from cbam_deploy.models.weight_check import check_values, tensors_of
 from cbam_deploy.numerics.tolerances import OUTPUTS, Tolerance, tolerance_for
 from cbam_deploy.outputs import check_place, scratch_folder
 from cbam_deploy.preprocessing import Preprocessing
-from cbam_deploy.preprocessing.choice import Asked, PictureInput, check_fit, understood
+from cbam_deploy.preprocessing.choice import Asked, PictureInput, choose, understood
 from cbam_deploy.preprocessing.own_function import recorded
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance, file_sha256, package_versions
@@ -311,15 +311,12 @@ def _preprocessing(
 ) -> Preprocessing | None:
     """How pictures are prepared: as the person says, or as the checkpoint or the zoo has it."""
     if said is not None:
-        shape: tuple[int | None, ...] = (None, 3, image_size, image_size)
-        if inputs is not None:
-            first = inputs.specs[0]
-            of = PictureInput(identity.name, first.name, first.shape, inputs.sizes)
-            shape = of.known
-        chosen = understood(said, shape)
-        if inputs is not None:
-            check_fit(chosen, of)
-        return chosen
+        if inputs is None:
+            return understood(said, (None, 3, image_size, image_size))
+        first = inputs.specs[0]
+        return choose(
+            said, None, PictureInput(identity.name, first.name, first.shape, inputs.sizes)
+        )
     known = checkpoint is not None and checkpoint.preprocessing is not None
     if not known and (is_factory(identity.name) or identity.attention is None):
         return None  # Nothing is known of a network that is not of the zoo.
