@@ -23,7 +23,7 @@ METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 _SHOWN = 20  # Names of classes that a table has room for; the JSON has all.
-_LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
+LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _meaningful(provenance: Provenance) -> Provenance:
         if value not in allowed:
             raise ValueError(f"{name} is none of {', '.join(map(str, allowed))}")
     for name, count in counts.items():
-        if count is not None and not 1 <= count <= _LARGEST:
+        if count is not None and not 1 <= count <= LARGEST:
             raise ValueError(f"{name} is out of range")
     return provenance
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.numerics.tensors import TensorSpec
+from cbam_deploy.provenance import LARGEST
 
 _FORM = re.compile(r"([^=]+)=(\d{1,9})(?:,(\d{1,9}),(\d{1,9}))?")
 
@@ -45,6 +46,8 @@ def parse_sizes(texts: Sequence[str], free: Collection[str], title: str) -> dict
         sizes = SizeRange(int(only), int(middle or only), int(high or only))
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
             raise BadInput(f"--size {text}: sizes must be 1 <= min <= opt <= max", "change them")
+        if sizes.max > LARGEST:  # No file could record it.
+            raise BadInput(f"--size {text}: is larger than {LARGEST}", "give a smaller size")
         if axis not in free:
             raise BadInput(
                 f"{title}: has no free axis {axis} besides its batch",

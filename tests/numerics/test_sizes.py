@@ -32,6 +32,7 @@ def test_one_size_is_a_range_of_one_and_a_range_has_a_typical_size():
         (["H=-1"], "is not understood"),
         (["H=0"], "1 <= min"),
         (["H=3,2,4"], "1 <= min"),
+        (["H=1,2,1000001"], "is larger than 1000000"),
         (["D=3"], "net: has no free axis D"),
         (["H=3", "H=4"], "given twice"),
     ],
