@@ -40,7 +40,7 @@ def read_steps(path: Path) -> str:
     table = _table(path)
     steps = []
     for key, value in table.items():
-        if key in _WORDS and isinstance(value, str):
+        if key in _WORDS and isinstance(value, str) and "," not in value:
             steps.append(value)
         elif key == "scale" and _is_number(value):
             steps.append(f"/{value}")
@@ -70,7 +70,7 @@ def _table(path: Path) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             reason = in_one_line(error)
             raise BadInput(f"{path}: is no {kind} file ({reason})", FORM) from error
-    if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
+    if not (isinstance(table, dict) and table and all(isinstance(key, str) for key in table)):
         raise BadInput(f"{path}: is no table of steps", FORM)
     return table
 

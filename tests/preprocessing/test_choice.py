@@ -73,6 +73,8 @@ def test_a_file_may_leave_the_size_to_the_network(tmp_path):
         ("shrink: 3", "shrink = 3 is no step"),
         ("pad: [1, 2, 3]", "is no step"),
         ("mean: text", "is no step"),
+        ("values: raw, bgr", "is no step"),
+        ("{}", "is no table of steps"),
         ("- 3", "no table"),
         ("a: [", "no YAML file"),
         ("!!python/object/apply:os.system ['false']", "no YAML file"),
