@@ -217,7 +217,10 @@ def build_engine(
     ] = None,
     target: Annotated[
         list[str] | None,
-        option("Compute capability such as sm_89; repeat for several (TensorRT-RTX)."),
+        option(
+            "Compute capability such as sm_89; repeat for several (TensorRT-RTX).",
+            metavar="sm_NN",
+        ),
     ] = None,
 ) -> Any:
     """Build a TensorRT engine and its manifest."""
@@ -231,7 +234,10 @@ def lower(
     output: Output,
     target: Annotated[
         list[str],
-        option("Compute capability such as sm_87 (Jetson Orin); repeat for several."),
+        option(
+            "Compute capability such as sm_87 (Jetson Orin); repeat for several.",
+            metavar="sm_NN",
+        ),
     ],
     tensorrt: Annotated[
         str, option("TensorRT that builds the engine.", metavar="VERSION")
