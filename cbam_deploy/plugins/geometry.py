@@ -211,13 +211,6 @@ def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[Lau
     return tuple(dict.fromkeys(plans))
 
 
-def kept_part(candidate: LaunchPlan) -> float:
-    """The part of the map that a fused plan keeps in shared memory."""
-    gate, launch = candidate.gate, candidate.launches[0]
-    rows, _ = gate.matrix(launch.integer("positions_per_block"), gate.stored)
-    return launch.integer("kept_rows") / rows
-
-
 def grid(launch: Launch, batch: int, limits: DeviceLimits) -> int:
     """Blocks of `launch` for `batch` images; `BadInput` if the device's grid is too small."""
     blocks = launch.blocks_per_image * batch
