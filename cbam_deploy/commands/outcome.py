@@ -111,7 +111,9 @@ def _report(error: Exception) -> int:
     # Usage errors are click's in older typer and typer's own in newer: known by their method.
     if hasattr(error, "format_message"):
         command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
-        return _complain(error.format_message(), f"see '{command} --help'", 2)
+        # A choice is checked by pydantic, which says first that it is a value that is wrong.
+        message = error.format_message().replace("Value error, ", "")
+        return _complain(message, f"see '{command} --help'", 2)
     if _lacks_memory(error) and not os.environ.get(DEBUG):
         return _complain(
             "this machine has not the memory for that",

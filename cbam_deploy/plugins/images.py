@@ -21,6 +21,8 @@ from cbam_deploy.progress import progress
 
 TENSORRT = "10.3"
 """The version that files are for unless another is named: that of JetPack 6.1 and later."""
+NEWEST_MAJOR = 11
+"""The newest major version whose interface the library knows: ``native/tensorrt.h``."""
 
 PtxVersion = tuple[int, int]
 
@@ -41,12 +43,17 @@ def ptx_version(tensorrt: str) -> PtxVersion:
     """The newest PTX that the driver below a TensorRT, such as ``10.3``, is sure to take.
 
     Raises:
-        BadInput: `tensorrt` is no version, or older than the plugin's interface.
+        BadInput: `tensorrt` is no version, or older or newer than the plugin's interface.
     """
     match = re.fullmatch(r"(\d{1,3})(?:\.(\d{1,3})(?:\.\d{1,9})*)?", tensorrt)
     if match is None:
         raise BadInput(f"{tensorrt!r} is no version of TensorRT", "write it as 10.3")
     number = int(match[1]), int(match[2] or 0)
+    if number[0] > NEWEST_MAJOR:
+        raise BadInput(
+            f"TensorRT {tensorrt} is newer than what the plugin library knows",
+            f"name 10.x or {NEWEST_MAJOR}.x; or use the file as it is, whose gates run as layers",
+        )
     known = [first for first in _TENSORRT_PTX if first <= number]
     if not known:
         raise BadInput(

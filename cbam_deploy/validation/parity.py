@@ -18,6 +18,7 @@ from cbam_deploy.comparison.file_reference import FileProgram, FileReference, fi
 from cbam_deploy.comparison.layer_report import Layers
 from cbam_deploy.data.builtin import BUILTIN
 from cbam_deploy.data.feeds import InputStream, default_batches
+from cbam_deploy.data.tensors import are_tensors
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
@@ -283,6 +284,10 @@ def _inputs(
     if data is None and artefact.precision == "int8":
         source = _pictures_for_int8(artefact, preprocessing)
     else:
+        if data is not None and preprocessing is not None and are_tensors(data):
+            raise BadInput(
+                f"{data}: tensors are taken as they are", "leave --preprocess out, or give pictures"
+            )
         source = None if data is None else artefact.samples(data, preprocessing)
     return InputStream(runner.inputs, source, seed, limit, artefact.image_size, artefact.sizes)
 

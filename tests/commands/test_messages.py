@@ -105,3 +105,10 @@ def test_verbose_names_the_files_read_and_written(cli, tmp_path):
     said = cli("fuse", source, "-o", output, "--verbose").err.splitlines()
     assert f"info: IN.onnx: reads {source}" in said
     assert f"info: --output: writes {output}" in said
+
+
+def test_a_wrong_choice_is_answered_in_the_words_of_a_person(cli):
+    ended = cli("build-plugin", "--arch", "riscv64")
+    assert ended.code == 2
+    assert "'--arch': 'riscv64' is not one of 'x86_64', 'aarch64'." in " ".join(ended.err.split())
+    assert "Value error" not in ended.err

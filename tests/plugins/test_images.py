@@ -142,6 +142,12 @@ def test_tensorrt_older_than_the_plugin_interface_is_refused(tensorrt):
         ptx_version(tensorrt)
 
 
+def test_tensorrt_newer_than_the_plugin_library_knows_is_refused():
+    assert ptx_version("11.9") == (8, 7)
+    with pytest.raises(BadInput, match=r"TensorRT 12\.0 is newer than"):
+        ptx_version("12.0")
+
+
 def test_a_target_that_nvrtc_does_not_know_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = KernelImages((8, 5))

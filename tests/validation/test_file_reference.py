@@ -149,3 +149,9 @@ def test_a_file_that_another_names_is_not_opened_for_comparison(original, tmp_pa
         preprocessing="stretch 16, rgb, /255",
     )
     assert validate(quantized, reference=original, batch_sizes=[4]).inputs == "pictures of photos"
+
+
+def test_a_preprocessing_beside_tensors_is_refused(original, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 16, 16), np.float32))
+    with pytest.raises(BadInput, match="tensors are taken as they are"):
+        validate(original, reference=original, data=f"{tmp_path}/x.npy", preprocessing="raw")
