@@ -58,6 +58,7 @@ def read_source(path: str | Path) -> OnnxSource:
         BadInput: it cannot be read, is no valid ONNX model, has a gate without function body, or
             weights that are no numbers.
     """
+    from cbam_deploy.graphs.names import name_apart
     from cbam_deploy.graphs.onnx_file import has_data_beside, read_model, read_provenance
     from cbam_deploy.graphs.signature import graph_precision, specs_of
     from cbam_deploy.graphs.weights import check_weights
@@ -65,19 +66,19 @@ def read_source(path: str | Path) -> OnnxSource:
     path = Path(path)
     model = read_model(path)
     check_weights(model, path)
-    nodes = (node for node in model.graph if node.domain == DOMAIN)
-    gates = {node.name or node.outputs[0].name or "": node for node in nodes}
-    for name, node in gates.items():
+    gates = [node for node in model.graph if node.domain == DOMAIN]
+    name_apart(gates)
+    for node in gates:
         if node.op_identifier() not in model.functions:
             raise BadInput(
-                f"{path}: gate {name} ({node.op_type}) has no function body to build from",
+                f"{path}: gate {node.name} ({node.op_type}) has no function body to build from",
                 "export or fuse the model again with cbam-deploy",
             )
     return OnnxSource(
         path=path,
         inputs=specs_of(model.graph.inputs),
         outputs=specs_of(model.graph.outputs),
-        gates={name: node.op_type for name, node in gates.items()},
+        gates={node.name or "": node.op_type for node in gates},
         precision=graph_precision(model),
         provenance=read_provenance(model),
         external=has_data_beside(model),

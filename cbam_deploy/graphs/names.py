@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -42,6 +42,19 @@ class Names:
             name = f"{wanted}_{next(self._numbers[wanted])}"
         taken.add(name)
         return name
+
+
+def name_apart(nodes: Iterable[ir.Node]) -> None:
+    """Give nodes that share a name, which ONNX allows, or have none, names of their own."""
+    taken: set[str] = set()
+    for node in nodes:
+        name = first = node.name or node.outputs[0].name or ""
+        for number in itertools.count(2):
+            if name not in taken:
+                break
+            name = f"{first}.{number}"
+        node.name = name
+        taken.add(name)
 
 
 def name_outputs(graph: ir.Graph, names: Sequence[str], label: str) -> None:

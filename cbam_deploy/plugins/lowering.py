@@ -40,6 +40,7 @@ from cbam_deploy.gates.operators import (
     operator_of,
 )
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_nodes, operator_of_function
+from cbam_deploy.graphs.names import name_apart
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate, round_up, weight_sizes
 from cbam_deploy.plugins.geometry import DeviceLimits
@@ -112,7 +113,7 @@ def lower_gates(
         MissingCapability: NVRTC or the CUDA headers are not installed.
     """
     nodes = gate_nodes(model)
-    _name_apart(nodes)
+    name_apart(nodes)
     if any(value.shape is None for node in nodes for value in node.inputs[:1] if value):
         common.ShapeInferencePass()(model)
     images = KernelImages(ptx_version(tensorrt))
@@ -199,18 +200,6 @@ class _Planned:
             count = len(self.program.maps)
             inputs[:count] = self.integers.read(inputs[:count])
         return inputs
-
-
-def _name_apart(nodes: Sequence[ir.Node]) -> None:
-    """Give gates that share a name, which ONNX allows, names of their own."""
-    taken: set[str] = set()
-    for node in nodes:
-        name = first = node.name or node.outputs[0].name or ""
-        for number in itertools.count(2):
-            if name not in taken:
-                break
-            name = node.name = f"{first}.{number}"
-        taken.add(name)
 
 
 def _planned(node: ir.Node, name: str, targets: Sequence[DeviceLimits], batch: int) -> _Planned:

@@ -113,6 +113,14 @@ def test_gates_are_built_from_their_function_bodies(gated_build):
     assert read_manifest(gated_build.path).gates == gated_build.gates
 
 
+def test_gates_that_share_a_name_count_each(gated):
+    model = onnx.load(gated)
+    for node in model.graph.node:
+        node.name = "gate"
+    onnx.save(model, gated)
+    assert read_source(gated).gates == {"gate": "SeGate", "gate.2": "SeGate"}
+
+
 def test_gate_without_function_body_is_refused_by_name(gated, output):
     model = onnx.load(gated)
     del model.functions[:]
