@@ -106,11 +106,11 @@ def once(
 
 @pytest.fixture(scope="session")
 def network_onnx(tmp_path_factory) -> Path:
-    """A CBAM-ResNet-20 for ten classes with the initial weights of seed 0, gates fused."""
+    """A CBAM-ResNet-8 for ten classes with the initial weights of seed 0, gates fused."""
     from cbam_deploy import export_onnx
 
     def export(path: Path) -> None:
-        export_onnx("resnet20", path, num_classes=10)
+        export_onnx("resnet8", path, num_classes=10)
 
     return once(tmp_path_factory, "network", "network.onnx", export)
 

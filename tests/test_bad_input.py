@@ -111,7 +111,7 @@ def test_checkpoint_with_code_in_it_is_refused_and_not_run(cli, folder):
             return os.mkdir, (str(folder / "mischief"),)
 
     (folder / "model.pth").write_bytes(pickle.dumps({"state_dict": Mischief()}))
-    ended = cli("export", "resnet20", "-o", "out.onnx", "--weights", "model.pth")
+    ended = cli("export", "resnet8", "-o", "out.onnx", "--weights", "model.pth")
     assert ended.code == 2
     assert "model.pth" in ended.error
     assert_unharmed(folder, "model.pth")
@@ -181,11 +181,11 @@ def test_batch_outside_the_profile_is_refused(cli, folder, digits_engine, comman
 
 
 WRITERS = {
-    "export": ["resnet20", "-o"],
+    "export": ["resnet8", "-o"],
     "fuse": ["{onnx}", "-o"],
     "convert": ["{onnx}", "-o"],
     "build-engine": ["{onnx}", "--target", "sm_89", "-o"],
-    "train": ["resnet20", "--data", "digits", "--epochs", "1", "-o"],
+    "train": ["resnet8", "--data", "digits", "--epochs", "1", "-o"],
 }
 REPORTERS = {
     "validate": ["{onnx}", "--weights", "{run}/best.safetensors", "--report"],
@@ -239,7 +239,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(cli, tiny_disk, arguments_of, 
     if command != "train":
         earlier.write_text("earlier")
     arguments = arguments_of(WRITERS, command)
-    if "resnet20" in arguments:
+    if "resnet8" in arguments:
         network = tiny_disk.with_name("network.py")
         network.write_text(LARGE_AND_QUICK)
         arguments[1:2] = [f"{network}:build", "--image-size", "8"]

@@ -62,8 +62,8 @@ def engine(network, tmp_path):
 def test_an_onnx_file_shows_its_gates_with_their_sizes(network):
     found = inspect(network)
     assert found.passed
-    # ResNet-20: three blocks each of 16, 32 and 64 channels; r = 16; k = 7.
-    assert [gate.channels for gate in found.gates] == [16] * 3 + [32] * 3 + [64] * 3
+    # ResNet-8: a block each of 16, 32 and 64 channels; r = 16; k = 7.
+    assert [gate.channels for gate in found.gates] == [16, 32, 64]
     assert {gate.reduction for gate in found.gates} == {16}
     assert {gate.kernel_size for gate in found.gates} == {7}
     assert {gate.op for gate in found.gates} == {"CbamGateAddRelu"}
@@ -75,19 +75,19 @@ def test_an_onnx_file_shows_what_it_takes_and_gives(network):
     assert found.inputs == (TensorSpec("input", ("batch", 3, 32, 32), "float32"),)
     assert found.outputs == (TensorSpec("logits", ("batch", 10), "float32"),)
     assert found.precision == "fp32"
-    assert found.provenance.model.name == "resnet20"
+    assert found.provenance.model.name == "resnet8"
     assert found.sha256 == file_sha256(network)
     nodes = onnx.load(network).graph.node
     assert sum(found.operators.values()) == len(nodes)
-    assert found.operators["cbam_deploy.CbamGateAddRelu"] == 9
+    assert found.operators["cbam_deploy.CbamGateAddRelu"] == 3
     assert found.opsets["cbam_deploy"] == 1
 
 
 def test_the_table_shows_names_in_brackets_as_they_are(network):
     text = shown(inspect(network))
     assert "input float32 [batch, 3, 32, 32]" in text
-    assert "resnet20 + cbam" in text
-    assert text.count("CbamGateAddRelu") >= 9
+    assert "resnet8 + cbam" in text
+    assert text.count("CbamGateAddRelu") >= 3
 
 
 def test_a_lost_gate_is_a_check_that_does_not_hold(network, tmp_path):
@@ -99,7 +99,7 @@ def test_a_lost_gate_is_a_check_that_does_not_hold(network, tmp_path):
     found = inspect(tmp_path / "lost.onnx")
     assert not found.passed
     message, _ = found.failure()
-    assert "gates are not as recorded (9 CbamGateAddRelu)" in message
+    assert "gates are not as recorded (3 CbamGateAddRelu)" in message
     assert "FAILED" in shown(found)
 
 
@@ -108,7 +108,7 @@ def test_an_engine_shows_its_manifest_and_the_gates_of_its_source(engine):
     assert found.passed
     assert found.manifest.targets == ("sm_89", "sm_120")
     assert {gate.lowering for gate in found.gates} == {"native"}
-    assert [gate.channels for gate in found.gates] == [16] * 3 + [32] * 3 + [64] * 3
+    assert [gate.channels for gate in found.gates] == [16, 32, 64]
     text = shown(found)
     assert "input min [1, 3, 32, 32] opt [8, 3, 32, 32] max [64, 3, 32, 32]" in text
     assert "tensorrt-rtx 1.7.1" in text
@@ -118,7 +118,7 @@ def test_an_engine_alone_still_names_its_gates(engine):
     (engine.parent / "network.onnx").unlink()
     found = inspect(engine)
     assert found.passed
-    assert len(found.gates) == 9
+    assert len(found.gates) == 3
     assert {gate.channels for gate in found.gates} == {None}
     assert all(gate.node for gate in found.gates)
 
@@ -149,6 +149,6 @@ def test_everything_is_in_the_json(network, engine):
     for artefact in (network, engine):
         data = json.loads(json.dumps(inspect(artefact).to_json(), allow_nan=False))
         assert data["passed"] is True
-        assert len(data["gates"]) == 9
+        assert len(data["gates"]) == 3
         assert data["inputs"][0]["shape"] == ["batch", 3, 32, 32]
         assert data["sha256"] == file_sha256(artefact)

@@ -11,7 +11,8 @@ Completion = Callable[[str], list[str]]
 # The networks of models/zoo.py, which takes PyTorch to load.
 ZOO = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
-    "resnext101_32x4d", "wide_resnet18_1_5", "wide_resnet18_2_0", "resnet20", "mobilenet",
+    "resnext101_32x4d", "wide_resnet18_1_5", "wide_resnet18_2_0", "resnet8", "resnet20",
+    "mobilenet",
 )  # fmt: skip
 
 

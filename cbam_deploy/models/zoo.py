@@ -34,10 +34,12 @@ _RESNETS = {
     # CBAM paper, table 4: ResNet-18 with every stage widened.
     "wide_resnet18_1_5": ResNetConfig("basic", (2, 2, 2, 2), widths=(96, 192, 384, 768)),
     "wide_resnet18_2_0": ResNetConfig("basic", (2, 2, 2, 2), widths=(128, 256, 512, 1024)),
-    # He et al., section 4.2, with projections where the width changes.
+    # He et al., section 4.2, with projections where the width changes; of 8 layers it is the image
+    # classifier of MLPerf Tiny (Banbury et al., 2021).
+    "resnet8": ResNetConfig("basic", (1, 1, 1), widths=(16, 32, 64), stem_width=16),
     "resnet20": ResNetConfig("basic", (3, 3, 3), widths=(16, 32, 64), stem_width=16),
 }
-_SMALL_PICTURES_ONLY = ("resnet20",)
+_SMALL_PICTURES_ONLY = ("resnet8", "resnet20")
 
 
 def list_models() -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def test_every_step_succeeds_and_leaves_its_reports(shell, tmp_path, monkeypatch
     install, *steps = commands
     assert install.startswith("pip install")
     *steps, measure = steps
+    variables = {**variables, "MODEL": "resnet8"}
     # What is measured is not looked at here.
     measure += " --seconds 0.1"
     monkeypatch.setattr(warm_up, "MIN_SECONDS", 0.0)

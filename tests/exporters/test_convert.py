@@ -296,7 +296,7 @@ def test_an_empty_folder_is_refused(fp32, tmp_path):
         convert(fp32, tmp_path / "half.onnx", calibration=str(tmp_path / "empty"))
 
 
-def test_cbam_resnet20_keeps_its_outputs(network_onnx, tmp_path):
+def test_a_network_of_the_zoo_keeps_its_outputs(network_onnx, tmp_path):
     options = {"calibration": "photos", "images": 4}
     half = convert(network_onnx, tmp_path / "fp16.onnx", **options)
     int8 = convert(

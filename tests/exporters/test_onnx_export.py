@@ -140,7 +140,7 @@ def run(path, pictures):
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_file_computes_what_pytorch_computes_at_any_batch(network_onnx, batch):
     pictures = torch.randn((batch, 3, 32, 32), generator=torch.Generator().manual_seed(batch))
-    model = create_model("resnet20", num_classes=10, seed=0).eval()
+    model = create_model("resnet8", num_classes=10, seed=0).eval()
     with torch.inference_mode():
         expected = model(pictures).numpy()
     (found,) = run(network_onnx, pictures)
@@ -186,7 +186,7 @@ def test_values_keep_the_names_of_the_exported_program(module, exported):
 def test_provenance_rebuilds_the_model(network_onnx):
     identity = read_provenance(network_onnx).model
     assert identity is not None
-    assert identity.name == "resnet20"
+    assert identity.name == "resnet8"
     assert (identity.attention, identity.gate, identity.num_classes) == ("cbam", CBAM, 10)
     pictures = torch.zeros(1, 3, 32, 32)
     expected = load_model(identity)(pictures).detach().numpy()
@@ -307,16 +307,16 @@ def test_weights_and_what_they_record_are_exported(tmp_path):
 
     from cbam_deploy.provenance import METADATA_KEY, Provenance
 
-    identity = ModelIdentity("resnet20", "se", num_classes=3, stem="cifar", seed=8)
-    model = create_model("resnet20", attention="se", num_classes=3, seed=8)
+    identity = ModelIdentity("resnet8", "se", num_classes=3, stem="cifar", seed=8)
+    model = create_model("resnet8", attention="se", num_classes=3, seed=8)
     told = Provenance(identity, Preprocessing.for_size(16), class_names=("a", "b", "c"))
     identity = replace(identity, gate=model.get_submodule("layer1.0.gate").spec)
     told = replace(told, model=identity)
     state = {name: value + 0.01 for name, value in model.state_dict().items() if value.ndim}
     weights = tmp_path / "best.safetensors"
     save_file(state, weights, metadata={METADATA_KEY: told.dumps()})
-    result = export_onnx("resnet20", tmp_path / "net.onnx", weights=weights)
-    assert result.gates == {"SeGateAddRelu": 9}
+    result = export_onnx("resnet8", tmp_path / "net.onnx", weights=weights)
+    assert result.gates == {"SeGateAddRelu": 3}
     assert result.provenance.class_names == ("a", "b", "c")
     assert result.provenance.preprocessing.image_size == 16
     assert result.provenance.model.weights == str(weights)
@@ -334,7 +334,7 @@ def test_weights_and_what_they_record_are_exported(tmp_path):
     ],
 )
 def test_wrong_options_are_refused(tmp_path, options, why):
-    model = options.pop("model", "resnet20")
+    model = options.pop("model", "resnet8")
     with pytest.raises(BadInput, match=why):
         export_onnx(model, tmp_path / "out.onnx", **options)
     assert not list(tmp_path.iterdir())
@@ -343,7 +343,7 @@ def test_wrong_options_are_refused(tmp_path, options, why):
 def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "load_identified", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(BadInput, match="folder"):
-        export_onnx("resnet20", tmp_path / "nowhere" / "out.onnx")
+        export_onnx("resnet8", tmp_path / "nowhere" / "out.onnx")
 
 
 @pytest.mark.parametrize("network", ALTERING)

@@ -100,13 +100,13 @@ def test_a_checkpoint_does_not_name_the_factory_of_gradcam(cli, ran, tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "own.safetensors"
-    save_file(create_model("resnet20", num_classes=3, seed=4).state_dict(), path)
+    save_file(create_model("resnet8", num_classes=3, seed=4).state_dict(), path)
     return path
 
 
 def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
     recorded, _ = resolve_identity(
-        ModelIdentity("resnet20", num_classes=3, weights=str(checkpoint))
+        ModelIdentity("resnet8", num_classes=3, weights=str(checkpoint))
     )
     checkpoint.unlink()  # Whoever opens it fails differently.
     with pytest.raises(BadInput, match="only you") as refused:
@@ -115,19 +115,19 @@ def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
 
 
 def test_the_named_checkpoint_must_be_the_recorded_one_wherever_it_lies(checkpoint, tmp_path):
-    asked, _ = resolve_identity(ModelIdentity("resnet20", num_classes=3, weights=str(checkpoint)))
+    asked, _ = resolve_identity(ModelIdentity("resnet8", num_classes=3, weights=str(checkpoint)))
     _, recorded = load_identified(asked)
     provenance = Provenance(recorded)
     assert reference_identity("m.onnx", provenance, weights=checkpoint) == recorded
     moved = checkpoint.rename(tmp_path / "moved.safetensors")
-    found = reference_identity("m.onnx", provenance, "resnet20", moved)
+    found = reference_identity("m.onnx", provenance, "resnet8", moved)
     assert found == replace(recorded, weights=str(moved))
     load_model(found)
-    save_file(create_model("resnet20", num_classes=3, seed=5).state_dict(), checkpoint)
+    save_file(create_model("resnet8", num_classes=3, seed=5).state_dict(), checkpoint)
     with pytest.raises(BadInput, match="not those recorded"):
         load_model(reference_identity("m.onnx", provenance, weights=checkpoint))
 
 
 def test_a_network_of_the_zoo_with_initial_weights_is_rebuilt():
-    recorded, _ = resolve_identity(ModelIdentity("resnet20", num_classes=3, seed=7))
+    recorded, _ = resolve_identity(ModelIdentity("resnet8", num_classes=3, seed=7))
     assert reference_identity("m.onnx", Provenance(recorded)) == recorded

@@ -166,6 +166,15 @@ def test_resnet20_has_the_size_of_the_cifar_network() -> None:
     assert parameters("resnet20", num_classes=10) - projections == 269_722
 
 
+def test_resnet8_has_the_size_of_the_one_in_mlperf_tiny() -> None:
+    # Its Keras model has 78,666 with biases beside its BatchNorms, whose statistics count there,
+    # and with projections that have none.
+    biases = 3 * 16 + 3 * 32 + 3 * 64
+    statistics = 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    of_projections = 2 * (32 + 64)
+    assert parameters("resnet8", num_classes=10) == 78_666 - biases - statistics + of_projections
+
+
 def test_seed_makes_initial_weights_and_leaves_the_global_generator() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

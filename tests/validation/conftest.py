@@ -60,7 +60,7 @@ def engine_like(tmp_path):
         options={},
         build_seconds=1.0,
         command="cbam-deploy build-engine model.onnx -o model.engine",
-        provenance=Provenance(ModelIdentity("resnet20", "cbam", num_classes=10, stem="cifar")),
+        provenance=Provenance(ModelIdentity("resnet8", "cbam", num_classes=10, stem="cifar")),
     )
     manifest_path(path).write_text(dumps(manifest))
     return path

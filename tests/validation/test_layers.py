@@ -18,13 +18,13 @@ from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.numerics.tolerances import LAYERS
 
-GATES_OF_RESNET20 = 9
+GATES_OF_RESNET8 = 3
 
 
 @pytest.fixture(scope="module")
 def compare():
     """Compare the layers of a file with those of the network's model."""
-    reference = Reference(create_model("resnet20", num_classes=10, seed=0).eval(), "resnet20")
+    reference = Reference(create_model("resnet8", num_classes=10, seed=0).eval(), "resnet8")
     image = TensorSpec("input", ("batch", 3, 32, 32), "float32")
     program = ReferenceProgram(reference, noise([image], 2, seed=0, image_size=None), [image])
 
@@ -61,7 +61,7 @@ def test_an_intact_file_has_every_layer_in_parity(compare, network_onnx, layers)
     assert report.first_fault is None
     assert report.not_comparable == ()
     compared = [entry.place for entry in report.compared]
-    assert sum(place.is_gate for place in compared) == GATES_OF_RESNET20
+    assert sum(place.is_gate for place in compared) == GATES_OF_RESNET8
     assert compared[-1].value == "logits"
     nodes = onnx.load(network_onnx).graph.node
     if layers == "all":
@@ -141,7 +141,7 @@ def test_the_classifier_behind_the_last_gate_is_named_too(compare, network_onnx,
 
 
 def test_of_two_faults_the_first_is_named(compare, network_onnx, altered):
-    first, second = (conv_weights(network_onnx)[index] for index in (4, 12))
+    first, second = (conv_weights(network_onnx)[index] for index in (4, 6))
 
     def change(model):
         for tensor in model.graph.initializer:

@@ -48,7 +48,7 @@ def test_openvino_is_in_parity_too_with_every_gate(network_onnx):
     report = validate(network_onnx, runtime="openvino", batch_sizes=[2], layers="gates")
     assert report.passed
     assert report.runtime == "openvino-cpu"
-    assert [entry.place.is_gate for entry in report.layers.compared] == [True] * 9 + [False]
+    assert [entry.place.is_gate for entry in report.layers.compared] == [True] * 3 + [False]
 
 
 def test_pictures_go_through_the_recorded_preprocessing(network_onnx):
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(network_on
 
 
 def test_another_model_of_the_same_shape_is_not_in_parity(network_onnx):
-    other = create_model("resnet20", num_classes=10, seed=1)
+    other = create_model("resnet8", num_classes=10, seed=1)
     report = validate(network_onnx, reference=other)
     assert not report.passed
     assert len(report.failures) == 4
@@ -80,7 +80,7 @@ def test_another_model_of_the_same_shape_is_not_in_parity(network_onnx):
 
 
 def test_a_reference_module_is_left_as_it_was(network_onnx):
-    module = create_model("resnet20", num_classes=10, seed=0).double().train()
+    module = create_model("resnet8", num_classes=10, seed=0).double().train()
     assert validate(network_onnx, reference=module, batch_sizes=[2]).passed
     assert module.training
     assert next(module.parameters()).dtype == torch.float64
@@ -91,22 +91,22 @@ def test_a_file_without_provenance_needs_a_reference(altered):
     with pytest.raises(BadInput, match="does not say which PyTorch model") as refused:
         validate(stripped)
     assert "--reference" in refused.value.hint
-    module = create_model("resnet20", num_classes=10, seed=0)
+    module = create_model("resnet8", num_classes=10, seed=0)
     assert validate(stripped, reference=module, batch_sizes=[1]).passed
 
 
 def test_a_model_name_is_a_reference_with_weights_of_its_own(altered, tmp_path):
-    state = create_model("resnet20", num_classes=1000, seed=3).state_dict()
+    state = create_model("resnet8", num_classes=1000, seed=3).state_dict()
     torch.save(state, tmp_path / "other.pt")
     stripped = altered(without_provenance)
     with pytest.raises(BadInput, match=r"outputs of shape \[\[1, 10\]\].*of \[\[1, 1000\]\]"):
-        validate(stripped, reference="resnet20", weights=tmp_path / "other.pt", batch_sizes=[1])
+        validate(stripped, reference="resnet8", weights=tmp_path / "other.pt", batch_sizes=[1])
 
 
 def test_other_weights_for_the_recorded_model_are_another_model(network_onnx, tmp_path):
     for seed, passed in ((0, True), (3, False)):
         path = tmp_path / f"{seed}.pt"
-        torch.save(create_model("resnet20", num_classes=10, seed=seed).state_dict(), path)
+        torch.save(create_model("resnet8", num_classes=10, seed=seed).state_dict(), path)
         assert validate(network_onnx, weights=path, batch_sizes=[1]).passed is passed
 
 
@@ -228,7 +228,7 @@ def test_a_top1_bound_needs_classes(tmp_path):
 def test_the_report_is_json_and_junit_and_a_table(network_onnx):
     from rich.console import Console
 
-    report = validate(network_onnx, reference=create_model("resnet20", num_classes=10, seed=1))
+    report = validate(network_onnx, reference=create_model("resnet8", num_classes=10, seed=1))
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert data["passed"] is False
     assert data["batches"][2]["outputs"][0]["failures"]
