@@ -100,7 +100,11 @@ def understood(asked: Asked, shape: Sequence[int | None] = ()) -> Preprocessing:
         return asked
     text = str(asked)
     if Path(text).suffix in SUFFIXES:
-        return parse(read_steps(Path(text)), shape)
+        steps = read_steps(Path(text))
+        try:
+            return parse(steps, shape)
+        except BadInput as error:
+            raise BadInput(f"{text}: {error.message}", error.hint) from error
     return import_function(text) if ":" in text else parse(text, shape)
 
 

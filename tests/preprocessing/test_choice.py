@@ -74,6 +74,7 @@ def test_a_file_may_leave_the_size_to_the_network(tmp_path):
         ("pad: [1, 2, 3]", "is no step"),
         ("mean: text", "is no step"),
         ("values: raw, bgr", "is no step"),
+        ("{letterbox: 64, mean: [0.1, 0.2]}", "are not of 3 channels"),
         ("{}", "is no table of steps"),
         ("- 3", "no table"),
         ("a: [", "no YAML file"),
