@@ -31,7 +31,7 @@ class Artefact:
     Attributes:
         path: as given.
         provenance: None for a file of another program.
-        precision: ``fp32``, ``fp16`` or ``int8``: as recorded, else as the graph has it.
+        precision: one of `provenance.PRECISIONS`: as recorded, else as the graph has it.
         inputs: specs of the network inputs.
         outputs: specs of the network outputs.
         batch_range: smallest and largest batch, None for no upper end.

@@ -90,7 +90,7 @@ class Inspection(Result):
         artefact: path as given.
         file_bytes: size of the file.
         sha256: hash of the file.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: one of `provenance.PRECISIONS`.
         inputs: of the network.
         outputs: of the network.
         gates: in the order of the graph.
@@ -236,7 +236,7 @@ def _inspect_onnx(artefact: OnnxFile) -> Inspection:
         operators=dict(counted.most_common()),
         programs=tuple(facts for name in lowered for facts in _program_facts(name, lowered[name])),
         float_feature_maps=(
-            float_feature_maps(model) if precision == "int8" and not lowered else None
+            float_feature_maps(model) if precision in ("int8", "fp8") and not lowered else None
         ),
         checks=(
             *(() if provenance is None else _recorded_checks(provenance, gates, precision)),

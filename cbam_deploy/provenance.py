@@ -21,7 +21,7 @@ from cbam_deploy.preprocessing.text import text_of
 
 METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 _SHOWN = 20  # Names of classes that a table has room for; the JSON has all.
 LARGEST = 10**6  # What no picture's side and no number of classes exceeds.
 
@@ -108,10 +108,10 @@ class Provenance:
         preprocessing: how its inputs are made from pictures.
         sizes: typical size of each free axis of the inputs but the batch, by the axis's name.
         class_names: names of the classes in output order; empty when unknown.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: one of `PRECISIONS`.
         gates: number of fused gate nodes, by operator name.
-        calibration: source, images, seed and method of the ranges behind INT8 scales, or behind
-            FP16's range check; empty where there was no calibration.
+        calibration: source, images, seed and method of the ranges behind scales, or behind the
+            range check of FP16 and BF16; empty where there was no calibration.
         tolerance: error over the largest output that a person allowed between the file and PyTorch
             when it was exported; None where the usual bound held.
         lowered: for a file whose gates are nodes of TensorRT's plugin, what it was made of.

@@ -74,8 +74,8 @@ def export(
     initial_gates: InitialGatesOption = False,
     no_fuse: Annotated[bool, option("Leave gates as plain ops.", None, "--no-fuse")] = False,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int8+fp32"],
-        option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
+        Literal["fp32", "fp16", "bf16", "int8", "int8+fp32", "fp8"],
+        option("int8 and fp8 leave the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp32",
     ranges: CalibrationOptions,
     portable: Annotated[
@@ -126,8 +126,8 @@ def convert(
     output: Output,
     *,
     precision: Annotated[
-        Literal["fp16", "int8", "int8+fp32"],
-        option("int8 leaves the rest in FP16, int8+fp32 in FP32.", PRECISION),
+        Literal["fp16", "bf16", "int8", "int8+fp32", "fp8"],
+        option("int8 and fp8 leave the rest in FP16, int8+fp32 in FP32.", PRECISION),
     ] = "fp16",
     ranges: CalibrationOptions,
     max_accuracy_drop: Annotated[
@@ -139,7 +139,7 @@ def convert(
     metric: MetricOption = "top1",
     seed: SeedOption = 0,
 ) -> Any:
-    """Convert an ONNX file to FP16 or INT8."""
+    """Convert an ONNX file to FP16, BF16, INT8 or FP8."""
     return cbam_deploy.convert(
         source,
         output,

@@ -261,14 +261,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What ranges INT8 scales are made from."""
+    """What ranges INT8 and FP8 scales are made from."""
 
-    calibration: Annotated[str | None, source("Typical images, for INT8.", PRECISION)] = None
+    calibration: Annotated[str | None, source("Typical images, for INT8 and FP8.", PRECISION)] = (
+        None
+    )
     preprocessing: PreprocessOption = None
     method: Annotated[
-        Literal["minmax", "entropy", "percentile"],
-        option("How INT8 ranges are found.", PRECISION),
-    ] = "percentile"
+        Literal["minmax", "entropy", "percentile"] | None,
+        option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
+    ] = None
     images: Annotated[int, count(1, PICTURES, "Images to calibrate on.", PRECISION)] = 64
     io_dtype: Annotated[
         Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)

@@ -140,13 +140,19 @@ class ReferenceProgram:
 
     def watch(self, wanted: Collection[str], visit: Callable[[str, NDArray[Any]], None]) -> None:
         """Run once; call `visit(name, value)` for each wanted value as soon as it is there."""
-        watcher = _Watcher(self._program.graph_module, wanted, visit)
+        watcher = _Watcher(self.module, wanted, visit)
         with torch.inference_mode():
-            watcher.run(*self._arguments(), enable_io_processing=False)
+            watcher.run(*self.arguments(self._inputs), enable_io_processing=False)
 
-    def _arguments(self) -> list[Any]:
-        """State and inputs in the order of the program's placeholders."""
-        inputs = iter(self._inputs)
+    @property
+    def module(self) -> torch.fx.GraphModule:
+        """Its graph, to be run with `arguments`."""
+        module: torch.fx.GraphModule = self._program.graph_module
+        return module
+
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        """State, and `tensors` as inputs, in the order of the program's placeholders."""
+        inputs = iter(tensors)
         state = {**self._program.state_dict, **self._program.constants}
         return [
             next(inputs) if spec.kind is InputKind.USER_INPUT else state[str(spec.target)]

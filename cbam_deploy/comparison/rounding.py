@@ -45,9 +45,16 @@ def rounding_errors(
 def _run(module: nn.Module, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     wide = copy.deepcopy(module).double()
     tensors = [own_tensor(array) for array in inputs]
-    with torch.no_grad(), _float64_by_default(), _Float64():  # type: ignore[no-untyped-call]
+    with torch.no_grad(), in_float64():
         outputs = wide(*(t.double() if t.is_floating_point() else t for t in tensors))
     return list(map(own_array, tensors_of(outputs)))
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Let a network whose inputs and weights are FP64 compute in FP64 throughout."""
+    with _float64_by_default(), _Float64():  # type: ignore[no-untyped-call]
+        yield
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -37,8 +37,10 @@ from cbam_deploy.engines.manifest import (
     manifest_path,
 )
 from cbam_deploy.engines.options import (
+    OLDEST_CAPABILITY,
     BuildOptions,
     check_options,
+    check_precision,
     command_line,
     compute_capabilities,
 )
@@ -54,8 +56,6 @@ from cbam_deploy.report.content import KeyFigure, Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import duration, size
 
-PORTABLE = "portable: compute capability 8.0 and later"
-
 
 @dataclass(frozen=True)
 class BuildResult(Result):
@@ -70,6 +70,7 @@ class BuildResult(Result):
         version: version of that runtime.
         targets: compute capabilities built for; empty for TensorRT-RTX's portable default.
         profile: shapes the engine accepts, by input name.
+        precision: one of `provenance.PRECISIONS`.
         gates: how each gate node was lowered.
         manifest_path: the manifest beside the engine.
     """
@@ -85,6 +86,7 @@ class BuildResult(Result):
     version: str
     targets: tuple[str, ...]
     profile: dict[str, ShapeRange]
+    precision: str
     gates: dict[str, str]
     manifest_path: Path
 
@@ -97,7 +99,7 @@ class BuildResult(Result):
             ("manifest", str(self.manifest_path)),
             ("sha256", self.sha256),
             ("runtime", f"{self.runtime} {self.version}"),
-            ("targets", ", ".join(self.targets) or PORTABLE),
+            ("targets", ", ".join(self.targets) or portable(self.precision)),
             *(
                 (f"input {name}", " / ".join("x".join(map(str, end)) for end in _ends(shapes)))
                 for name, shapes in self.profile.items()
@@ -115,6 +117,12 @@ class BuildResult(Result):
                 tables=(Table.facts(facts),),
             ),
         )
+
+
+def portable(precision: str) -> str:
+    """The GPUs that an engine of TensorRT-RTX without targets is for."""
+    major, minor = max((8, 0), OLDEST_CAPABILITY.get(precision, (8, 0)))
+    return f"portable: compute capability {major}.{minor} and later"
 
 
 def _ends(shapes: ShapeRange) -> tuple[tuple[int, ...], ...]:
@@ -199,10 +207,12 @@ def build_engine(
             onnx_sha256 = pool.submit(file_sha256, source.path)
             profile = batch_profile(source, options)
             backend = loading.result()
+            capabilities = compute_capabilities(options.targets, backend)
+            check_precision(str(source.path), source.precision, options.targets, chosen)
             batch = next(iter(profile.values())).opt[0] if profile else 1
             with parser_input(source, chosen, gate=gate, batch=batch) as given:
                 build_started = time.perf_counter()
-                plan = _serialized_engine(source, given, backend, options, profile)
+                plan = _serialized_engine(source, given, backend, options, profile, capabilities)
                 build_seconds = time.perf_counter() - build_started
             engine_sha256 = pool.submit(hashlib.sha256, plan)
             with write_errors(output):
@@ -239,6 +249,7 @@ def build_engine(
         version=backend.version,
         targets=manifest.targets,
         profile=profile,
+        precision=source.precision,
         gates=manifest.gates,
         manifest_path=beside,
     )
@@ -255,11 +266,11 @@ def _serialized_engine(
     backend: Backend,
     options: BuildOptions,
     profile: dict[str, ShapeRange],
+    capabilities: list[tuple[int, int]],
 ) -> memoryview:
     """Parse the file and run the builder, with progress on the terminal and Ctrl-C obeyed."""
     from polygraphy.exception import PolygraphyException
 
-    capabilities = compute_capabilities(options.targets, backend) if options.targets else None
     with (
         captured_log() as log,
         progress() as bar,
@@ -305,7 +316,7 @@ def _config(
     backend: Backend,
     options: BuildOptions,
     profile: dict[str, ShapeRange],
-    capabilities: list[tuple[int, int]] | None,
+    capabilities: list[tuple[int, int]],
     watch: Any,
 ) -> Any:
     """Polygraphy's recipe for the builder configuration, a function of builder and network."""
@@ -323,7 +334,7 @@ def _config(
     if backend.runtime == TENSORRT_RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        return CreateConfigRTX(compute_capabilities=capabilities, **common)
+        return CreateConfigRTX(compute_capabilities=capabilities or None, **common)
     return backend.polygraphy.CreateConfig(
         builder_optimization_level=options.optimization_level,
         version_compatible=options.version_compatible,

@@ -68,7 +68,7 @@ class Manifest:
         inputs: the network inputs as the ONNX file has them.
         outputs: the network outputs, likewise.
         profile: shapes the engine accepts, by input name.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: one of `provenance.PRECISIONS`.
         gates: how each gate node of the ONNX file was lowered: ``native`` (from its function body)
             or ``plugin`` (kernels of ours).
         options: builder options that were given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ LACKING = {
         "embed_plugin": "it has no plugins",
     },
 }
+# Compute capability from which on GPUs have a precision, where that is not all of them.
+OLDEST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
 # Of options that are not called as they are in Python.
 _FLAGS = {
     "sizes": "--size",
@@ -107,6 +110,39 @@ def _check_gate(gate: str, runtime: str) -> None:
         raise BadInput(
             "TensorRT-RTX has no plugins; it builds gates from their function bodies",
             "use --gate auto or --gate native",
+        )
+
+
+def check_precision(
+    title: str, precision: str, targets: Iterable[str], runtime: str | None = None
+) -> None:
+    """Refuse a network in a precision that a GPU it is built for has not.
+
+    Args:
+        title: what to call the network.
+        precision: one of `provenance.PRECISIONS`.
+        targets: names of compute capabilities, such as ``sm_89``.
+        runtime: what builds it now, if anything: TensorRT does so for the GPU of this machine.
+
+    Raises:
+        BadInput: a target lacks it.
+        MissingCapability: this machine's GPU lacks it.
+    """
+    oldest = OLDEST_CAPABILITY.get(precision)
+    if oldest is None:
+        return
+    name, other = precision.upper(), "fp16" if precision == "bf16" else "int8"
+    needed = f"which needs compute capability {oldest[0]}.{oldest[1]} or later"
+    for target in targets:
+        if int(target[3:]) < 10 * oldest[0] + oldest[1]:
+            raise BadInput(
+                f"{title}: is in {name}, {needed}: {target} has none",
+                f"leave out --target {target}, or convert the model to {other}",
+            )
+    if runtime == TENSORRT and gpus()[0].compute_capability < oldest:
+        raise MissingCapability(
+            f"{title}: is in {name}, {needed}: this machine's GPU is {gpus()[0].target}",
+            f"build on a later GPU, or convert the model to {other}",
         )
 
 

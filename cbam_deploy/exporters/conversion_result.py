@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cbam_deploy.exporters.int8.budget import BudgetReport
     from cbam_deploy.exporters.int8.quantization import QuantizationReport
 
-Precision = Literal["fp16", "int8", "int8+fp32"]
+Precision = Literal["fp16", "bf16", "int8", "int8+fp32", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ConvertResult(Result):
         sha256: hash of its bytes.
         bytes: its size.
         source_bytes: size of the file it was made from.
-        precision: as asked for: ``fp16``, ``int8`` or ``int8+fp32``.
-        half: what became FP16; None for ``int8+fp32``.
-        quantization: what became INT8; None for ``fp16``.
+        precision: as asked for.
+        half: what became FP16 or BF16; None for ``int8+fp32``.
+        quantization: what became INT8 or FP8; None for ``fp16`` and ``bf16``.
         budget: how the accuracy budget was met, where there was one.
         calibration: source, images, seed and method; empty where there was no source.
         skipped: name and reason of each picture that could not be read.
@@ -63,7 +63,7 @@ class ConvertResult(Result):
 
     @property
     def kept_fp32(self) -> tuple[KeptNode, ...]:
-        """Nodes in FP32 because FP16 could not hold what they compute, with the reasons."""
+        """Nodes in FP32 because 16 bits could not hold what they compute, with the reasons."""
         return self.half.kept if self.half else ()
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class ConvertResult(Result):
         return {**super().to_json(), "skipped": skipped}
 
     def sections(self) -> tuple[Section, ...]:
-        """The file, then what became INT8, what FP16, and how a budget was met."""
+        """The file, then what became 8 bits, what 16, and how a budget was met."""
         share = self.bytes / self.source_bytes
         facts = (
             ("file", str(self.path)),

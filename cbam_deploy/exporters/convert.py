@@ -1,4 +1,4 @@
-"""Convert the precision of an ONNX file: FP32 to FP16, or to INT8 with the rest in FP16 or FP32.
+"""Convert the precision of an ONNX file: FP32 to FP16 or BF16, or to INT8 or FP8.
 
 TensorRT takes every type from the ONNX file, so this is where precision is decided. The converted
 file is compared with the original in ONNX Runtime before it is put in place.
@@ -21,6 +21,7 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
 from cbam_deploy.exporters.half.conversion import HalfReport, IoDtype, settle_types, to_half
+from cbam_deploy.exporters.half.formats import BF16, FP16
 from cbam_deploy.exporters.half.rules import (
     FROM_FP32,
     PRODUCTS,
@@ -36,6 +37,7 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_batches,
     calibration_inputs,
 )
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8
 from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from cbam_deploy.exporters.int8.quantization import QuantizationReport
 
 CALIBRATION_IMAGES = 64
+_HALF_ONLY = ("fp16", "bf16")  # Precisions that quantize nothing.
 Measure = Callable[[Path, Preprocessing | None], float]
 _PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -70,7 +73,7 @@ def convert(
     calibration: str | None = None,
     preprocessing: Asked | None = None,
     sizes: Sequence[str] = (),
-    method: Method = "percentile",
+    method: Method | None = None,
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
@@ -84,16 +87,18 @@ def convert(
     Args:
         source: an FP32 file, best with its gates fused.
         output: file to write.
-        precision: ``fp16``; ``int8``, where what is not quantized is FP16; or ``int8+fp32``.
-        calibration: SOURCE of typical pictures; of a set with splits, the training split. INT8
-            needs it. For FP16 it is what activations are checked on: nodes whose tensors pass half
-            of FP16's range stay in FP32.
+        precision: ``fp16`` or ``bf16``; ``int8`` or ``fp8``, where what is not quantized is FP16;
+            or ``int8+fp32``.
+        calibration: SOURCE of typical pictures; of a set with splits, the training split. INT8 and
+            FP8 need it. For FP16 and BF16 it is what activations are checked on: nodes whose
+            tensors pass half of the format's range stay in FP32.
         preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`), recorded in
             the file; None for what `source` records, else ImageNet's, which is not recorded.
         sizes: typical size of free axes, such as ``H=640``; recorded in the file.
-        method: how INT8 ranges are found: ``minmax``, ``entropy`` or ``percentile``.
+        method: how ranges are found: ``minmax``, ``entropy`` or ``percentile``; None for the last,
+            in FP8 for the first: its steps grow with the values, so clipping them wins nothing.
         images: how many pictures to calibrate on, drawn by `seed`.
-        io_dtype: type of network inputs and outputs, ``fp32`` or ``fp16``.
+        io_dtype: type of network inputs and outputs, ``fp32``, or ``fp16`` where the rest is that.
         max_accuracy_drop: how far what `measure` returns may fall with INT8, such as 0.005 for half
             a point; the noisiest layers are given back to float until it holds.
         measure: the value of a metric for an ONNX file, the larger the better, and for how its
@@ -111,6 +116,13 @@ def convert(
     begin = time.perf_counter()
     source, output = Path(source), Path(output)
     check_options(precision, calibration, io_dtype)
+    if precision == "fp8" and method == "entropy":
+        raise BadInput(
+            "method entropy chooses among the even levels of INT8, which FP8 has not",
+            "use minmax or percentile",
+        )
+    if method is None:
+        method = "minmax" if precision == "fp8" else "percentile"
     _check_budget(precision, max_accuracy_drop, measure)
     unit.check_drop(max_accuracy_drop or 0.0)
     check_place(output, artefact=True)
@@ -135,7 +147,7 @@ def convert(
     request = _Request(
         source, history, precision, method, io_dtype, pictures, preprocessing, images, seed
     )
-    if precision == "fp16":
+    if precision in _HALF_ONLY:
         step = _Step(model, None, _activation_ranges(request, model))
     else:
         step = _quantized(request, model, max_accuracy_drop, measure, unit)
@@ -145,7 +157,7 @@ def convert(
     cosines: list[float] = []
 
     def verify(path: Path) -> None:
-        kind = "fp16" if precision == "fp16" else "int8"
+        kind = precision.partition("+")[0]
         cosines.append(check_conversion(source, path, kind, pictures, seed, opened.title))
 
     write_model(step.model, output, verify)
@@ -163,7 +175,7 @@ def convert(
         cosine=cosines[0],
         seconds=time.perf_counter() - begin,
         provenance=provenance,
-        nodes=count_nodes(step.model.graph, quantized),
+        nodes=count_nodes(step.model.graph, quantized, FP8 if precision == "fp8" else INT8),
     )
 
 
@@ -226,21 +238,28 @@ def _quantized(
     measure: Measure | None,
     unit: MetricUnit,
 ) -> _Step:
-    """The model in INT8, all of it that can be, or as much as an accuracy budget allows."""
+    """The model in 8 bits, all of it that can be, or as much as an accuracy budget allows."""
     from cbam_deploy.exporters.int8.budget import meet_budget
     from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
     from cbam_deploy.exporters.int8.quantization import insert, prepare
 
-    prepared = prepare(model)
+    kind = FP8 if request.precision == "fp8" else INT8
+    prepared = prepare(model, kind)
+    chosen = quantized_nodes(prepared, kind=kind)
+    if not chosen:
+        raise BadInput(
+            f"{request.source}: has no layer that there are {kind.name} kernels for",
+            "use int8 or fp16",
+        )
     calibration = calibrate(
         prepared,
-        calibrated_tensors(quantized_nodes(prepared)),
+        calibrated_tensors(chosen),
         request.batches(prepared),
         method=request.method,
         images=request.total,
     )
     if max_drop is None or measure is None:
-        return _Step(*insert(prepared, calibration), calibration)
+        return _Step(*insert(prepared, calibration, kind=kind), calibration)
 
     def accuracy(candidate: ir.Model) -> float:
         model = candidate.clone()
@@ -263,11 +282,12 @@ def _quantized(
 
 
 def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenance]:
-    """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
+    """Give the model's float side 16 bits, unless it is to stay FP32, and record its history."""
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
         ranges = None if calibration is None else calibration.ranges
-        half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges)
+        format_ = BF16 if request.precision == "bf16" else FP16
+        half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges, half=format_)
     forget_names_of_sizes(step.model.graph)
     facts: dict[str, Any] = {}
     if calibration is not None and request.pictures is not None:
@@ -297,9 +317,12 @@ def check_options(precision: str, calibration: str | None, io_dtype: str) -> Non
     ):
         if value not in choices:
             raise BadInput(f"{option} {value!r} is unknown", f"choose {', '.join(choices)}")
-    if precision == "int8+fp32" and io_dtype == "fp16":
-        raise BadInput("int8+fp32 has no FP16 inputs and outputs", "use int8, or --io-dtype fp32")
-    if precision != "fp16" and calibration is None:
+    if precision in ("int8+fp32", "bf16") and io_dtype == "fp16":
+        other = "int8" if precision == "int8+fp32" else "fp16"
+        raise BadInput(
+            f"{precision} has no FP16 inputs and outputs", f"use {other}, or --io-dtype fp32"
+        )
+    if precision not in _HALF_ONLY and calibration is None:
         raise BadInput(
             f"{precision} needs pictures to calibrate on",
             "give --calibration: a folder of typical pictures, digits or photos",
@@ -309,9 +332,10 @@ def check_options(precision: str, calibration: str | None, io_dtype: str) -> Non
 def _check_budget(precision: str, max_accuracy_drop: float | None, measure: Measure | None) -> None:
     if max_accuracy_drop is None and measure is None:
         return
-    if precision == "fp16":
+    if not precision.startswith("int8"):
         raise BadInput(
-            "an accuracy budget is for INT8", "compare FP16 files with evaluate --max-drop"
+            "an accuracy budget is for INT8",
+            f"compare {precision.upper()} files with evaluate --max-drop",
         )
     if max_accuracy_drop is None or measure is None:
         raise BadInput(

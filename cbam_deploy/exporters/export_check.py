@@ -14,7 +14,7 @@ from torch import nn
 from cbam_deploy.comparison.reference import Reference
 from cbam_deploy.comparison.rounding import rounding_errors
 from cbam_deploy.data.feeds import noise
-from cbam_deploy.errors import BadInput, CheckFailed, in_one_line
+from cbam_deploy.errors import BadInput, CheckFailed, MissingCapability, in_one_line
 from cbam_deploy.exporters.export_cause import (
     Cause,
     fixed_when_traced,
@@ -80,7 +80,7 @@ def check_export(
     """
     try:
         session = open_session(path, label)
-    except BadInput as error:
+    except (BadInput, MissingCapability) as error:
         raise CheckFailed(
             f"{label}: ONNX Runtime cannot load the file ({in_one_line(error.__cause__ or error)})",
             "replace the operation that it names; nothing was written",

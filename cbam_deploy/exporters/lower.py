@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cbam_deploy.command_files import check_apart
+from cbam_deploy.engines.options import check_precision
 from cbam_deploy.engines.source import DEFAULT_MAX_BATCH, DEFAULT_OPT_BATCH, OnnxSource, read_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.graphs.gate_functions import gate_counts
@@ -184,6 +185,7 @@ def lower(
             f"{source}: has no fused gates to lower",
             f"fuse them first: cbam-deploy fuse {source} -o FUSED.onnx",
         )
+    check_precision(str(source), opened.precision, targets)
     model = opened.model.clone()
     lowered = lower_gates(model, devices, tensorrt=tensorrt, batch=batch)
     if all(one.program is None for one in lowered.values()):

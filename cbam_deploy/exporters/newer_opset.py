@@ -11,7 +11,8 @@ from cbam_deploy.artefacts import OnnxFile
 from cbam_deploy.data.feeds import InputStream
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.conversion import QUANTIZED_HALF_OPSET
-from cbam_deploy.exporters.int8.quantization import OLDEST_OPSET
+from cbam_deploy.exporters.half.formats import BF16
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE
 from cbam_deploy.graphs.gate_functions import gate_nodes
 from cbam_deploy.graphs.onnx_file import write_model
@@ -29,10 +30,12 @@ _SAMPLES = 2
 
 def needed_opset(model: ir.Model, precision: str) -> int:
     """The oldest opset that a file in `precision` can have."""
-    if precision == "int8":
-        return QUANTIZED_HALF_OPSET
     if precision == "int8+fp32":
-        return OLDEST_OPSET
+        return INT8.opset
+    if precision == "bf16":
+        return BF16.opset
+    if precision in ("int8", "fp8"):
+        return max(QUANTIZED_HALF_OPSET, FP8.opset if precision == "fp8" else INT8.opset)
     return CAST_LIKE_SINCE if gate_nodes(model) else 1
 
 
@@ -43,7 +46,7 @@ def in_newer_opset(
 
     Args:
         opened: an FP32 file.
-        precision: ``fp16``, ``int8`` or ``int8+fp32``.
+        precision: one of `convert`.
         pictures: to compare on, before and after; None for noise.
         seed: of the noise.
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.conversion_result import Precision
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.export_check import ExportError, check_export
 from cbam_deploy.exporters.export_result import ExportResult
@@ -82,9 +83,9 @@ def export_onnx(
     initial_gates: bool = False,
     fuse: bool = True,
     preprocessing: Asked | None = None,
-    precision: Literal["fp32", "fp16", "int8", "int8+fp32"] = "fp32",
+    precision: Literal["fp32"] | Precision = "fp32",
     calibration: str | None = None,
-    method: Method = "percentile",
+    method: Method | None = None,
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     tolerance: float | None = None,
@@ -120,8 +121,8 @@ def export_onnx(
             what the checkpoint records, or ImageNet's for a network of the zoo. Of another network
             nothing is recorded then.
         precision: ``fp32``, or what `convert` takes; the next four are as there.
-        calibration: SOURCE of typical pictures; INT8 needs it.
-        method: how INT8 ranges are found.
+        calibration: SOURCE of typical pictures; INT8 and FP8 need it.
+        method: how their ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
         tolerance: error over the largest output to allow between the FP32 file and PyTorch; it is

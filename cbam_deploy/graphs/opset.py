@@ -28,12 +28,12 @@ def raise_opset(model: ir.Model, version: int) -> None:
         return
     hint = "convert the FP32 file, or keep the float side FP32 (int8+fp32)"
     if current < ADDS_ONLY_FROM.get(version, version):
-        raise BadInput(f"the model is of opset {current}, FP16 scales need {version}", hint)
+        raise BadInput(f"the model is of opset {current}, its scales need {version}", hint)
     for node in model.graph.all_nodes():
         ceil = node.attributes.get("ceil_mode")
         if node.op_type == "AveragePool" and ceil is not None and ceil.as_int():
             raise BadInput(
-                f"opset {version}, which FP16 scales need, changes AveragePool {node.name}", hint
+                f"opset {version}, which its scales need, changes AveragePool {node.name}", hint
             )
     for imports in (model.opset_imports, *(f.opset_imports for f in model.functions.values())):
         if "" in imports:

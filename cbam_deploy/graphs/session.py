@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbam_deploy.errors import BadInput, in_one_line
+from cbam_deploy.errors import BadInput, DeployError, MissingCapability, in_one_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_NO_KERNEL = re.compile(r"NOT_IMPLEMENTED : Could not find an implementation for (\w+)\(")
 CPU = ("CPUExecutionProvider",)
 
 
@@ -40,6 +42,7 @@ def open_session(
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
+        MissingCapability: it has no kernels for its types.
     """
     import onnxruntime
 
@@ -63,9 +66,18 @@ def open_session(
         raise refusal(title, "load", error) from error
 
 
-def refusal(title: str, verb: str, error: Exception) -> BadInput:
-    """What ONNX Runtime's `error` says of `title`, which it cannot `verb`."""
+def refusal(title: str, verb: str, error: Exception) -> DeployError:
+    """What ONNX Runtime's `error` says of `title`, which it cannot `verb`.
+
+    `BadInput`, or `MissingCapability` where the file is sound and a kernel is missing.
+    """
     reason = in_one_line(error)
+    if missing := _NO_KERNEL.search(reason):
+        return MissingCapability(
+            f"{title}: ONNX Runtime has no kernel here for {missing[1]} in the types of the file",
+            "BF16 is for GPUs, by build-engine; validate and evaluate compute on the CPU what it"
+            " gives there",
+        )
     return BadInput(
         f"{title}: ONNX Runtime cannot {verb} it ({reason})", "check the file, or export again"
     )

@@ -31,10 +31,14 @@ def _spec(value: ir.Value) -> TensorSpec:
 def graph_precision(model: ir.Model) -> str:
     """The precision a graph computes in, judged by its nodes and weights.
 
-    ``int8`` if anything is quantized, else ``fp16`` if any weight is, else ``fp32``.
+    ``fp8`` or ``int8`` if anything is quantized, else ``bf16`` or ``fp16`` if any weight is, else
+    ``fp32``.
     """
-    if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        return "int8"
-    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
-        return "fp16"
-    return "fp32"
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    if quantizers:
+        values = [one for node in quantizers for one in (*node.inputs[2:], *node.outputs) if one]
+        return "fp8" if any(one.dtype == ir.DataType.FLOAT8E4M3FN for one in values) else "int8"
+    dtypes = {value.dtype for value in model.graph.initializers.values()}
+    if ir.DataType.BFLOAT16 in dtypes:
+        return "bf16"
+    return "fp16" if ir.DataType.FLOAT16 in dtypes else "fp32"

@@ -27,23 +27,41 @@ little for a file to be told from a wrong one. Outputs in FP16 may lie one of it
 1 - (2.6e-3)^2 / 2 = 0.999997; 0.9999 allows five times that noise. All going the same way:
 L * 3.6e-4 = 1.9e-2, so no element may be off by more than 2e-2 of the largest reference value.
 
+**bf16** (u = 2^-8, sums in FP32) has three bits less: eight times the errors of fp16. No element
+may be off by more than 0.16 of the largest reference value, and as 1 - cosine is quadratic in the
+noise, it may be 64 times as far from 1: 0.9936.
+
 **int8**. 20 dB, a noise of a tenth of the signal. The step of a tensor with largest value m is
 m / 127, its noise step^2 / 12. A tensor whose root mean square is m / 10 keeps
 10 log10(12 * 127^2 / 100) = 33 dB, which twenty quantized tensors whose noise reaches the output in
 full (13 dB) bring down to the bound. The maximum error is not bounded: one clipped outlier may be
 far off in a network that classifies well.
 
+**fp8** (E4M3, u = 2^-4). Rounding a tensor makes a noise of 0.42 u, 31.6 dB below it whatever its
+distribution, as long as it stays clear of the smallest exponents: 1.4 dB more than int8 has by the
+same count. Twenty such tensors bring it down to 18 dB.
+
+**The same rounding.** In bf16 and fp8 PyTorch itself is rounded like the file, value by value
+(`validation.rounded_reference`). Both then differ only where a sum in another order falls to the
+other side of a half. How far that goes, growing from layer to layer, PyTorch says too: rounded
+alike with sums in FP32 and in FP64. Five times that noise is allowed, as between FP32 and FP64.
+Where few values are so near a half, five times next to nothing would leave too little to chance:
+noise of half of what the rounding itself makes is allowed in any case. (A value that falls to the
+other side is off by a whole step, sqrt(12) times what rounding it makes, so that takes one value in
+fifty.)
+
 **Channels.** All of this is about a tensor as a whole. A detector's scores next to its boxes are a
 thousandth of it, and could be all zero within these bounds. So each channel of a tensor
 (`numerics.channels` says what that is) is also held against its own signal: its signal-to-noise
-ratio is at least 30 dB in fp32, 10 dB in fp16, 3 dB in int8, while a channel that is not computed
-at all has 0 dB. A channel may be a difference of terms that are larger than it: noise of 1.2e-5,
-2.6e-3 and 0.1, as above, leaves that ratio to channels 2600, 120 and 7 times smaller than their
-terms. Noise that is not more than twice what the precision makes anyway in the channel's part of
-the tensor, 2.4e-5, 5.2e-3 and 0.2 of its root mean square, has no bound: nothing tells a channel
-that small from rounding. Neither has a part of the tensor whose values are all below 2^-20 in fp16,
-where steps of 2^-24 leave too little of them, or below 2^-12 in int8: probabilities of what is
-nowhere in a picture, which noise in their logits multiplies.
+ratio is at least 30 dB in fp32, 10 dB in fp16 and bf16, 3 dB in int8 and fp8, while a channel that
+is not computed at all has 0 dB. A channel may be a difference of terms that are larger than it:
+noise of 1.2e-5, 2.6e-3 and 0.1, as above, leaves that ratio to channels 2600, 120 and 7 times
+smaller than their terms; 2.1e-2 in bf16 to those 15 times smaller, 0.13 in fp8 to those 5 times.
+Noise that is not more than twice what the precision makes anyway in the channel's part of the
+tensor, 2.4e-5, 5.2e-3, 4.2e-2 (bf16), 0.2 and 0.25 (fp8) of its root mean square, has no bound:
+nothing tells a channel that small from rounding. Neither has a part of the tensor whose values are
+all below 2^-20 in fp16, where steps of 2^-24 leave too little of them, or below 2^-12 in int8 and
+fp8: probabilities of what is nowhere in a picture, which noise in their logits multiplies.
 
 **Layers** have at most L layers before them. In fp32 they are held to 2e-5, the independent sum
 with some air: tighter than outputs, because the comparison is there to find the place of a fault
@@ -130,18 +148,25 @@ OUTPUTS = {
         min_channel_snr_db=10.0,
         channels=ChannelNoise(5.2e-3, smallest=2.0**-20),
     ),
+    "bf16": Tolerance(
+        max_relative=0.16,
+        min_cosine=0.9936,
+        min_channel_snr_db=10.0,
+        channels=ChannelNoise(4.2e-2, smallest=2.0**-120),
+    ),
     "int8": Tolerance(
         min_snr_db=20.0,
         min_channel_snr_db=3.0,
         channels=ChannelNoise(0.2, smallest=2.0**-12),
     ),
+    "fp8": Tolerance(
+        min_snr_db=18.0,
+        min_channel_snr_db=3.0,
+        channels=ChannelNoise(0.25, smallest=2.0**-12),
+    ),
 }
 
-LAYERS = {
-    "fp32": replace(OUTPUTS["fp32"], max_relative=2e-5),
-    "fp16": OUTPUTS["fp16"],
-    "int8": OUTPUTS["int8"],
-}
+LAYERS = {**OUTPUTS, "fp32": replace(OUTPUTS["fp32"], max_relative=2e-5)}
 
 
 def tolerance_for(precision: str, table: dict[str, Tolerance], own: Tolerance) -> Tolerance:
@@ -177,6 +202,34 @@ def fp32_bound(rounding: float | None, dtype: np.dtype[Any]) -> float:
     assert bound is not None
     step = float(np.finfo(dtype).eps) if dtype == np.float16 else 0.0
     return max(bound, step, min(_ROUNDING_FACTOR * (rounding or 0.0), _LARGEST_FP32_BOUND))
+
+
+_HALF_DB = 6.0
+
+
+def check_rounded_alike(
+    error: TensorError, own: TensorError, spread: TensorError
+) -> tuple[str, ...]:
+    """A sentence where a file is further from PyTorch rounded like it than rounding explains.
+
+    Args:
+        error: of the file against PyTorch rounded the same way.
+        own: of PyTorch rounded that way against FP32.
+        spread: of PyTorch rounded that way with sums in FP64 against FP32.
+    """
+    largest = OUTPUTS["fp32"].max_relative
+    assert largest is not None
+    bound = min(
+        own.snr_db + _HALF_DB,
+        spread.snr_db - 20 * math.log10(_ROUNDING_FACTOR),
+        -20 * math.log10(largest),
+    )
+    if own.nonfinite or spread.nonfinite or error.snr_db >= bound:
+        return ()
+    return (
+        f"signal-to-noise {error.snr_db:.1f} dB against PyTorch rounded the same way is below"
+        f" {bound:.1f}",
+    )
 
 
 def relaxed_to(bound: float, usual: Tolerance) -> Tolerance:

@@ -45,6 +45,18 @@ class Int8Maps:
         return [reader.inputs[0] for reader in readers if reader is not None]
 
 
+def reads_fp8(node: ir.Node, operator: GateOperator) -> bool:
+    """Whether a gate reads a map from FP8, by DQ."""
+    readers = (value.producer() for value in node.inputs[: len(operator.maps)] if value is not None)
+    return any(
+        reader is not None
+        and reader.op_type == "DequantizeLinear"
+        and reader.inputs[0] is not None
+        and reader.inputs[0].dtype == ir.DataType.FLOAT8E4M3FN
+        for reader in readers
+    )
+
+
 def _int8_scale(node: ir.Node | None, op: str) -> float | None:
     """The scale of a Q or DQ between float and int8 with one scale and no zero point, else None."""
     if node is None or node.op_type != op or node.domain not in ("", "ai.onnx"):

@@ -45,7 +45,7 @@ from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate, round_up, weight_sizes
 from cbam_deploy.plugins.geometry import DeviceLimits
 from cbam_deploy.plugins.images import TENSORRT, KernelImages, ptx_version
-from cbam_deploy.plugins.int8_maps import Int8Maps
+from cbam_deploy.plugins.int8_maps import Int8Maps, reads_fp8
 from cbam_deploy.plugins.launch_program import (
     LaunchProgram,
     MapFormat,
@@ -208,6 +208,8 @@ def _planned(node: ir.Node, name: str, targets: Sequence[DeviceLimits], batch: i
     assert operator is not None
     names = in_lower_case(operator.inputs)
     values = dict(zip(names, (_known(value, node) for value in node.inputs), strict=True))
+    if reads_fp8(node, operator):
+        raise BadInput(f"{operator.name}: its maps are FP8, which its kernels do not know", "")
     integers = Int8Maps.around(node, operator)
     gate = _gate(operator, values, integers)
     of_targets, kernels = [], []

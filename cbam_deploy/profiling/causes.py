@@ -12,14 +12,14 @@ from cbam_deploy.profiling.result import NetworkProfile
 from cbam_deploy.report.units import Estimate, interval
 
 LEAST_SHARE = 0.05  # Of the network's time, for a cause to be named.
-_LOWER = ("int8", "fp16")
+_LOWER = ("int8", "fp8", "fp16", "bf16")
 _PLURALS: dict[Kind, str] = {
     "product": "convolutions and matrix products", "gate": "gates", "other": "other layers",
 }  # fmt: skip
 
 
 def findings(networks: Sequence[NetworkProfile]) -> tuple[str, ...]:
-    """A sentence for each INT8 or FP16 artefact that is not shown to be faster than the FP32 one.
+    """A sentence for each artefact of 8 or 16 bits that is not shown to be faster than FP32.
 
     Both are compared in the same runtime, round by round. "No faster" is: the whole 95% interval of
     their ratio is 1 or more; "not shown" is that 1 lies in it.

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
+from cbam_deploy.exporters.int8.int8_nodes import fp8_nodes, int8_nodes
 from cbam_deploy.gates.operators import operator_of
 from cbam_deploy.graphs.name_scopes import scopes_of
 
 # What a fused kernel is called after, before all else.
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
-_ASKED = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
+_ASKED = {
+    ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Origin:
         operator: its type.
         module: path of the PyTorch module that it comes from; empty where the file does not say.
         gate: whether it is a fused attention gate.
-        precision: what the file asks for: ``int8`` of what stands between DequantizeLinear and
-            QuantizeLinear, else the type of its output; empty where that is not known.
+        precision: what the file asks for: ``int8`` or ``fp8`` of what stands between
+            DequantizeLinear and QuantizeLinear, else the type of its output; empty where that is
+            not known.
         of_weights: whether it works on a weight alone, so that its result never changes.
     """
 
@@ -47,7 +50,8 @@ class Origins:
         if any(value.dtype is None for node in model.graph for value in node.outputs):
             model = model.clone()
             ShapeInferencePass()(model)
-        quantized = int8_nodes(model.graph)
+        quantized = dict.fromkeys(int8_nodes(model.graph), "int8")
+        quantized |= dict.fromkeys(fp8_nodes(model.graph), "fp8")
         self._nodes: dict[str, Origin] = {}
         self._makers: dict[str, str] = {}
         for node in model.graph:
@@ -57,7 +61,7 @@ class Origins:
                 operator=node.op_type,
                 module=_module(node),
                 gate=operator_of(node) is not None,
-                precision="int8" if node in quantized else _asked(node),
+                precision=quantized.get(node) or _asked(node),
                 of_weights=_weight_behind(node.inputs[0]) is not None if node.inputs else True,
             )
             self._makers.update((value.name, name) for value in node.outputs if value.name)

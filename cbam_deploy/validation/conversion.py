@@ -23,7 +23,7 @@ def convert(
     calibration: str | None = None,
     preprocessing: Asked | None = None,
     sizes: Sequence[str] = (),
-    method: Method = "percentile",
+    method: Method | None = None,
     images: int = conversion.CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     max_accuracy_drop: float | None = None,
@@ -36,11 +36,11 @@ def convert(
     Args:
         source: as there; so are `output`, `precision` and the six that follow it.
         output: file to write.
-        precision: ``fp16``, ``int8`` or ``int8+fp32``.
+        precision: ``fp16``, ``bf16``, ``int8``, ``int8+fp32`` or ``fp8``.
         calibration: SOURCE of typical pictures.
         preprocessing: how inputs are made from pictures.
         sizes: typical size of free axes, such as ``H=640``.
-        method: how INT8 ranges are found.
+        method: how INT8 and FP8 ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
         max_accuracy_drop: how far the metric on `data` may fall with INT8, such as 0.005 for half

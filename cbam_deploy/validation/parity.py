@@ -24,13 +24,14 @@ from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.feeds import check_batch
-from cbam_deploy.numerics.metrics import ErrorAccumulator
+from cbam_deploy.numerics.metrics import ErrorAccumulator, TensorError
 from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.numerics.tolerances import (
     LAYERS,
     OUTPUTS,
     Tolerance,
     check,
+    check_rounded_alike,
     fp32_bound,
     relaxed_to,
     tolerance_for,
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
     from cbam_deploy.comparison.layer_report import LayerReport
     from cbam_deploy.comparison.reference import Reference
     from cbam_deploy.data import ImageSource
+    from cbam_deploy.validation.rounded_reference import RoundedReference
 
 _log = logging.getLogger(__name__)
 # Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
 # have a single unit, whose value near zero in one sample would be all rounding error.
 _LAYER_SAMPLES = 4
+ROUNDED_ALIKE = ("bf16", "fp8")  # Precisions in which PyTorch is also rounded like the file.
 
 
 @said_of_the_file
@@ -77,17 +80,18 @@ def validate(
 ) -> ParityReport:
     """Compare `artefact` with its reference on the CPU: every output, at several batch sizes.
 
-    The reference is PyTorch in FP32, or an ONNX file in ONNX Runtime; figures are in float64.
+    The reference is PyTorch in FP32, or an ONNX file in ONNX Runtime; figures are in float64. BF16
+    and FP8 files are also held against PyTorch rounded the same way (`rounded_reference`).
 
-    ONNX Runtime on a CPU rounds FP16 values as a GPU does (`exporters.half.rounded_runner`).
+    ONNX Runtime on a CPU rounds values of 16 bits as a GPU does (`exporters.half.rounded_runner`).
 
     Args:
         artefact: an ``.onnx`` or ``.engine`` file.
         reference: MODEL string, module, or path of an ``.onnx`` file; None rebuilds the model of
             the artefact's provenance.
         weights: checkpoint for the reference instead of the recorded one.
-        data: SOURCE of pictures. None means noise; for INT8, whose ranges are those of pictures,
-            the recorded calibration source where that is built in, else ``photos``.
+        data: SOURCE of pictures. None means noise; for INT8 and FP8, whose ranges are those of
+            pictures, the recorded calibration source where that is built in, else ``photos``.
         preprocessing: how inputs are made from them (`preprocessing.choice.Asked`); None for what
             the artefact records, else ImageNet's.
         sizes: of free axes that pictures do not settle, such as ``H=640``.
@@ -137,7 +141,8 @@ def validate(
         relax = opened.precision == "fp32" and max_relative is None and not of_file
         with open_rounded(opened, runtime=runtime, device=device) as runner:
             inputs = _inputs(runner, opened, data, preprocessing, seed, limit)
-            pair = _Pair(path, runner, other, tolerance, relax)
+            rounded, remark = _rounded(opened, other, inputs)
+            pair = _Pair(path, runner, other, tolerance, relax, rounded)
             batches = pair.compare_all(batches_of, inputs)
         _check_top1_applies(path, min_top1, batches)
         return ParityReport(
@@ -153,7 +158,25 @@ def validate(
             else None,
             environment=environment(),
             reference_kind="ONNX Runtime" if of_file else "PyTorch",
+            remark=remark,
         )
+
+
+def _rounded(
+    artefact: Artefact, reference: Reference | FileReference, inputs: InputStream
+) -> tuple[RoundedReference | None, str]:
+    """PyTorch rounded like a BF16 or FP8 file, or why that cannot be."""
+    if artefact.precision not in ROUNDED_ALIKE or not isinstance(artefact, OnnxFile):
+        return None, ""
+    if isinstance(reference, FileReference):
+        return None, ""
+    from cbam_deploy.validation.rounded_reference import RoundedReference
+
+    feeds = next(inputs.batches(max(1, artefact.batch_range[0])))
+    try:
+        return RoundedReference(reference, artefact.model, feeds, inputs.specs), ""
+    except BadInput as error:
+        return None, f"not held against PyTorch rounded the same way: {error.message}"
 
 
 def is_file(reference: object) -> bool:
@@ -202,6 +225,7 @@ class _Pair:
         tolerance: of each output.
         relax: whether an output may be further off than `tolerance` says where PyTorch itself is
             far from FP64.
+        rounded: the PyTorch model rounded like the artefact.
     """
 
     path: Path
@@ -209,6 +233,7 @@ class _Pair:
     reference: Reference | FileReference
     tolerance: Tolerance
     relax: bool
+    rounded: RoundedReference | None
 
     def compare_all(self, sizes: Sequence[int], inputs: InputStream) -> tuple[BatchParity, ...]:
         """Compare at each batch size."""
@@ -222,6 +247,7 @@ class _Pair:
         """Feed both sides the batches of size `batch`."""
         begin = time.perf_counter()
         errors = [ErrorAccumulator(s.name, self.tolerance.channels) for s in self.runner.outputs]
+        sides = [[ErrorAccumulator(error.name) for error in errors] for _ in range(3)]
         samples = 0
         for feeds in inputs.batches(batch):
             actual = self.runner.infer(feeds)
@@ -229,8 +255,22 @@ class _Pair:
             self._check_shapes([actual[error.name] for error in errors], expected)
             for error, array in zip(errors, expected, strict=True):
                 error.add(array, actual[error.name])
+            if self.rounded is not None:
+                rounded = self.rounded.run(list(feeds.values()))
+                wide = self.rounded.run(list(feeds.values()), wide=True)
+                for alike, own, spread, *arrays in zip(
+                    *sides, expected, rounded, wide, strict=True
+                ):
+                    alike.add(arrays[1], actual[alike.name])
+                    own.add(arrays[0], arrays[1])
+                    spread.add(arrays[2], arrays[1])
             samples += batch
         outputs = [OutputParity(e, check(e, self.tolerance)) for e in (e.result() for e in errors)]
+        if self.rounded is not None:
+            outputs = [
+                _held_to_rounding(output, *(side.result() for side in of_output))
+                for output, *of_output in zip(outputs, *sides, strict=True)
+            ]
         if self.relax and any(output.failures for output in outputs):
             outputs = self._relaxed(outputs, inputs.batches(batch))
         return BatchParity(
@@ -273,6 +313,13 @@ class _Pair:
             )
 
 
+def _held_to_rounding(
+    output: OutputParity, alike: TensorError, own: TensorError, spread: TensorError
+) -> OutputParity:
+    failures = output.failures + check_rounded_alike(alike, own, spread)
+    return replace(output, failures=failures, alike=alike, own=own, spread=spread)
+
+
 def _inputs(
     runner: Runner,
     artefact: Artefact,
@@ -281,8 +328,8 @@ def _inputs(
     seed: int,
     limit: int,
 ) -> InputStream:
-    if data is None and artefact.precision == "int8":
-        source = _pictures_for_int8(artefact, preprocessing)
+    if data is None and artefact.precision in ("int8", "fp8"):
+        source = _pictures_for_8_bits(artefact, preprocessing)
     else:
         if data is not None and preprocessing is not None and are_tensors(data):
             raise BadInput(
@@ -292,8 +339,9 @@ def _inputs(
     return InputStream(runner.inputs, source, seed, limit, artefact.image_size, artefact.sizes)
 
 
-def _pictures_for_int8(artefact: Artefact, preprocessing: Asked | None) -> ImageSource | None:
-    """What the ranges of an INT8 file were found on, else photos; None where it takes neither."""
+def _pictures_for_8_bits(artefact: Artefact, preprocessing: Asked | None) -> ImageSource | None:
+    """What the ranges of such a file were found on, else photos; None where it takes neither."""
+    precision = artefact.precision.upper()
     calibration = artefact.provenance.calibration if artefact.provenance else {}
     recorded = str(calibration.get("source", ""))
     # A folder that a file names is opened only when the person names it too.
@@ -305,16 +353,18 @@ def _pictures_for_int8(artefact: Artefact, preprocessing: Asked | None) -> Image
             reason = error.message
             continue
         _log.warning(
-            "%s: noise is no test of INT8, whose ranges are those of pictures; compared on %s."
+            "%s: noise is no test of %s, whose ranges are those of pictures; compared on %s."
             " Say others with --data",
             artefact.path,
+            precision,
             source,
         )
         return found
     _log.warning(
-        "%s: noise is no test of INT8, whose ranges are those of pictures, and there are none (%s)."
+        "%s: noise is no test of %s, whose ranges are those of pictures, and there are none (%s)."
         " Give some with --data",
         artefact.path,
+        precision,
         reason,
     )
     return None

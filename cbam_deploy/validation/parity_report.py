@@ -34,11 +34,17 @@ class OutputParity:
         failures: the sentences.
         allowed: bound on the maximum relative error that followed from the reference's own error in
             FP32, where that is more than the report's tolerance.
+        alike: its error against PyTorch rounded the same way, where that was computed.
+        own: the error of PyTorch rounded that way against FP32.
+        spread: that of PyTorch rounded that way with sums in FP64, against the same in FP32.
     """
 
     error: TensorError
     failures: tuple[str, ...]
     allowed: float | None = None
+    alike: TensorError | None = None
+    own: TensorError | None = None
+    spread: TensorError | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,14 @@ class ParityReport(Result):
         artefact: path as given.
         runtime: name of the runner, such as ``onnxruntime-cpu``.
         reference: the PyTorch model, or the ONNX file.
-        precision: ``fp32``, ``fp16`` or ``int8``; decides `tolerance`.
+        precision: one of `provenance.PRECISIONS`; decides `tolerance`.
         inputs: what both sides were fed.
         tolerance: of each output.
         batches: one entry for each batch size.
         layers: comparison of values inside, if asked for.
         environment: the machine and the versions (`machine.environment`).
         reference_kind: ``PyTorch``, or ``ONNX Runtime`` for a file.
+        remark: why PyTorch was not rounded like the file, where it should be.
     """
 
     title: ClassVar[str] = "Parity"
@@ -88,6 +95,7 @@ class ParityReport(Result):
     layers: LayerReport | None
     environment: dict[str, Any]
     reference_kind: str = "PyTorch"
+    remark: str = ""
 
     @property
     def passed(self) -> bool:
@@ -141,6 +149,11 @@ class ParityReport(Result):
                         **fields_of(output.error),
                         "failures": list(output.failures),
                         "allowed_relative_error": output.allowed,
+                        "rounded_alike_snr_db": {
+                            name: error.snr_db
+                            for name, error in vars(output).items()
+                            if name in ("alike", "own", "spread") and error is not None
+                        },
                     }
                     for output in batch.outputs
                 ],
@@ -187,16 +200,24 @@ class ParityReport(Result):
                 ),
                 passed=self.passed,
                 key_figures=self._key_figures(),
-                tables=(self._table(), *(() if layers is None else (layers.table(),))),
-                failures=self.failures,
-                notes=tuple(
-                    f"batch {batch.batch}, {output.error.name}: {output.allowed:.1e} of the largest"
-                    " value is allowed, as PyTorch itself is that far from FP64"
-                    for batch, output in self._outputs()
-                    if output.allowed is not None
+                tables=(
+                    self._table(),
+                    *self._rounded_table(),
+                    *(() if layers is None else (layers.table(),)),
                 ),
+                failures=self.failures,
+                notes=self._notes(),
             ),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        relaxed = (
+            f"batch {batch.batch}, {output.error.name}: {output.allowed:.1e} of the largest"
+            " value is allowed, as PyTorch itself is that far from FP64"
+            for batch, output in self._outputs()
+            if output.allowed is not None
+        )
+        return (*([self.remark] if self.remark else ()), *relaxed)
 
     @property
     def _other(self) -> str:
@@ -247,6 +268,22 @@ class ParityReport(Result):
             emphasized=tuple(i for i, (_, output) in enumerate(rows) if output.failures),
             spare=("samples", "max abs", "top-1"),
         )
+
+    def _rounded_table(self) -> tuple[Table, ...]:
+        rows = tuple(
+            (
+                *(output.error.name, str(batch.batch)),
+                *(decibels(error.snr_db) for error in (output.own, output.spread, output.alike)),
+            )
+            for batch, output in self._outputs()
+            if output.own is not None and output.spread is not None and output.alike is not None
+        )
+        caption = (
+            f"PyTorch rounded to {self.precision.upper()} wherever the file is: its"
+            " signal-to-noise ratio in dB to FP32, to itself with sums in FP64, to the file."
+        )
+        columns = ("output", "batch", "to FP32", "sums in FP64", "to the file")
+        return (Table(columns, rows, caption=caption),) if rows else ()
 
     def _outputs(self) -> Iterator[tuple[BatchParity, OutputParity]]:
         return ((batch, output) for batch in self.batches for output in batch.outputs)

@@ -10,8 +10,10 @@ import os
 import signal
 import threading
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import tensorrt_rtx as trt
 from onnx import helper, numpy_helper
@@ -21,9 +23,11 @@ from cbam_deploy.engines import build, monitor
 from cbam_deploy.engines.backend import load_backend
 from cbam_deploy.engines.build import build_engine
 from cbam_deploy.engines.manifest import manifest_path, read_manifest
-from cbam_deploy.engines.options import BuildOptions
+from cbam_deploy.engines.options import BuildOptions, check_precision
 from cbam_deploy.engines.source import batch_profile, read_source
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.graphs.gate_bodies import gate_function
+from cbam_deploy.machine import Gpu
 
 
 @pytest.fixture
@@ -386,3 +390,85 @@ def test_timing_cache_is_read_when_it_exists_and_written_after(tmp_path):
     path.write_bytes(b"garbage")
     with pytest.raises(BadInput, match="not a timing cache"):
         build.load_timing_cache(FakeTimings(accepted=True), path, BuilderLog())
+
+
+BF16_AND_FP8 = """
+<ir_version: 10, opset_import: ["" : 22, "cbam_deploy" : 1]>
+low (float[batch,32,8,8] input) => (float[batch,32,8,8] output)
+{
+  narrow = Cast <to = 16> (input)
+  features = Conv <pads = [1, 1, 1, 1]> (narrow, weight)
+  gated = cbam_deploy.SeGate (features, w0, b0, w1, b1)
+  wide = Cast <to = 1> (gated)
+  q = QuantizeLinear (wide, scale, zero)
+  dq = DequantizeLinear (q, scale, zero)
+  kernel = DequantizeLinear <axis = 0> (weight8, scales, zeros)
+  output = Conv <pads = [1, 1, 1, 1]> (dq, kernel)
+}
+"""
+
+
+def low_precision(path, *, fp8):
+    """A BF16 convolution and gate, and behind them an FP8 convolution or none."""
+    model = onnx.parser.parse_model(BF16_AND_FP8)
+    random = np.random.default_rng(0)
+    shapes = {"w0": (2, 32), "b0": (2,), "w1": (32, 2), "b1": (32,)}
+    arrays = {
+        name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
+    }
+    kernel = random.standard_normal((32, 32, 3, 3), dtype=np.float32)
+    arrays["weight"] = kernel.astype(ml_dtypes.bfloat16)
+    if fp8:
+        arrays["weight8"] = kernel.astype(ml_dtypes.float8_e4m3fn)
+        arrays |= {"scale": np.array(0.1, np.float32), "scales": np.full(32, 0.1, np.float32)}
+        arrays |= {"zero": np.zeros((), ml_dtypes.float8_e4m3fn)}
+        arrays |= {"zeros": np.zeros(32, ml_dtypes.float8_e4m3fn)}
+    else:
+        del model.graph.node[4:]
+        model.graph.node[3].output[0] = "output"
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()
+    )
+    model.functions.append(ir.serde.serialize_function(gate_function("SeGate", 22)))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "oldest"),
+    [
+        ("bf16", "sm_80", "8.0"),
+        ("bf16", "sm_120", "8.0"),
+        ("fp8", "sm_89", "8.9"),
+        ("fp8", "sm_120", "8.9"),
+    ],
+)
+def test_bf16_and_fp8_are_built_for_gpus_that_have_them(
+    tmp_path, output, precision, target, oldest
+):
+    source = low_precision(tmp_path / "low.onnx", fp8=precision == "fp8")
+    result = build_engine(source, output, targets=(target,))
+    assert read_manifest(output).precision == result.precision == precision
+    assert build.portable(precision).endswith(f"{oldest} and later")
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "message"),
+    [
+        ("bf16", "sm_75", "in BF16, which needs compute capability 8.0 or later: sm_75"),
+        ("fp8", "sm_86", "in FP8, which needs compute capability 8.9 or later: sm_86"),
+    ],
+)
+def test_bf16_and_fp8_are_refused_by_name_elsewhere(tmp_path, output, precision, target, message):
+    source = low_precision(tmp_path / "low.onnx", fp8=precision == "fp8")
+    with pytest.raises(BadInput, match=message) as refused:
+        build_engine(source, output, targets=("sm_120", target))
+    assert f"--target {target}" in refused.value.hint
+    assert not list(output.parent.iterdir())
+
+
+def test_a_gpu_without_fp8_is_what_the_machine_lacks(monkeypatch):
+    monkeypatch.setattr("cbam_deploy.engines.options.gpus", lambda: (Gpu("A100", (8, 0), 1),))
+    with pytest.raises(MissingCapability, match="this machine's GPU is sm_80"):
+        check_precision("net.onnx", "fp8", (), "tensorrt")
+    check_precision("net.onnx", "bf16", (), "tensorrt")

@@ -1,7 +1,13 @@
-"""A quantized ONNX file as a PyTorch module: the same integers and scales, PyTorch's kernels."""
+"""A quantized or 16-bit ONNX file as a PyTorch module: its integers, scales and types, PyTorch's
+kernels.
+
+Every operator computes in float32, and its result is rounded by PyTorch to the type that the file
+gives it: `torch.bfloat16`, `torch.float16`, `torch.float8_e4m3fn`.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -18,8 +24,7 @@ class FakeQuantized(nn.Module):
         self.nodes = list(graph.node)
         self.output = graph.output[0].name
         self.constants = {
-            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
-            for tensor in graph.initializer
+            tensor.name: constant(numpy_helper.to_array(tensor)) for tensor in graph.initializer
         }
 
     def forward(self, pictures):
@@ -28,24 +33,46 @@ class FakeQuantized(nn.Module):
         for node in self.nodes:
             operands = [values[name] for name in node.input]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            values[node.output[0]] = OPERATORS[node.op_type](*operands, **attributes)
+            operator = OPERATORS[node.op_type]
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+                result = operator(*operands, **attributes)
+            else:
+                wide = [one.float() if one.is_floating_point() else one for one in operands]
+                result = operator(*wide, **attributes).to(operands[0].dtype)
+            values[node.output[0]] = result
         return values[self.output].float()
 
 
-def quantize(x, scale, _zero):
-    return torch.clamp(torch.round(x.float() / scale.float()), -128, 127)
+FLOATS = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
+TO = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}
+
+
+def constant(array):
+    """An initializer in its own type; NumPy's own have no BF16 and FP8."""
+    array = np.array(array)
+    if array.dtype.name not in FLOATS:
+        return torch.from_numpy(array)
+    bits = array.view(np.dtype(f"i{array.dtype.itemsize}"))
+    return torch.from_numpy(bits).view(FLOATS[array.dtype.name])
+
+
+def quantize(x, scale, zero):
+    steps = x.float() / scale.float()
+    if zero.dtype == torch.float8_e4m3fn:
+        return steps.clamp(-448, 448).to(zero.dtype)
+    return torch.clamp(torch.round(steps), -128, 127)
 
 
 def dequantize(integers, scale, _zero, axis=0):
+    dtype = scale.dtype
     if scale.ndim:
         shape = [1] * integers.ndim
         shape[axis] = -1
         scale = scale.reshape(shape)
-    return integers * scale.float()
+    return (integers.float() * scale.float()).to(dtype)
 
 
 def convolve(x, weight, bias=None, *, pads, strides, group=1, **_):
-    bias = None if bias is None else bias.float()
     return functional.conv2d(x, weight, bias, strides, pads[:2], groups=group)
 
 
@@ -63,9 +90,9 @@ OPERATORS = {
     "QuantizeLinear": quantize,
     "DequantizeLinear": dequantize,
     "Conv": convolve,
-    "Gemm": lambda x, weight, bias, **_: functional.linear(x, weight, bias.float()),
+    "Gemm": lambda x, weight, bias, **_: functional.linear(x, weight, bias),
     "ReduceMean": lambda x, axes, *, keepdims, **_: x.mean(axes.tolist(), keepdim=bool(keepdims)),
     "Relu": torch.relu,
-    "Cast": lambda x, **_: x,
+    "Cast": lambda x, *, to: x.to(TO[to]),
     "CbamGateAddRelu": gate_add_relu,
 }

@@ -268,7 +268,7 @@ def test_a_network_without_weights_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp8"}, "precision 'fp8' is unknown"),
+        ({"precision": "fp4"}, "precision 'fp4' is unknown"),
         ({"io_dtype": "int8"}, "I/O type 'int8' is unknown"),
         ({"precision": "int8"}, "int8 needs pictures to calibrate on"),
         ({"calibration": "nowhere"}, "nowhere: no such folder"),

@@ -6,13 +6,17 @@ import hashlib
 import json
 import shlex
 
+import ml_dtypes
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from gate_models import gate_model, random_weights
 from onnx import helper
 
+from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.lower import lower
+from cbam_deploy.graphs.gate_functions import set_functions
 from cbam_deploy.graphs.onnx_file import read_model, read_provenance, set_provenance
 from cbam_deploy.inspection import inspect
 from cbam_deploy.plugins.compile import CompiledKernels
@@ -223,3 +227,44 @@ def test_a_program_that_was_edited_is_bad_input_and_no_crash(network, tmp_path, 
     refused = cli("inspect", output)
     assert refused.code == 2
     assert "layer0.gate" in refused.error
+
+
+QUANTIZED = """
+<ir_version: 10, opset_import: ["" : 19, "cbam_deploy" : 1]>
+net (float[N, 32, 8, 8] x) => (float[N, 32, 8, 8] y)
+{
+  q = QuantizeLinear (x, s, z)
+  dq = DequantizeLinear (q, s, z)
+  first = cbam_deploy.SeGate (dq, w0, b0, w1, b1)
+  y = cbam_deploy.SeGate (first, w0, b0, w1, b1)
+}
+"""
+
+
+def test_a_gate_of_fp8_maps_stays_native_and_says_so(tmp_path):
+    proto = onnx.parser.parse_model(QUANTIZED)
+    weights = random_weights("SeGate", 32)
+    arrays = {name.lower(): array for name, array in weights.items()}
+    arrays |= {"s": np.float32(0.1), "z": np.zeros((), ml_dtypes.float8_e4m3fn)}
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    set_functions(model)
+    source = tmp_path / "fp8.onnx"
+    onnx.save(ir.to_proto(model), source)
+    first, second = lower(source, tmp_path / "out.onnx", targets=["sm_89"]).gates
+    assert (first.way, second.way) == ("native", "plugin")
+    assert "its maps are FP8" in first.reason
+    with pytest.raises(BadInput, match="in FP8, which needs compute capability"):
+        lower(source, tmp_path / "orin.onnx", targets=["sm_89", "sm_87"])
+    assert not (tmp_path / "orin.onnx").exists()
+
+
+def test_gates_of_bf16_maps_are_lowered_in_bf16(tmp_path):
+    proto = gate_model(OP, random_weights(OP, CHANNELS))
+    for value in (*proto.graph.input, *proto.graph.output):
+        shape = [2, CHANNELS, SIZE, SIZE]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.BFLOAT16, shape))
+    onnx.save(proto, tmp_path / "bf16.onnx")
+    (gate,) = lower(tmp_path / "bf16.onnx", tmp_path / "out.onnx", targets=["sm_87"]).gates
+    assert gate.formats == ("bfloat16 HWC8", "bfloat16 LINEAR")

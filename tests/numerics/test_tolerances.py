@@ -97,5 +97,5 @@ def test_impossible_bounds_are_refused(own):
 
 
 def test_precision_without_tolerance_is_refused():
-    with pytest.raises(BadInput, match="bf16"):
-        tolerance_for("bf16", OUTPUTS, Tolerance())
+    with pytest.raises(BadInput, match="fp4"):
+        tolerance_for("fp4", OUTPUTS, Tolerance())

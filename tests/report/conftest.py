@@ -186,6 +186,7 @@ ENGINE = BuildResult(
     targets=("sm_89",),
     profile={"input": ShapeRange((1, 3, 32, 32), (8, 3, 32, 32), (64, 3, 32, 32))},
     gates={"gate1": "native", "gate2": "native"},
+    precision="fp32",
     manifest_path=Path("digits.engine.json"),
 )
 

@@ -1,8 +1,8 @@
-"""ONNX to ONNX: an FP32 graph, or the float side of an INT8 one, becomes FP16.
+"""ONNX to ONNX: an FP32 graph, or the float side of a quantized one, becomes FP16 or BF16.
 
 Every value gets one type, and a Cast stands only where a node needs another: after FP32 network
 inputs, before FP32 network outputs, and around the nodes that stay in FP32 (`half_rules` says which
-and why)::
+and why; it is the same in BF16)::
 
     input ──Cast──▶ Conv ─▶ CbamGate ──Cast──▶ ReduceMean ──Cast──▶ Gemm ──Cast──▶ logits
      FP32           FP16    FP16               FP32                 FP16           FP32
@@ -15,6 +15,7 @@ operation. Values keep their names.
 Operations that run in INT8 (`int8_nodes`) stay as they are, with FP32 scales and biases: no float
 of theirs leaves the kernel, so FP16 would make nothing smaller. It would break ONNX Runtime's INT8
 convolutions: it quantizes their biases by the product of two scales, which underflows in FP16.
+FP8 has no such kernels: what stands between its DQ and Q becomes FP16 like the rest.
 
 onnxruntime.transformers.float16 does this too, and is not used: it clamps weights beyond FP16's
 range without a word, knows neither calibration ranges nor scales, puts Casts around all inputs of
@@ -33,6 +34,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.formats import FP16, HalfFormat
 from cbam_deploy.exporters.half.rules import (
     REDUCTIONS,
     TYPE_FOLLOWING,
@@ -49,6 +51,7 @@ from cbam_deploy.exporters.half.rules import (
     scale_fault,
 )
 from cbam_deploy.exporters.int8.int8_nodes import int8_nodes
+from cbam_deploy.exporters.int8.quantized_types import FP8
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.graphs.gate_bodies import gate_function
 from cbam_deploy.graphs.gate_body_opsets import CAST_LIKE_SINCE, needs_dtype
@@ -58,8 +61,7 @@ from cbam_deploy.graphs.opset import raise_opset
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 
-FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
-SUFFIX = {FP16: "_fp16", FP32: "_fp32"}
+FP32 = ir.DataType.FLOAT
 # From here on QuantizeLinear and DequantizeLinear take FP16.
 QUANTIZED_HALF_OPSET = 19
 
@@ -69,10 +71,10 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class HalfReport(Result):
-    """What became FP16, and what did not.
+    """What became FP16 or BF16, and what did not.
 
     Attributes:
-        half_nodes: number of nodes that take or give FP16, by operator.
+        half_nodes: number of nodes that take or give that format, by operator.
         gates: how many of them are gates; their weights stay FP32.
         reductions: names of the nodes computed in FP32 because they add up many values.
         kept: nodes computed in FP32 because of a range, a weight, a scale, or as asked.
@@ -80,6 +82,7 @@ class HalfReport(Result):
         casts: number of Casts put in.
         io_dtype: of network inputs and outputs.
         range_checked: whether ranges of activations were known.
+        format: ``FP16`` or ``BF16``.
     """
 
     half_nodes: dict[str, int]
@@ -90,6 +93,7 @@ class HalfReport(Result):
     casts: int
     io_dtype: IoDtype
     range_checked: bool
+    format: str = "FP16"
 
     def sections(self) -> tuple[Section, ...]:
         """Counts, then a table of the nodes kept in FP32."""
@@ -104,7 +108,7 @@ class HalfReport(Result):
             rows=tuple((node.node, node.op, _range(node), node.reason) for node in self.kept),
             text_columns=4,
         )
-        return (Section("FP16", tables=(Table.facts(facts), *((kept,) if self.kept else ()))),)
+        return (Section(self.format, tables=(Table.facts(facts), *((kept,) if self.kept else ()))),)
 
 
 def _range(node: KeptNode) -> str:
@@ -117,15 +121,17 @@ def to_half(
     keep_fp32: Collection[str] = (),
     io_dtype: IoDtype = "fp32",
     ranges: Ranges | None = None,
+    half: HalfFormat = FP16,
 ) -> HalfReport:
-    """Convert a model to FP16 in place.
+    """Convert a model to FP16 or BF16 in place.
 
     Args:
         model: FP32, or with QuantizeLinear and DequantizeLinear nodes.
         keep_fp32: names of nodes, or of their outputs, to compute in FP32.
-        io_dtype: type of float network inputs and outputs.
+        io_dtype: type of float network inputs and outputs; ``fp16`` only where `half` is that.
         ranges: smallest and largest value of activations by name, from calibration data. Without
             them only weights and scales are checked.
+        half: the format; for BF16 the model must be of its opset at least.
 
     Raises:
         BadInput: a name in `keep_fp32` is unknown, the type of a value is, INT8 nodes need a newer
@@ -139,9 +145,8 @@ def to_half(
     _check_names(model.graph, keep_fp32)
     if io_dtype == "fp16":
         _check_io_ranges(model.graph, ranges)
-    conversion = _Conversion(
-        model, frozenset(keep_fp32), FP16 if io_dtype == "fp16" else FP32, ranges
-    )
+    io = half.dtype if io_dtype == "fp16" else FP32
+    conversion = _Conversion(model, frozenset(keep_fp32), io, ranges, half)
     conversion.run()
     return HalfReport(
         half_nodes=dict(sorted(conversion.half_nodes.items())),
@@ -152,6 +157,7 @@ def to_half(
         casts=conversion.casts,
         io_dtype=io_dtype,
         range_checked=bool(ranges),
+        format=half.name,
     )
 
 
@@ -212,7 +218,12 @@ class _Conversion:
     """
 
     def __init__(
-        self, model: ir.Model, asked: frozenset[str], io: ir.DataType, ranges: Ranges
+        self,
+        model: ir.Model,
+        asked: frozenset[str],
+        io: ir.DataType,
+        ranges: Ranges,
+        half: HalfFormat,
     ) -> None:
         self.half_nodes: Counter[str] = Counter()
         self.reductions: list[str] = []
@@ -222,6 +233,7 @@ class _Conversion:
         self._opset = model.opset_imports.get("", 1)
         self.int8_nodes = int8_nodes(self._graph)
         self._asked, self._io, self._ranges = asked, io, ranges
+        self._format, self._half = half, half.dtype
         self._beyond_half = _bad_scales(model.graph)
         self._originals: dict[ir.Value, ir.TensorProtocol] = {}
         self._scales: dict[ir.Node, ir.Value] = {}
@@ -243,15 +255,17 @@ class _Conversion:
                 self._give_output(index, value)
 
     def _convert(self, node: ir.Node) -> None:
-        may_be = halves(node, self._opset)
+        may_be = halves(node, self._opset, self._format)
         typed = node.graph is self._graph and node not in self.int8_nodes
         half = typed and any(map(any, may_be)) and self._may_be_half(node, may_be)
         for index, (value, may) in enumerate(zip(node.inputs, may_be.inputs, strict=True)):
             if value is not None and is_float(value):
-                node.replace_input_with(index, self._as(value, FP16 if half and may else FP32))
+                node.replace_input_with(
+                    index, self._as(value, self._half if half and may else FP32)
+                )
         for value, may in zip(node.outputs, may_be.outputs, strict=True):
             if may:
-                dtype = FP16 if half else FP32
+                dtype = self._half if half else FP32
                 value.type = ir.TensorType(dtype)
                 if is_standard(node, "Cast"):
                     node.attributes["to"] = ir.AttrInt64("to", int(dtype))
@@ -268,8 +282,8 @@ class _Conversion:
             self.reductions.append(node_name(node))
             return False
         if is_standard(node, *TYPE_FOLLOWING) and source is not None and not self._flexible(source):
-            return source.dtype == FP16 and source not in self._beyond_half
-        found = fault(node, may_be, self._ranges, self._beyond_half)
+            return source.dtype == self._half and source not in self._beyond_half
+        found = fault(node, may_be, self._ranges, self._beyond_half, self._format)
         if found is not None:
             self.kept.append(found)
         return found is None
@@ -286,7 +300,7 @@ class _Conversion:
         return self._typed[value, dtype]
 
     def _made(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        other = FP32 if dtype == FP16 else FP16
+        other = FP32 if dtype == self._half else self._half
         is_first = (value, other) not in self._typed
         if is_weight(value):
             return self._typed_weight(value, dtype, is_first)
@@ -320,7 +334,7 @@ class _Conversion:
             return value
         inputs = (node.inputs[0], scale, *node.inputs[2:])
         output = self._like(value, dtype)
-        name = self._names.node(f"{node_name(node)}{SUFFIX[dtype]}")
+        name = self._names.node(f"{node_name(node)}{self._suffix(dtype)}")
         second = ir.node(node.op_type, inputs, node.attributes, outputs=[output], name=name)
         self._graph.insert_after(node, second)
         return output
@@ -342,7 +356,7 @@ class _Conversion:
         """Make a network output of the type promised, under its own name."""
         output = self._as(value, self._io)
         if output is not value:
-            name, value.name = value.name, self._fresh(value, value.dtype or FP16)
+            name, value.name = value.name, self._fresh(value, value.dtype or self._half)
             output.name = name
             self._graph.outputs[index] = output
 
@@ -353,7 +367,10 @@ class _Conversion:
         )
 
     def _fresh(self, value: ir.Value, dtype: ir.DataType) -> str:
-        return self._names.value(f"{value.name}{SUFFIX[dtype]}")
+        return self._names.value(f"{value.name}{self._suffix(dtype)}")
+
+    def _suffix(self, dtype: ir.DataType) -> str:
+        return "_fp32" if dtype == FP32 else self._format.suffix
 
 
 def _chooses_type(node: ir.Node) -> bool:
@@ -383,5 +400,7 @@ def _largest(value: ir.Value) -> int:
     """Largest magnitude a quantized value has, or may have where it is computed."""
     if value.const_value is not None and value.const_value.size:
         return int(np.abs(value.const_value.numpy().astype(np.int64)).max())
+    if value.dtype == FP8.dtype:
+        return FP8.largest
     bits = value.dtype.bitwidth if value.dtype is not None else 8
     return 1 << bits - 1

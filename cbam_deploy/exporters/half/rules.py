@@ -1,15 +1,15 @@
-"""Which type every node of a graph computes in, once the graph is FP16.
+"""Which type every node of a graph computes in, once the graph is FP16 or BF16.
 
-FP16 is the rule. FP32 stay:
+That format (`formats`) is the rule. FP32 stay:
 
-- reductions, whose sum outgrows FP16's 11 bits: averages, sums, norms, softmax, normalizations;
-  maxima only compare and may be FP16;
-- nodes that read or write a tensor beyond half of FP16's range, when ranges are known;
-- nodes with a weight FP16 cannot hold: above its range, or so small that rounding to FP16 takes
-  more than twice what it may from a normal number (the whole weight is compared, in the 2-norm:
-  of a trained weight a few elements are always tiny, and flush to zero without harm);
-- nodes that read or write INT8 values whose scale FP16 cannot hold;
-- operators for which ONNX defines no FP16, and all of a subgraph (If, Loop, Scan).
+- reductions, whose sum outgrows its 11 or 8 bits: averages, sums, norms, softmax, normalizations;
+  maxima only compare and may be in it;
+- nodes that read or write a tensor beyond half of its range, when ranges are known;
+- nodes with a weight it cannot hold: above its range, or so small that rounding takes more than
+  twice what it may from a normal number (the whole weight is compared, in the 2-norm: of a trained
+  weight a few elements are always tiny, and flush to zero without harm);
+- nodes that read or write quantized values whose scale it cannot hold;
+- operators for which ONNX defines no such type, and all of a subgraph (If, Loop, Scan).
 
 Where a type may be chosen follows from ONNX's own schemas: an input may be FP16 if its type
 constraint allows it, and an output is what ONNX's type inference makes of the inputs.
@@ -28,12 +28,10 @@ from numpy.typing import NDArray
 from onnx.defs import OpSchema
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.formats import DTYPES, FP16, HalfFormat
 from cbam_deploy.gates.operators import operator_of
 
-FP16_MAX = 65504.0
-RANGE_LIMIT = FP16_MAX / 2
-# A normal number loses at most 2^-11 of itself.
-WEIGHT_ERROR_LIMIT = 2.0**-10
+FP16_MAX = FP16.largest
 # Half a step of a value at the end of INT8's scale, relative to it: 0.5 / 127.
 SCALE_ERROR_LIMIT = 0.5 / 127
 
@@ -91,8 +89,8 @@ def is_standard(node: ir.Node | None, *op_types: str) -> bool:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is an FP32 or FP16 tensor."""
-    kinds = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    """Whether a value is a tensor of FP32 or a format of 16 bits."""
+    kinds = (ir.DataType.FLOAT, *DTYPES)
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype in kinds
 
 
@@ -106,26 +104,27 @@ def check_single_precision(model: ir.Model, name: str) -> None:
     if any(is_standard(node, *_QUANTIZED) for node in model.graph):
         raise BadInput(f"{name}: is quantized already", FROM_FP32)
     kinds = {value.dtype for value in model.graph.initializers.values()}
-    if kinds & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+    if kinds & set(DTYPES):
         raise BadInput(f"{name}: has 16-bit weights already", FROM_FP32)
 
 
 class Halves(NamedTuple):
-    """For each input of a node, whether FP16 may stand there; for each output, whether it follows.
+    """For each input of a node, whether 16 bits may stand there; for each output, if it follows.
 
-    An output that follows is FP16 when those inputs are, and FP32 when they are.
+    An output that follows has 16 bits when those inputs have, and is FP32 when they are.
     """
 
     inputs: list[bool]
     outputs: list[bool]
 
 
-def halves(node: ir.Node, opset: int) -> Halves:
-    """Where a node may take and give FP16.
+def halves(node: ir.Node, opset: int, half: HalfFormat = FP16) -> Halves:
+    """Where a node may take and give `half`.
 
     Args:
         node: with the types of what it reads and writes.
         opset: version of ONNX's own operators.
+        half: FP16 or BF16.
     """
     if gate := operator_of(node):
         return Halves([index < len(gate.maps) for index in range(len(node.inputs))], [True])
@@ -136,25 +135,27 @@ def halves(node: ir.Node, opset: int) -> Halves:
     schema = _schema(node, opset)
     if schema is None:
         return neither
-    may = _may_be_half(schema)
+    may = _may_be_half(schema, half)
     inputs = [
         is_float(value) and _constraint(schema.inputs, index) in may
         for index, value in enumerate(node.inputs)
     ]
-    kinds = _output_types(node, schema, inputs) if any(inputs) else None
+    kinds = _output_types(node, schema, inputs, half) if any(inputs) else None
     if kinds is None:
         return neither
     return Halves(
         inputs,
         [
-            is_float(value) and kind == ir.DataType.FLOAT16
+            is_float(value) and kind == half.dtype
             for value, kind in zip(node.outputs, kinds, strict=True)
         ],
     )
 
 
-def _output_types(node: ir.Node, schema: OpSchema, inputs: Sequence[bool]) -> list[int] | None:
-    """What ONNX infers when `inputs` are FP16; None where that is not allowed.
+def _output_types(
+    node: ir.Node, schema: OpSchema, inputs: Sequence[bool], half: HalfFormat
+) -> list[int] | None:
+    """What ONNX infers when `inputs` are `half`; None where that is not allowed.
 
     The type constraints alone do not say it: an output may have one of its own, and yet take the
     type of an input when no attribute gives another.
@@ -165,7 +166,7 @@ def _output_types(node: ir.Node, schema: OpSchema, inputs: Sequence[bool]) -> li
     proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
     types = {}
     for index, (value, may) in enumerate(zip(node.inputs, inputs, strict=True)):
-        kind = ir.DataType.FLOAT16 if may else value.dtype if value is not None else None
+        kind = half.dtype if may else value.dtype if value is not None else None
         types[f"i{index}"] = onnx.TypeProto()
         if kind is not None:
             types[f"i{index}"].tensor_type.elem_type = int(kind)
@@ -191,11 +192,12 @@ def _schema(node: ir.Node, opset: int) -> OpSchema | None:
         return None
 
 
-def _may_be_half(schema: OpSchema) -> set[str]:
+def _may_be_half(schema: OpSchema, half: HalfFormat) -> set[str]:
+    tensor = f"tensor({half.dtype.name.lower()})"
     return {
         constraint.type_param_str
         for constraint in schema.type_constraints
-        if "tensor(float16)" in constraint.allowed_type_strs
+        if tensor in constraint.allowed_type_strs
     }
 
 
@@ -209,14 +211,16 @@ def fault(
     may_be: Halves,
     ranges: Mapping[str, tuple[float, float]],
     beyond_half: Mapping[ir.Value, str],
+    half: HalfFormat = FP16,
 ) -> KeptNode | None:
-    """Why a node cannot be FP16, if it cannot.
+    """Why a node cannot be `half`, if it cannot.
 
     Args:
-        node: one that may be FP16.
+        node: one that may be `half`.
         may_be: where.
         ranges: smallest and largest value by name of a tensor.
-        beyond_half: values that cannot be FP16 for another reason, with a sentence each.
+        beyond_half: values that cannot be `half` for another reason, with a sentence each.
+        half: FP16 or BF16.
     """
     for verb, values, mays in (
         ("writes", node.outputs, may_be.outputs),
@@ -225,7 +229,7 @@ def fault(
         for value, may in zip(values, mays, strict=True):
             if not may or value is None:
                 continue
-            reached, reason = _value_fault(value, ranges, beyond_half)
+            reached, reason = _value_fault(value, ranges, beyond_half, half)
             if reason:
                 name = value.name or ""
                 reason = f"{verb} {name}, {reason}"
@@ -237,40 +241,43 @@ def _value_fault(
     value: ir.Value,
     ranges: Mapping[str, tuple[float, float]],
     beyond_half: Mapping[ir.Value, str],
+    half: HalfFormat,
 ) -> tuple[tuple[float, float] | None, str]:
-    """Range of a value, where known, and why it cannot be FP16, if it cannot."""
+    """Range of a value, where known, and why it cannot be `half`, if it cannot."""
     if value in beyond_half:
         return None, beyond_half[value]
     if is_weight(value) and value.const_value is not None:
         weight = value.const_value.numpy()
         reached = (float(weight.min()), float(weight.max())) if weight.size else (0.0, 0.0)
-        return reached, weight_fault(weight)
+        return reached, weight_fault(weight, half)
     known = ranges.get(value.name or "")
-    if known is None or fits_half(known):
+    if known is None or fits_half(known, half):
         return known, ""
-    return known, "which passes half of FP16's range"
+    return known, f"which passes half of {half.name}'s range"
 
 
-def fits_half(reached: tuple[float, float]) -> bool:
-    """Whether a range stays within half of FP16's; a NaN does not."""
-    return all(abs(end) <= RANGE_LIMIT for end in reached)
+def fits_half(reached: tuple[float, float], half: HalfFormat = FP16) -> bool:
+    """Whether a range stays within half of that of `half`; a NaN does not."""
+    return all(abs(end) <= half.largest / 2 for end in reached)
 
 
-def weight_fault(weight: NDArray[np.floating]) -> str:
-    """What FP16 would do to a weight, if it is too much; the module's docstring says how much."""
+def weight_fault(weight: NDArray[np.floating], half: HalfFormat = FP16) -> str:
+    """What `half` would do to a weight, if it is too much; the module's docstring says how much."""
     finite = weight[np.isfinite(weight)].astype(np.float64)
     if not finite.size:
         return ""
-    if np.abs(finite).max() > FP16_MAX:
-        return "which passes FP16's range"
-    error = _rounding_error(finite)
-    return f"which loses {error:.2%} to underflow in FP16" if error > WEIGHT_ERROR_LIMIT else ""
+    if np.abs(finite).max() > half.largest:
+        return f"which passes {half.name}'s range"
+    error = _rounding_error(finite, half)
+    too_much = error > 2 * half.roundoff
+    return f"which loses {error:.2%} to underflow in {half.name}" if too_much else ""
 
 
-def _rounding_error(values: NDArray[np.float64]) -> float:
-    """Error of the FP16 copy relative to the values, in the 2-norm."""
+def _rounding_error(values: NDArray[np.float64], half: HalfFormat) -> float:
+    """Error of the copy in `half` relative to the values, in the 2-norm."""
     norm = float(np.linalg.norm(values))
-    error = float(np.linalg.norm(values.astype(np.float16).astype(np.float64) - values))
+    rounded = values.astype(half.dtype.numpy()).astype(np.float64)
+    error = float(np.linalg.norm(rounded - values))
     return error / norm if norm else 0.0
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from cbam_deploy.exporters.half.rules import PRODUCTS, is_standard
 from cbam_deploy.exporters.int8.placement import is_feature_map
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish")
 
 

@@ -32,25 +32,37 @@ A bottleneck block with a gate, before and after (Conv reads its weight through 
 The block without a gate ends in ``Add(Conv, DQ) ─ Relu ─ Q``: the last Conv, Add and Relu become
 one kernel.
 
-Source: "Working with Quantized Types" in the TensorRT documentation, on explicit quantization and
-the placement of Q/DQ layers.
+In FP8 the rules are the same, and fewer operations have kernels. Left in float are:
+
+8. Convolutions and fully connected layers with fewer than `FP8_CHANNELS` channels on either side
+   (of one group), convolutions whose channels on both sides are not equally far from a multiple of
+   that, or whose kernel has more than `FP8_PLACES` places.
+9. Additions but those of rule 3 to a convolution that is in FP8; and pooling, which has none.
+
+Sources: "Working with Quantized Types" in the TensorRT documentation, on explicit quantization and
+the placement of Q/DQ layers; for FP8, what NVIDIA's Model Optimizer quantizes in ONNX files, and
+what it leaves out as without kernels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8, QuantizedType
 from cbam_deploy.gates.operators import operator_of
 
+FP8_CHANNELS = 16
+FP8_PLACES = 32
 POOLINGS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"})
 
 
 @dataclass(frozen=True)
 class QuantizedNode:
-    """One operation that reads, and perhaps writes, INT8.
+    """One operation that reads, and perhaps writes, 8 bits.
 
     Attributes:
         node: its name.
@@ -71,18 +83,43 @@ class QuantizedNode:
     same_scale: bool = False
 
 
-def quantized_nodes(model: ir.Model, keep_float: Collection[str] = ()) -> tuple[QuantizedNode, ...]:
-    """The operations of the graph to run in INT8, by the rules of the module's docstring.
+def quantized_nodes(
+    model: ir.Model, keep_float: Collection[str] = (), kind: QuantizedType = INT8
+) -> tuple[QuantizedNode, ...]:
+    """The operations of the graph to run in 8 bits, by the rules of the module's docstring.
 
     Args:
         model: a float network whose nodes have names.
         keep_float: names of nodes to leave out.
+        kind: INT8 or FP8.
     """
     attention = _attention_nodes(model)
-    found = (
-        _quantized(node) for node in model.graph if node not in attention and _is_float32(node)
-    )
-    return tuple(chosen for chosen in found if chosen and chosen.node not in keep_float)
+    found = []
+    for node in model.graph:
+        if node in attention or not _is_float32(node) or (kind is FP8 and not _has_fp8(node)):
+            continue
+        chosen = _quantized(node)
+        if chosen and chosen.node not in keep_float:
+            found.append(chosen)
+    return tuple(found)
+
+
+def _has_fp8(node: ir.Node) -> bool:
+    """Whether there are FP8 kernels for a node, by rules 8 and 9."""
+    if operator_of(node):
+        return True
+    if node.op_type == "Add":
+        fused = next(filter(_only_result_of_convolution, node.inputs), None)
+        producer = fused.producer() if fused is not None else None
+        return producer is not None and _has_fp8(producer)
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or weight is None or weight.shape is None:
+        return False
+    first, second, *places = weight.shape.numpy()
+    fits = min(first, second) >= FP8_CHANNELS
+    if node.op_type != "Conv":
+        return fits
+    return fits and (first - second) % FP8_CHANNELS == 0 and math.prod(places) <= FP8_PLACES
 
 
 def calibrated_tensors(chosen: Iterable[QuantizedNode]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Put QuantizeLinear (Q) and DequantizeLinear (DQ) into a graph, where `placement` says.
 
 A value x becomes clip(round(x / scale), -128, 127), halves to even, and comes back as that integer
-times scale; zero points are 0. New values and nodes are named after the tensor, by names that
-nothing else in the graph bears.
+times scale; in FP8 it is rounded to the nearest of E4M3's values instead. Zero points are 0. New
+values and nodes are named after the tensor, by names that nothing else in the graph bears.
 
 ``onnxruntime.quantization`` does this too, and is not used: it takes a tensor that happens to be
 called ``x_scale`` for the scale of ``x``, and goes through the whole graph for every tensor.
@@ -18,20 +18,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.exporters.int8.placement import QuantizedNode
+from cbam_deploy.exporters.int8.quantized_types import INT8, QuantizedType
 from cbam_deploy.graphs.names import Names
 
 # FP16 must hold every scale to within half an INT8 step of the largest value, because what is not
 # quantized becomes FP16 next. This concerns weights of channels, and activations, below 0.002.
 SMALLEST_SCALE = 2.0**-17
-# Largest magnitude of INT8, the same on both sides of zero.
-LARGEST = 127
 
 
-def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The step between two INT8 values of each channel: max|w| / 127, float32 [channels]."""
+def weight_scales(
+    weight: NDArray[np.float32], axis: int, kind: QuantizedType = INT8
+) -> NDArray[np.float32]:
+    """The scale of each channel: max|w| over the type's largest value, float32 [channels]."""
     others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
     largest = np.abs(weight).max(axis=others, initial=0)
-    return np.asarray(np.maximum(largest / LARGEST, SMALLEST_SCALE), np.float32)
+    return np.asarray(np.maximum(largest / kind.largest, SMALLEST_SCALE), np.float32)
 
 
 def insert_pairs(
@@ -39,17 +40,19 @@ def insert_pairs(
     chosen: Sequence[QuantizedNode],
     scales: Mapping[str, float],
     kept: Collection[str],
+    kind: QuantizedType = INT8,
 ) -> None:
-    """Let the operations of `chosen` read and write INT8, in place.
+    """Let the operations of `chosen` read and write 8 bits, in place.
 
     Args:
         graph: a float32 network whose nodes have names.
         chosen: in the order of the graph.
         scales: of the activations that they read and write, by tensor.
         kept: names of nodes that read activations from before Q and DQ; what an operation writes
-            as INT8 has no other form.
+            as 8 bits has no other form.
+        kind: INT8 or FP8.
     """
-    pairs = _Pairs(graph)
+    pairs = _Pairs(graph, kind)
     nodes = {node.name: node for node in graph}
     written = {operation.writes for operation in chosen}
     like = {operation.writes: operation.reads[0] for operation in chosen if operation.same_scale}
@@ -67,8 +70,8 @@ def insert_pairs(
 class _Pairs:
     """The new nodes of one graph."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: ir.Graph, kind: QuantizedType) -> None:
+        self._graph, self._kind = graph, kind
         self._names = Names(graph)
         self._steps: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[str, int], ir.Value] = {}
@@ -79,7 +82,7 @@ class _Pairs:
         if tensor not in self._steps:
             self._steps[tensor] = (
                 self._constant(f"{tensor}_scale", np.float32(scale)),
-                self._constant(f"{tensor}_zero_point", np.int8(0)),
+                self._constant(f"{tensor}_zero_point", self._kind.rounded(np.zeros(()))),
             )
         return self._steps[tensor]
 
@@ -90,7 +93,7 @@ class _Pairs:
         tensor = value.name or ""
         value.type = ir.TensorType(ir.DataType.FLOAT)
         readers = [use for use in value.uses() if use.node.name not in kept]
-        quantize = self._node("QuantizeLinear", tensor, (value, *step), ir.DataType.INT8)
+        quantize = self._node("QuantizeLinear", tensor, (value, *step), self._kind.dtype)
         integers = quantize.outputs[0]
         dequantize = self._node("DequantizeLinear", tensor, (integers, *step), ir.DataType.FLOAT)
         restored = dequantize.outputs[0]
@@ -112,7 +115,7 @@ class _Pairs:
             self._graph.outputs[index] = self._outputs.get(value, value)
 
     def of_weight(self, node: ir.Node, weight: str, axis: int) -> None:
-        """Let `node` read its weight from integers, with a scale of each channel."""
+        """Let `node` read its weight from 8 bits, with a scale of each channel."""
         value = node.inputs[1]
         assert value is not None
         if (weight, axis) not in self._weights:
@@ -122,17 +125,17 @@ class _Pairs:
             del self._graph.initializers[weight]
 
     def _integers(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
-        """`value` as INT8 and a DQ before `node`; what the DQ gives."""
+        """`value` in 8 bits and a DQ before `node`; what the DQ gives."""
         assert value.const_value is not None
         weight, tensor = value.const_value.numpy(), value.name or ""
-        scales = weight_scales(weight, axis)
+        scales = weight_scales(weight, axis, self._kind)
         shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
-        rounded = np.clip(np.rint(weight / scales.reshape(shape)), -LARGEST, LARGEST)
-        stored = self._constant(f"{tensor}_quantized", rounded.astype(np.int8))
+        rounded = self._kind.rounded(weight / scales.reshape(shape))
+        stored = self._constant(f"{tensor}_quantized", rounded)
         inputs = (
             stored,
             self._constant(f"{tensor}_scale", scales),
-            self._constant(f"{tensor}_zero_point", np.zeros(len(scales), np.int8)),
+            self._constant(f"{tensor}_zero_point", self._kind.rounded(np.zeros(len(scales)))),
         )
         dequantize = self._node("DequantizeLinear", tensor, inputs, ir.DataType.FLOAT, axis=axis)
         dequantize.outputs[0].shape = value.shape

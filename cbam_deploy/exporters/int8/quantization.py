@@ -1,7 +1,8 @@
-"""INT8 by post-training quantization: symmetric Q/DQ in the ONNX file, placed for TensorRT.
+"""INT8 or FP8 by post-training quantization: symmetric Q/DQ in the ONNX file, for TensorRT.
 
 A weight's scale is max|w| / 127 for each output channel, an activation's is t / 127 with t by
-calibration (`calibration`). `placement` tells what is quantized, `qdq` puts Q and DQ there.
+calibration (`calibration`); in FP8 it is 448 in place of 127. `placement` tells what is quantized,
+`qdq` puts Q and DQ there.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, 
 from cbam_deploy.exporters.int8.channels import IdleChannels, named
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
 from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
-from cbam_deploy.exporters.int8.qdq import LARGEST, SMALLEST_SCALE, insert_pairs
+from cbam_deploy.exporters.int8.qdq import SMALLEST_SCALE, insert_pairs
+from cbam_deploy.exporters.int8.quantized_types import INT8, QuantizedType
+from cbam_deploy.graphs.opset import ADDS_ONLY_FROM, raise_opset
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 
-# QuantizeLinear has an axis, so weights can have scales by channel, from this version on.
-OLDEST_OPSET = 13
 # Of fewer pictures a report says so: ranges then follow single ones.
 FEW_IMAGES = 16
 
@@ -39,11 +40,12 @@ class QuantizationReport(Result):
     Attributes:
         method: of calibration.
         images: number of pictures calibrated on.
-        quantized: the operations that run in INT8.
-        kept_float: names of the operations that would run in INT8, and were kept in float.
+        quantized: the operations that run in 8 bits.
+        kept_float: names of the operations that would, and were kept in float.
         scales: of activations, by tensor.
         float_feature_maps: feature maps that travel as float all the same.
         idle_channels: channels of activations that never changed on those pictures, by tensor.
+        type: ``INT8`` or ``FP8``.
     """
 
     schema: ClassVar[str] = "cbam_deploy.quantization"
@@ -55,13 +57,14 @@ class QuantizationReport(Result):
     scales: dict[str, float]
     float_feature_maps: tuple[str, ...]
     idle_channels: dict[str, IdleChannels] = field(default_factory=dict)
+    type: str = "INT8"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         return {**super().to_json(), "quantized": [node.node for node in self.quantized]}
 
     def sections(self) -> tuple[Section, ...]:
-        """What computes in INT8 and what does not."""
+        """What computes in 8 bits and what does not."""
         counts = Counter(node.operator for node in self.quantized)
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
         facts = (
@@ -76,7 +79,7 @@ class QuantizationReport(Result):
             ),
         )
         notes = () if self.images >= FEW_IMAGES else (_too_few(self.images),)
-        return (Section("INT8", tables=(Table.facts(facts),), notes=notes),)
+        return (Section(self.type, tables=(Table.facts(facts),), notes=notes),)
 
 
 def quantize(
@@ -85,6 +88,7 @@ def quantize(
     *,
     method: Method = "percentile",
     keep_float: Collection[str] = (),
+    kind: QuantizedType = INT8,
 ) -> tuple[ir.Model, QuantizationReport]:
     """Calibrate and quantize; `source` stays as it is.
 
@@ -93,32 +97,39 @@ def quantize(
         batches: network inputs, float32 [N, C, H, W] each; gone through once.
         method: ``minmax``, ``entropy`` or ``percentile``.
         keep_float: names of nodes (convolutions, gates, additions, ...) to leave in float.
+        kind: INT8 or FP8.
 
     Raises:
         BadInput: the network cannot be quantized (see `prepare`), there is no picture, or one is
             of the wrong size.
     """
-    model = prepare(source)
-    tensors = calibrated_tensors(quantized_nodes(model, keep_float))
+    model = prepare(source, kind)
+    tensors = calibrated_tensors(quantized_nodes(model, keep_float, kind))
     calibration = calibrate(model, tensors, batches, method=method)
-    return insert(model, calibration, keep_float=keep_float)
+    return insert(model, calibration, keep_float=keep_float, kind=kind)
 
 
-def prepare(source: ir.Model) -> ir.Model:
+def prepare(source: ir.Model, kind: QuantizedType = INT8) -> ir.Model:
     """A copy of the network with named nodes, initializers for constants, and shapes.
 
     Raises:
-        BadInput: it is quantized already, not in float32, older than opset 13, or has no
+        BadInput: it is quantized already, not in float32, older than the opset of `kind`, or has no
             convolution.
     """
-    _check(source)
-    model = common.LiftConstantsToInitializersPass()(source.clone()).model
+    _check(source, kind)
+    copy = source.clone()
+    raise_opset(copy, kind.opset)
+    model = common.LiftConstantsToInitializersPass()(copy).model
     model = common.NameFixPass()(model).model
     return common.ShapeInferencePass()(model).model
 
 
 def insert(
-    model: ir.Model, calibration: Calibration, *, keep_float: Collection[str] = ()
+    model: ir.Model,
+    calibration: Calibration,
+    *,
+    keep_float: Collection[str] = (),
+    kind: QuantizedType = INT8,
 ) -> tuple[ir.Model, QuantizationReport]:
     """Put Q and DQ into a copy of the network.
 
@@ -127,23 +138,25 @@ def insert(
         calibration: ranges of at least `placement.calibrated_tensors`.
         keep_float: names of nodes to leave in float: their weights stay float, and what they read
             is not rounded for them, though it may be for others who read it.
+        kind: INT8 or FP8.
 
     Raises:
-        BadInput: a name in `keep_float` is not that of an operation that could run in INT8.
+        BadInput: a name in `keep_float` is not that of an operation that could run in 8 bits.
     """
-    possible = quantized_nodes(model)
+    possible = quantized_nodes(model, kind=kind)
     names, keep_float = {operation.node for operation in possible}, frozenset(keep_float)
     for name in keep_float:
         if name not in names:
             raise BadInput(
                 f"there is no node {name!r} to keep in float",
-                f"one of the {len(names)} that INT8 concerns: {', '.join(sorted(names)[:3])}, ...",
+                f"one of the {len(names)} that {kind.name} concerns: "
+                f"{', '.join(sorted(names)[:3])}, ...",
             )
     chosen = tuple(operation for operation in possible if operation.node not in keep_float)
-    scales = activation_scales(calibration, chosen)
+    scales = activation_scales(calibration, chosen, kind)
     quantized = model.clone()
     kept = tuple(operation.node for operation in possible if operation.node in keep_float)
-    insert_pairs(quantized.graph, chosen, scales, frozenset(kept))
+    insert_pairs(quantized.graph, chosen, scales, frozenset(kept), kind)
     report = QuantizationReport(
         method=calibration.method,
         images=calibration.images,
@@ -152,18 +165,19 @@ def insert(
         scales=scales,
         float_feature_maps=float_feature_maps(quantized),
         idle_channels={name: one for name, one in calibration.idle.items() if name in scales},
+        type=kind.name,
     )
     return quantized, report
 
 
 def activation_scales(
-    calibration: Calibration, chosen: Iterable[QuantizedNode]
+    calibration: Calibration, chosen: Iterable[QuantizedNode], kind: QuantizedType = INT8
 ) -> dict[str, float]:
-    """The step between two INT8 values of each activation that `chosen` read or write."""
+    """The scale of each activation that `chosen` read or write, by tensor."""
     chosen = tuple(chosen)
     scales = {}
     for name in calibrated_tensors(chosen):
-        scale = max(calibration.magnitude(name) / LARGEST, SMALLEST_SCALE)
+        scale = max(calibration.magnitude(name) / kind.largest, SMALLEST_SCALE)
         scales[name] = float(np.float32(scale))
     for operation in chosen:
         if operation.same_scale and operation.writes is not None:
@@ -185,15 +199,15 @@ def _too_few(images: int) -> str:
     )
 
 
-def _check(model: ir.Model) -> None:
+def _check(model: ir.Model, kind: QuantizedType) -> None:
     check_single_precision(model, "the network")
-    opset = model.opset_imports.get("", OLDEST_OPSET)
-    if opset < OLDEST_OPSET:
+    opset = model.opset_imports.get("", 1)
+    if opset < ADDS_ONLY_FROM.get(kind.opset, kind.opset):
         raise BadInput(
-            f"the network is of opset {opset}; INT8 needs {OLDEST_OPSET} or later",
+            f"the network is of opset {opset}; {kind.name} needs {kind.opset} or later",
             "export it again with a later opset",
         )
     if not any(is_standard(node, "Conv") for node in model.graph):
         raise BadInput(
-            "the network has no convolution to quantize", "INT8 is for convolutional networks"
+            "the network has no convolution to quantize", "8 bits are for convolutional networks"
         )

@@ -142,7 +142,7 @@ def test_a_scale_is_refused_when_its_rounding_costs_half_a_step():
 
 
 def test_what_would_change_with_the_opset_is_refused():
-    with pytest.raises(BadInput, match="of opset 17, FP16 scales need 19"):
+    with pytest.raises(BadInput, match="of opset 17, its scales need 19"):
         to_half(quantized(opset=17))
     text = QUANTIZED.replace(
         "y = Sigmoid (conv2)",
