@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.data.network_input import network_input
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.half.conversion import settle_types
+from cbam_deploy.exporters.half.rounding import round_in_fp32
 from cbam_deploy.gates.operators import DOMAIN
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.preprocessing import Preprocessing
@@ -67,7 +69,12 @@ def spatial_maps(
             f"{path}: wants pictures prepared differently from the networks",
             "give a file of one of these networks",
         )
-    proto = ir.to_proto(ir.external_data.load_to_model(opened.model))
+    model = ir.external_data.load_to_model(opened.model)
+    if opened.precision == "bf16":  # ONNX Runtime has no kernels for it on CPUs.
+        model = model.clone()
+        settle_types(model)
+        round_in_fp32(model)
+    proto = ir.to_proto(model)
     watched = _watch(proto)
     if not watched:
         raise BadInput(

@@ -53,7 +53,6 @@ _log = logging.getLogger(__name__)
 # Few, as every value inside is held in memory; more than one, because a gate's hidden layer may
 # have a single unit, whose value near zero in one sample would be all rounding error.
 _LAYER_SAMPLES = 4
-ROUNDED_ALIKE = ("bf16", "fp8")  # Precisions in which PyTorch is also rounded like the file.
 
 
 @said_of_the_file
@@ -115,6 +114,7 @@ def validate(
         MissingCapability: this machine cannot run the artefact.
     """
     from cbam_deploy.comparison.reference import open_reference
+    from cbam_deploy.validation.rounded_reference import rounded_like
 
     opened = open_artefact(artefact).sized(sizes)
     path = opened.path
@@ -141,7 +141,7 @@ def validate(
         relax = opened.precision == "fp32" and max_relative is None and not of_file
         with open_rounded(opened, runtime=runtime, device=device) as runner:
             inputs = _inputs(runner, opened, data, preprocessing, seed, limit)
-            rounded, remark = _rounded(opened, other, inputs)
+            rounded, remark = rounded_like(opened, other, inputs)
             pair = _Pair(path, runner, other, tolerance, relax, rounded)
             batches = pair.compare_all(batches_of, inputs)
         _check_top1_applies(path, min_top1, batches)
@@ -160,23 +160,6 @@ def validate(
             reference_kind="ONNX Runtime" if of_file else "PyTorch",
             remark=remark,
         )
-
-
-def _rounded(
-    artefact: Artefact, reference: Reference | FileReference, inputs: InputStream
-) -> tuple[RoundedReference | None, str]:
-    """PyTorch rounded like a BF16 or FP8 file, or why that cannot be."""
-    if artefact.precision not in ROUNDED_ALIKE or not isinstance(artefact, OnnxFile):
-        return None, ""
-    if isinstance(reference, FileReference):
-        return None, ""
-    from cbam_deploy.validation.rounded_reference import RoundedReference
-
-    feeds = next(inputs.batches(max(1, artefact.batch_range[0])))
-    try:
-        return RoundedReference(reference, artefact.model, feeds, inputs.specs), ""
-    except BadInput as error:
-        return None, f"not held against PyTorch rounded the same way: {error.message}"
 
 
 def is_file(reference: object) -> bool:
@@ -267,8 +250,9 @@ class _Pair:
             samples += batch
         outputs = [OutputParity(e, check(e, self.tolerance)) for e in (e.result() for e in errors)]
         if self.rounded is not None:
+            beyond = bool(self.rounded.beyond)
             outputs = [
-                _held_to_rounding(output, *(side.result() for side in of_output))
+                _held_to_rounding(output, *(side.result() for side in of_output), beyond=beyond)
                 for output, *of_output in zip(outputs, *sides, strict=True)
             ]
         if self.relax and any(output.failures for output in outputs):
@@ -314,9 +298,14 @@ class _Pair:
 
 
 def _held_to_rounding(
-    output: OutputParity, alike: TensorError, own: TensorError, spread: TensorError
+    output: OutputParity,
+    alike: TensorError,
+    own: TensorError,
+    spread: TensorError,
+    *,
+    beyond: bool,
 ) -> OutputParity:
-    failures = output.failures + check_rounded_alike(alike, own, spread)
+    failures = output.failures + check_rounded_alike(alike, own, spread, beyond=beyond)
     return replace(output, failures=failures, alike=alike, own=own, spread=spread)
 
 

@@ -79,7 +79,7 @@ class ParityReport(Result):
         layers: comparison of values inside, if asked for.
         environment: the machine and the versions (`machine.environment`).
         reference_kind: ``PyTorch``, or ``ONNX Runtime`` for a file.
-        remark: why PyTorch was not rounded like the file, where it should be.
+        remark: in what PyTorch was not rounded like the file, where it should be.
     """
 
     title: ClassVar[str] = "Parity"

@@ -21,9 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cbam_deploy.artefacts import Artefact, OnnxFile
+from cbam_deploy.comparison.file_reference import FileReference
 from cbam_deploy.comparison.layers import ReferenceProgram
 from cbam_deploy.comparison.reference import Reference, as_tensor
 from cbam_deploy.comparison.rounding import in_float64
+from cbam_deploy.data.feeds import InputStream
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rules import PRODUCTS, is_standard
 from cbam_deploy.exporters.int8.qdq import SMALLEST_SCALE
@@ -31,9 +34,16 @@ from cbam_deploy.exporters.int8.quantized_types import FP8, QuantizedType, quant
 from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 from cbam_deploy.runtimes.pytorch import own_array
 
+_PRECISIONS = ("bf16", "fp8")  # So coarse that FP32 is no sharp reference.
 _HALVES = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
 _STEPS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
+# What they give of rounded values is as rounded.
+_EXACT = (
+    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity"),
+    *("MaxPool", "Pad", "ReduceMax", "Relu", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
+)
 _PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "linear")
 
 # From FP32 or FP64 to the same, through fewer bits.
@@ -42,6 +52,10 @@ Rounding = Callable[[Tensor], Tensor]
 
 class RoundedReference:
     """A reference that rounds like a file.
+
+    Attributes:
+        beyond: values that the file rounds and PyTorch does not have, as it computes several of the
+            file's steps in one, such as SiLU.
 
     Args:
         reference: the model.
@@ -71,6 +85,7 @@ class RoundedReference:
                 f"{reference.label} has no convolution or linear layer {', '.join(missing[:1])}",
                 "export it again with this torch",
             )
+        self.beyond = self._plan.beyond
         self._inputs = [self._plan.inputs.get(value.name or "", ()) for value in model.graph.inputs]
 
     def run(self, inputs: Sequence[NDArray[Any]], *, wide: bool = False) -> list[NDArray[Any]]:
@@ -89,6 +104,29 @@ class RoundedReference:
         return [own_array(value) for value in found]
 
 
+def rounded_like(
+    artefact: Artefact, reference: Reference | FileReference, inputs: InputStream
+) -> tuple[RoundedReference | None, str]:
+    """PyTorch rounded like a BF16 or FP8 file, and what is not alike; None where it cannot be."""
+    if artefact.precision not in _PRECISIONS or not isinstance(artefact, OnnxFile):
+        return None, ""
+    if isinstance(reference, FileReference):
+        return None, ""
+    feeds = next(inputs.batches(max(1, artefact.batch_range[0])))
+    try:
+        rounded = RoundedReference(reference, artefact.model, feeds, inputs.specs)
+    except BadInput as error:
+        return None, f"not held against PyTorch rounded the same way: {error.message}"
+    beyond = rounded.beyond
+    if not beyond:
+        return rounded, ""
+    number = "1 value" if len(beyond) == 1 else f"{len(beyond)} values"
+    return rounded, (
+        f"the file rounds {number} more than PyTorch, which computes in one step what it has in"
+        f" several: {', '.join(beyond[:3])}"
+    )
+
+
 @dataclass(frozen=True)
 class _Product:
     """How the file rounds the weight and the bias of a convolution or matrix product."""
@@ -99,11 +137,16 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Roundings by the name of a value in the program; of inputs by their name in the file."""
+    """Roundings by the name of a value in the program; of inputs by their name in the file.
+
+    Attributes:
+        beyond: names of rounded values that the program has not.
+    """
 
     values: dict[str, tuple[Rounding, ...]]
     products: dict[str, _Product]
     inputs: dict[str, tuple[Rounding, ...]]
+    beyond: tuple[str, ...]
 
 
 def _plan(model: ir.Model, names: dict[str, str]) -> _Plan:
@@ -111,17 +154,20 @@ def _plan(model: ir.Model, names: dict[str, str]) -> _Plan:
     values: dict[str, tuple[Rounding, ...]] = {}
     products: dict[str, _Product] = {}
     inputs = {value.name or "": tuple(_steps(value)) for value in model.graph.inputs}
+    known, beyond = set(names.values()), []
     for node in model.graph:
         if is_standard(node, *_STEPS):
             continue
         for value in node.outputs:
             name = _name(value, names)
             values[name] = tuple(_steps(value))
+            if values[name] and name not in known and not is_standard(node, *_EXACT):
+                beyond.append(name)
             if is_standard(node, *PRODUCTS):
                 weight, bias = (_of_weight(one) for one in (*node.inputs[1:3], None)[:2])
                 if weight is not None or bias is not None:
                     products[name] = _Product(weight or _as_it_is, bias or _as_it_is)
-    return _Plan(values, products, inputs)
+    return _Plan(values, products, inputs, tuple(beyond))
 
 
 def _name(value: ir.Value, names: dict[str, str]) -> str:
@@ -270,7 +316,8 @@ def _norm_behind(node: torch.fx.Node) -> torch.fx.Node | None:
     """The BatchNorm that alone reads a convolution, and that exporting folds into it."""
     (user, *others) = node.users or (None,)
     folds = user is not None and not others and _operator(user) == _BATCH_NORM
-    return user if folds and _operator(node) != "linear" else None
+    transposed = _operator(node) == "convolution" and node.args[6]
+    return user if folds and _operator(node) != "linear" and not transposed else None
 
 
 def _result(node: torch.fx.Node) -> torch.fx.Node:

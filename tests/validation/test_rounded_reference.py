@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from cbam_deploy import export_onnx
 from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.comparison.reference import open_reference
 from cbam_deploy.data.feeds import InputStream
@@ -137,3 +138,29 @@ def test_the_bound_follows_from_pytorch_s_own_noise(own, spread, bound):
     assert check_rounded_alike(error(bound + 0.1), error(own), error(spread)) == ()
     (sentence,) = check_rounded_alike(error(bound - 0.1), error(own), error(spread))
     assert f"below {bound:.1f}" in sentence
+
+
+def test_roundings_that_pytorch_has_not_are_allowed_for():
+    own, spread = error(50.0), error(np.inf)
+    assert check_rounded_alike(error(53.0), own, spread) != ()
+    assert check_rounded_alike(error(53.0), own, spread, beyond=True) == ()
+    assert check_rounded_alike(error(43.9), own, spread, beyond=True) != ()
+
+
+class Activated(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.conv, self.activation, self.head = nn.Conv2d(3, 8, 3), activation, nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.activation(self.conv(x)))
+
+
+def test_values_that_the_file_rounds_and_pytorch_has_not_are_named(tmp_path):
+    torch.manual_seed(0)
+    module = Activated(nn.SiLU()).eval()
+    export_onnx(module, tmp_path / "net.onnx", image_size=8)
+    convert(tmp_path / "net.onnx", tmp_path / "bf16.onnx", precision="bf16")
+    report = validate(tmp_path / "bf16.onnx", reference=module, batch_sizes=[2])
+    assert report.passed, report.failure()
+    assert "the file rounds 1 value more" in report.remark

@@ -278,6 +278,10 @@ class _Conversion:
         if self._asked & {node.name, *(value.name for value in node.outputs)}:
             self.kept.append(KeptNode(node_name(node), operator(node), "", None, "was asked for"))
             return False
+        if is_standard(node, *self._format.lacking):
+            reason = f"is none that TensorRT-RTX builds in {self._format.name}"
+            self.kept.append(KeptNode(node_name(node), operator(node), "", None, reason))
+            return False
         if is_standard(node, *REDUCTIONS):
             self.reductions.append(node_name(node))
             return False

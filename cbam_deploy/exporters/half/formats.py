@@ -23,6 +23,7 @@ class HalfFormat:
         largest: largest finite value.
         roundoff: unit roundoff u: a normal number loses at most that share of itself.
         opset: the first in which ONNX's convolutions take it, and the bodies of gates do.
+        lacking: operators that ONNX has in it and TensorRT-RTX 1.7 does not build.
     """
 
     name: str
@@ -30,6 +31,7 @@ class HalfFormat:
     largest: float
     roundoff: float
     opset: int
+    lacking: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -38,6 +40,13 @@ class HalfFormat:
 
 
 FP16 = HalfFormat("FP16", ir.DataType.FLOAT16, 65504.0, 2.0**-11, CAST_LIKE_SINCE)
-BF16 = HalfFormat("BF16", ir.DataType.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-8, 22)
+BF16 = HalfFormat(
+    "BF16",
+    ir.DataType.BFLOAT16,
+    (2 - 2.0**-7) * 2.0**127,
+    2.0**-8,
+    22,
+    ("ConvTranspose", "HardSwish", "Mish"),
+)
 FORMATS = (FP16, BF16)
 DTYPES = tuple(one.dtype for one in FORMATS)

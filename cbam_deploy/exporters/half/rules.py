@@ -9,7 +9,8 @@ That format (`formats`) is the rule. FP32 stay:
   twice what it may from a normal number (the whole weight is compared, in the 2-norm: of a trained
   weight a few elements are always tiny, and flush to zero without harm);
 - nodes that read or write quantized values whose scale it cannot hold;
-- operators for which ONNX defines no such type, and all of a subgraph (If, Loop, Scan).
+- operators for which ONNX defines no such type, or that TensorRT does not build in it, and all of a
+  subgraph (If, Loop, Scan).
 
 Where a type may be chosen follows from ONNX's own schemas: an input may be FP16 if its type
 constraint allows it, and an output is what ONNX's type inference makes of the inputs.

@@ -12,6 +12,7 @@ from half_networks import check, dtypes, gated, network, normal, relative_error,
 
 from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.errors import BadInput, MissingCapability
+from cbam_deploy.explain.spatial_maps import spatial_maps
 from cbam_deploy.exporters.convert import convert
 from cbam_deploy.exporters.half.conversion import to_half
 from cbam_deploy.exporters.half.formats import BF16, FP16
@@ -109,6 +110,22 @@ def test_gate_weights_and_reductions_stay_fp32_in_bf16():
     assert report.reductions == ("mean",)
 
 
+def test_operators_that_tensorrt_does_not_build_in_bf16_stay_fp32():
+    text = """(float[N, 4, 2, 2] input) => (float[N, 4, 4, 4] output)
+    {
+      first = Conv (input, w)
+      swish = HardSwish (first)
+      up = ConvTranspose <strides = [2, 2]> (swish, t)
+      output = Sigmoid (up)
+    }"""
+    weights = {"w": normal(4, 4, 1, 1), "t": normal(4, 4, 2, 2)}
+    model, report = in_bf16(network(text, **weights))
+    assert [kept.op for kept in report.kept] == ["HardSwish", "ConvTranspose"]
+    assert "TensorRT-RTX" in report.kept[0].reason
+    assert dtypes(model)["t"] == "FLOAT"
+    assert "ConvTranspose" in to_half(network(text, **weights)).half_nodes
+
+
 @pytest.fixture(scope="module")
 def bf16(network_onnx, tmp_path_factory):
     path = tmp_path_factory.mktemp("bf16") / "network.onnx"
@@ -127,6 +144,17 @@ def test_onnx_runtime_says_which_kernel_it_lacks(bf16):
     with pytest.raises(MissingCapability, match="no kernel here for") as refused:
         open_runtime(bf16.path).activate()
     assert "build-engine" in refused.value.hint
+
+
+def test_gradcam_shows_what_the_gates_of_a_bf16_file_attend_to(bf16, network_onnx):
+    pictures = normal(2, 3, 32, 32)
+    preprocessing = read_provenance(bf16.path).preprocessing
+    before, after = (
+        spatial_maps(path, pictures, preprocessing).maps for path in (network_onnx, bf16.path)
+    )
+    assert before.keys() == after.keys()
+    for gate, attention in before.items():
+        np.testing.assert_allclose(after[gate], attention, atol=BF16_TOLERANCE)
 
 
 def test_inlined_bf16_files_are_compared_with_bf16_rounding(bf16, tmp_path):
