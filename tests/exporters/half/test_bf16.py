@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -132,11 +134,12 @@ def bf16(network_onnx, tmp_path_factory):
     return convert(network_onnx, path, precision="bf16")
 
 
-def test_a_converted_file_is_of_the_opset_that_has_bf16_convolutions(bf16):
+def test_a_converted_file_is_of_the_opset_that_has_bf16_convolutions(bf16, network_onnx):
     model = onnx.load(bf16.path)
     assert {entry.version for entry in model.opset_import if not entry.domain} == {BF16.opset}
     assert read_provenance(bf16.path).precision == "bf16"
-    assert bf16.nodes["BF16"]["Conv"] == 21
+    before = Counter(node.op_type for node in onnx.load(network_onnx).graph.node)
+    assert bf16.nodes["BF16"]["Conv"] == before["Conv"]
     assert bf16.half.format == "BF16"
 
 
@@ -162,7 +165,7 @@ def test_inlined_bf16_files_are_compared_with_bf16_rounding(bf16, tmp_path):
 
     result = inline(bf16.path, tmp_path / "inlined.onnx")
     assert result.cosine > 0.9999
-    assert len(result.gates) == 9
+    assert len(result.gates) == bf16.provenance.gates["CbamGateAddRelu"]
 
 
 def test_the_file_is_nearer_to_its_own_rounding_in_pytorch_than_to_fp32(bf16, network_onnx):

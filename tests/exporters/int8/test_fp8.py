@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -173,13 +175,14 @@ def fp8(network_onnx, tmp_path_factory):
     return convert(network_onnx, path, precision="fp8", calibration="digits", images=16)
 
 
-def test_a_converted_file_tells_its_precision_and_counts_its_nodes(fp8):
+def test_a_converted_file_tells_its_precision_and_counts_its_nodes(fp8, network_onnx):
     model = read_model(fp8.path)
     assert read_provenance(fp8.path).precision == graph_precision(model) == "fp8"
     assert fp8.provenance.calibration["method"] == "minmax"
     # All convolutions but the stem, and all gates; the rest computes in FP16, the pool in FP32.
-    assert fp8.nodes["FP8"]["Conv"] == 20
-    assert fp8.nodes["FP8"]["cbam_deploy.CbamGateAddRelu"] == 9
+    before = Counter(node.op_type for node in onnx.load(network_onnx).graph.node)
+    assert fp8.nodes["FP8"]["Conv"] == before["Conv"] - 1
+    assert fp8.nodes["FP8"]["cbam_deploy.CbamGateAddRelu"] == before["CbamGateAddRelu"]
     assert "ReduceMean" not in fp8.nodes["FP8"]
     assert fp8.quantization.float_feature_maps == ()
 
