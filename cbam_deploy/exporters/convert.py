@@ -20,7 +20,13 @@ from cbam_deploy.data.tensors import are_tensors
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
-from cbam_deploy.exporters.half.conversion import HalfReport, IoDtype, settle_types, to_half
+from cbam_deploy.exporters.half.conversion import (
+    HalfReport,
+    IoDtype,
+    Ranges,
+    settle_types,
+    to_half,
+)
 from cbam_deploy.exporters.half.rules import (
     FROM_FP32,
     PRODUCTS,
@@ -36,6 +42,7 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_batches,
     calibration_inputs,
 )
+from cbam_deploy.exporters.mixed_precision import STEPS, Choice, Choose, MixedPrecision
 from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
@@ -78,6 +85,7 @@ def convert(
     unit: MetricUnit = TOP1,
     seed: int = 0,
     called: str | None = None,
+    choose: Choose | None = None,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
 
@@ -101,6 +109,8 @@ def convert(
         unit: how such values are written.
         seed: of everything random.
         called: what messages call `source`, where its path means nothing to the person.
+        choose: chooses which nodes stay in a higher precision, in place of a budget; None for none
+            but those that the range check keeps.
 
     Raises:
         BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
@@ -135,11 +145,14 @@ def convert(
     request = _Request(
         source, history, precision, method, io_dtype, pictures, preprocessing, images, seed
     )
-    if precision == "fp16":
-        step = _Step(model, None, _activation_ranges(request, model))
-    else:
-        step = _quantized(request, model, max_accuracy_drop, measure, unit)
-    half, provenance = _finish(request, step)
+    network = _calibrated(request, model, searched=choose is not None)
+    choice, budget = Choice(), None
+    if choose is not None:
+        choice = choose(network.mixed())
+    elif max_accuracy_drop is not None and measure is not None:
+        choice, budget = _within_budget(network, max_accuracy_drop, measure, unit)
+    step = network.step(choice)
+    half, provenance = _finish(request, step, choice)
     report = step.quantization
     quantized = {operation.node for operation in report.quantized} if report else set()
     cosines: list[float] = []
@@ -157,7 +170,7 @@ def convert(
         precision=precision,
         half=half,
         quantization=step.quantization,
-        budget=step.budget,
+        budget=budget,
         calibration=provenance.calibration,
         skipped=tuple(pictures.skipped) if pictures is not None else (),
         cosine=cosines[0],
@@ -200,7 +213,63 @@ class _Step:
     model: ir.Model
     quantization: QuantizationReport | None
     calibration: Calibration | None
-    budget: BudgetReport | None = None
+    ranges: Ranges | None
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """An FP32 network that is ready to be converted, in any choice of precisions.
+
+    Attributes:
+        model: as `int8.quantization.prepare` gives it, where it becomes INT8.
+        calibration: of what INT8 scales are made from, or what FP16 is checked on.
+        ranges: of activations, for FP16's range check.
+    """
+
+    request: _Request
+    model: ir.Model
+    calibration: Calibration | None
+    ranges: Ranges | None
+
+    def step(self, choice: Choice) -> _Step:
+        """A copy with what the choice quantizes in INT8."""
+        if self.request.precision == "fp16":
+            return _Step(self.model.clone(), None, self.calibration, self.ranges)
+        from cbam_deploy.exporters.int8.quantization import insert
+
+        assert self.calibration is not None
+        inserted = insert(self.model, self.calibration, keep_float=choice.above("int8"))
+        return _Step(*inserted, self.calibration, self.ranges)
+
+    def mixed(self) -> MixedPrecision:
+        """For who chooses."""
+
+        def make(choice: Choice) -> ir.Model:
+            step = self.step(choice)
+            _finish(self.request, step, choice)
+            return step.model
+
+        return MixedPrecision(self.model, STEPS[self.request.precision], make)
+
+
+def _calibrated(request: _Request, model: ir.Model, *, searched: bool) -> _Calibrated:
+    """Calibrate what the precision needs; of a network to be searched, FP16's ranges too."""
+    if request.precision == "fp16":
+        found = _activation_ranges(request, model)
+        return _Calibrated(request, model, found, None if found is None else found.ranges)
+    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
+    from cbam_deploy.exporters.int8.quantization import prepare
+
+    prepared = prepare(model)
+    calibration = calibrate(
+        prepared,
+        calibrated_tensors(quantized_nodes(prepared)),
+        request.batches(prepared),
+        method=request.method,
+        images=request.total,
+    )
+    wide = _activation_ranges(request, prepared) if searched else None
+    return _Calibrated(request, prepared, calibration, (wide or calibration).ranges)
 
 
 def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None:
@@ -219,55 +288,43 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
     )
 
 
-def _quantized(
-    request: _Request,
-    model: ir.Model,
-    max_drop: float | None,
-    measure: Measure | None,
-    unit: MetricUnit,
-) -> _Step:
-    """The model in INT8, all of it that can be, or as much as an accuracy budget allows."""
+def _within_budget(
+    network: _Calibrated, max_drop: float, measure: Measure, unit: MetricUnit
+) -> tuple[Choice, BudgetReport]:
+    """The choice that gives as few layers back to float as an accuracy budget allows."""
     from cbam_deploy.exporters.int8.budget import meet_budget
-    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
-    from cbam_deploy.exporters.int8.quantization import insert, prepare
 
-    prepared = prepare(model)
-    calibration = calibrate(
-        prepared,
-        calibrated_tensors(quantized_nodes(prepared)),
-        request.batches(prepared),
-        method=request.method,
-        images=request.total,
-    )
-    if max_drop is None or measure is None:
-        return _Step(*insert(prepared, calibration), calibration)
+    request, mixed = network.request, network.mixed()
+    assert network.calibration is not None
 
-    def accuracy(candidate: ir.Model) -> float:
-        model = candidate.clone()
-        _finish(request, _Step(model, None, calibration))
+    def accuracy(kept: frozenset[str]) -> float:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
-            write_model(model, path)
+            write_model(mixed.make(Choice({"int8": kept})), path)
             return measure(path, request.preprocessing)
 
-    quantized, report, budget = meet_budget(
-        prepared,
-        calibration,
+    budget = meet_budget(
+        network.model,
+        network.calibration,
         baseline=measure(request.source, request.preprocessing),
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
-        sample=lambda: request.batches(prepared),
+        sample=lambda: request.batches(network.model),
         unit=unit,
     )
-    return _Step(quantized, report, calibration, budget)
+    return Choice({"int8": frozenset(budget.given_back)}), budget
 
 
-def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenance]:
+def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport | None, Provenance]:
     """Make the model's float side FP16, unless it is to stay FP32, and record its history."""
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
-        ranges = None if calibration is None else calibration.ranges
-        half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges)
+        half = to_half(
+            step.model,
+            keep_fp32=choice.above("fp16"),
+            io_dtype=request.io_dtype,
+            ranges=step.ranges,
+        )
     forget_names_of_sizes(step.model.graph)
     facts: dict[str, Any] = {}
     if calibration is not None and request.pictures is not None:

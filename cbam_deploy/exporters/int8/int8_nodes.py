@@ -1,7 +1,9 @@
 """Which nodes of a quantized graph run in INT8: those whose floats all lie between DQ and Q.
 
 Runtimes choose for themselves what they fuse there, and move Q and DQ along chains of nodes to fuse
-more. So no operator is left out: all floats of such a region are of one type, the scales' too.
+more. So no operator is left out: all floats of such a region are of one type, the scales' too. But
+a product with a float weight, or a gate that reads floats as they are, was left in float, and no
+kernel of integers carries it out.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from cbam_deploy.exporters.half.rules import is_float, is_standard, is_weight
+from cbam_deploy.exporters.half.rules import PRODUCTS, is_float, is_standard, is_weight
+from cbam_deploy.gates.operators import operator_of
 
 _ENDS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -21,7 +24,7 @@ def int8_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
     All floats they read are weights, or come from DequantizeLinear or from another such node; all
     they write is read by QuantizeLinear, or by another such node.
     """
-    found = {node for node in graph if not is_standard(node, *_ENDS)}
+    found = {node for node in graph if not is_standard(node, *_ENDS) and not _is_left_float(node)}
     outside = [node for node in found if not _is_enclosed(node, found)]
     while outside:
         node = outside.pop()
@@ -29,6 +32,13 @@ def int8_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
             found.remove(node)
             outside += [other for other in _neighbours(node) if other in found]
     return frozenset(found)
+
+
+def _is_left_float(node: ir.Node) -> bool:
+    if gate := operator_of(node):
+        maps = (value.producer() for value in node.inputs[: len(gate.maps)] if value is not None)
+        return not all(is_standard(producer, "DequantizeLinear") for producer in maps)
+    return is_standard(node, *PRODUCTS) and is_float(node.inputs[1]) and is_weight(node.inputs[1])
 
 
 def _is_enclosed(node: ir.Node, found: set[ir.Node]) -> bool:
