@@ -31,7 +31,9 @@ def plant(
     model = ir.load(source)
     weights = model.graph.initializers
     biases = {
-        node.inputs[1].name: node.inputs[2].name for node in model.graph if node.op_type == "Conv"
+        node.inputs[1].name: node.inputs[2].name
+        for node in model.graph
+        if node.op_type == "Conv" and len(node.inputs) > 2
     }
 
     def scale(name: str, factor: np.ndarray) -> None:
@@ -48,7 +50,8 @@ def plant(
         else:
             factor[np.square(kernel).sum(axis=(1, 2, 3)).argmax()] = 1e4
         scale(first, factor[:, None, None, None])
-        scale(biases[first], factor)
+        if first in biases:
+            scale(biases[first], factor)
         scale(second, 1 / factor[None, :, None, None])
     ir.save(model, output)
 

@@ -42,7 +42,7 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_batches,
     calibration_inputs,
 )
-from cbam_deploy.exporters.mixed_precision import STEPS, Choice, Choose, MixedPrecision
+from cbam_deploy.exporters.mixed_precision import STEPS, Choice, Chooser, MixedPrecision
 from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
@@ -85,7 +85,7 @@ def convert(
     unit: MetricUnit = TOP1,
     seed: int = 0,
     called: str | None = None,
-    choose: Choose | None = None,
+    chooser: Chooser | None = None,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
 
@@ -109,8 +109,9 @@ def convert(
         unit: how such values are written.
         seed: of everything random.
         called: what messages call `source`, where its path means nothing to the person.
-        choose: chooses which nodes stay in a higher precision, in place of a budget; None for none
-            but those that the range check keeps.
+        chooser: gives who chooses which nodes stay in a higher precision, in place of a budget, for
+            the file and how its pictures are prepared; None for none but those that the range check
+            keeps.
 
     Raises:
         BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
@@ -141,6 +142,7 @@ def convert(
         pictures = opened.samples(calibration, preprocessing, split="train")
         if preprocessing is None and not are_tensors(calibration):
             preprocessing = pictures.preprocessing
+    choose = None if chooser is None else chooser(opened, preprocessing)
     model = in_newer_opset(opened, precision, pictures, seed).model
     request = _Request(
         source, history, precision, method, io_dtype, pictures, preprocessing, images, seed

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from cbam_deploy.artefacts import OnnxFile
 from cbam_deploy.exporters.conversion_result import Precision
 from cbam_deploy.exporters.half.rules import (
     REDUCTIONS,
@@ -20,6 +21,7 @@ from cbam_deploy.exporters.half.rules import (
     node_name,
 )
 from cbam_deploy.exporters.int8.placement import quantized_nodes
+from cbam_deploy.preprocessing import Preprocessing
 
 # The steps down from FP32 to what a file is asked to be, the more exact before the faster.
 STEPS: Mapping[Precision, tuple[str, ...]] = {
@@ -77,6 +79,8 @@ class MixedPrecision:
 
 
 Choose = Callable[[MixedPrecision], Choice]
+# Given the file, and how its pictures are prepared: None where nothing says that.
+Chooser = Callable[[OnnxFile, Preprocessing | None], Choose]
 
 
 def _may_be_half(model: ir.Model) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ The metric may fall by half of what is allowed before the last step, and by all 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import onnx_ir as ir
 
-from cbam_deploy.artefacts import open_onnx
+from cbam_deploy.artefacts import OnnxFile
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_result import Precision
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
@@ -29,15 +29,17 @@ from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.half.rules import node_name
 from cbam_deploy.exporters.int8.budget import within
 from cbam_deploy.exporters.int8.calibration import Method
-from cbam_deploy.exporters.mixed_precision import Choice, MixedPrecision
+from cbam_deploy.exporters.mixed_precision import Choice, Choose, MixedPrecision
 from cbam_deploy.exporters.precision_groups import Group, groups_of
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
+from cbam_deploy.outputs import write_errors
 from cbam_deploy.plugins.compile import user_cache
 from cbam_deploy.precision_search.evaluation import Evaluation
 from cbam_deploy.precision_search.latency import LatencyMeter
 from cbam_deploy.precision_search.result import Candidate, SearchResult, Sensitivity, kept_groups
 from cbam_deploy.precision_search.trials import Laboratory, OutOfTime, Trial
+from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.progress import progress
 
@@ -111,12 +113,7 @@ def search_precision(
         raise BadInput(f"a time limit of {time_limit:g} s", "give a positive duration")
     if runtime is not None and not latency:
         raise BadInput("a runtime is for timing, which was not asked for", "add --latency")
-    opened = open_onnx(source)
-    if sizes:
-        opened = opened.sized(sizes)
-    evaluation = Evaluation(opened, data, metric=metric, preprocessing=preprocessing, limit=limit)
-    evaluation.unit.check_drop(max_drop)
-    folder = user_cache() / "search" if cache is None else Path(cache)
+    folder = _cache_folder(cache)
     with ExitStack() as stack:
         meter = None
         if latency:
@@ -125,7 +122,11 @@ def search_precision(
                     source, runtime=runtime, batch=batch, sizes=sizes, seconds=seconds, seed=seed
                 )
             )
-        search = _Search(evaluation, meter, max_drop, folder, begin, time_limit)
+
+        def judged(file: OnnxFile, prepared: Preprocessing | None) -> Evaluation:
+            return Evaluation(file, data, metric=metric, preprocessing=prepared, limit=limit)
+
+        search = _Search(judged, meter, max_drop, folder, begin, time_limit)
         conversion = convert(
             source,
             output,
@@ -137,8 +138,9 @@ def search_precision(
             images=images,
             io_dtype=io_dtype,
             seed=seed,
-            choose=search.choose,
+            chooser=search.begin,
         )
+    evaluation = search.evaluation
     return SearchResult(
         conversion=conversion,
         data=data,
@@ -170,9 +172,22 @@ def search_precision(
     )
 
 
-class _Search:
-    """One search; `choose` is what `convert` asks."""
+def _cache_folder(asked: str | Path | None) -> Path:
+    """Where trials are kept; raises `BadInput` where none can be."""
+    if asked is None:
+        return user_cache() / "search"
+    folder = Path(asked)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is no folder to keep trials in", "give a folder, or a new name")
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
+
+class _Search:
+    """One search; `begin` and `choose` are what `convert` asks."""
+
+    evaluation: Evaluation
     groups: tuple[Group, ...]
     able: dict[str, tuple[str, ...]]  # Names of nodes that can take a step.
     types: dict[str, str]  # What floats nodes of the file give.
@@ -181,29 +196,38 @@ class _Search:
 
     def __init__(
         self,
-        evaluation: Evaluation,
+        judged: Callable[[OnnxFile, Preprocessing | None], Evaluation],
         meter: LatencyMeter | None,
         max_drop: float,
         folder: Path,
         begin: float,
         time_limit: float | None,
     ) -> None:
-        self._evaluation, self._meter, self._max_drop = evaluation, meter, max_drop
+        self._judged, self._meter, self._max_drop = judged, meter, max_drop
         self._folder = folder
         self._end = None if time_limit is None else begin + time_limit
         self.sensitivities: list[Sensitivity] = []
         self.complete = True
+
+    def begin(self, file: OnnxFile, prepared: Preprocessing | None) -> Choose:
+        """Run the original; raises as `Evaluation`."""
+        self.evaluation = self._judged(file, prepared)
+        self.evaluation.unit.check_drop(self._max_drop)
+        return self.choose
 
     def choose(self, network: MixedPrecision) -> Choice:
         """The best choice for a network that was calibrated."""
         self.groups = groups_of(network.model)
         self.able = {step: network.candidates(step) for step in network.steps}
         self.laboratory = Laboratory(
-            network, self._evaluation, self._meter, self._folder, self._is_over
+            network, self.evaluation, self._meter, self._folder, self._is_over
         )
         choice = Choice({step: frozenset(all_) for step, all_ in self.able.items()})
-        found = choice, Trial(self._evaluation.baseline, 0.0)
+        found = choice, Trial(self.evaluation.baseline, 0.0)
         with progress("trials") as self._bar:
+            if self._meter is not None:
+                with suppress(OutOfTime):
+                    self.laboratory.trial(choice)  # FP32, to set the others beside.
             for step in network.steps:
                 last = step == network.steps[-1]
                 allowed = self._max_drop * (1.0 if last else _BEFORE_THE_LAST)
@@ -229,7 +253,7 @@ class _Search:
             return made
 
         def holds(kept: frozenset[str]) -> bool:
-            return within(self._evaluation.baseline, trial(kept).value, allowed)
+            return within(self.evaluation.baseline, trial(kept).value, allowed)
 
         try:
             kept: frozenset[str] | None = frozenset()
@@ -257,7 +281,7 @@ class _Search:
             for group, part in parts:
                 alone = choice.keeping(step, candidates.difference(part))
                 probe = self.laboratory.probe(alone)
-                drop = self._evaluation.baseline - probe.value
+                drop = self.evaluation.baseline - probe.value
                 found.append(Sensitivity(step, group.name, group.gate, part, drop, probe.noise))
                 self._bar.update(task, advance=1, trials=self.laboratory.measured)
         finally:
@@ -274,7 +298,7 @@ class _Search:
             (choice, trial)
             for choice, trial in self.laboratory.found.values()
             if choice.keeping(step, before[0].above(step)) == before[0]
-            and within(self._evaluation.baseline, trial.value, allowed)
+            and within(self.evaluation.baseline, trial.value, allowed)
         ]
         return min(trials, key=lambda one: one[0].operations, default=before)
 
@@ -290,7 +314,7 @@ class _Search:
     def candidates(self) -> tuple[Candidate, ...]:
         """All whole choices that were tried."""
         return tuple(
-            Candidate(choice, trial, within(self._evaluation.baseline, trial.value, self._max_drop))
+            Candidate(choice, trial, within(self.evaluation.baseline, trial.value, self._max_drop))
             for choice, trial in self.laboratory.found.values()
         )
 
