@@ -9,6 +9,7 @@ finite. Numbers are those a GPU would compute: FP16 values are rounded (`exporte
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from cbam_deploy.data.source import Batch, ImageSource
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rounding import round_in_fp32
 from cbam_deploy.numerics.feeds import infer_in_range
-from cbam_deploy.numerics.metrics import tensor_error
+from cbam_deploy.numerics.metrics import ErrorAccumulator, TensorError
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.report.units import MetricUnit
 from cbam_deploy.runtimes.base import Runner
@@ -33,7 +34,9 @@ from cbam_deploy.validation.metrics import open_metric
 from cbam_deploy.validation.metrics.metric import Judge, Metric, Network
 
 FIDELITY = "fidelity"
-LABELLED, UNLABELLED = 256, 32  # Pictures a trial is judged on, unless it is said.
+# Pictures a trial is judged on, with a metric and without, unless it is said. Noise is told on as
+# many with a metric as without: the original's outputs are kept in memory.
+LABELLED, UNLABELLED = 256, 32
 PROBED = 16  # Pictures on which the effect of a group by itself is measured.
 _BATCH = 8
 _FEW = PROBED // _BATCH  # Batches.
@@ -108,16 +111,17 @@ class Evaluation:
         if limit is None:
             limit = UNLABELLED if self._task is None else LABELLED
         found = self._source.batches(_BATCH, limit=limit, shuffle_seed=0)
+        self._references: list[Outputs] = []
         with OnnxRuntimeRunner(file.path) as runner:
             if self._task is not None:
                 self._judge(self._task, runner)  # Refuses a network of another kind at once.
             self._batches = tuple(found)
-            self._references = tuple(self._infer(runner, batch) for batch in self._batches)
+            most = None if self._task is None else UNLABELLED // _BATCH
+            self._references += [self._infer(runner, batch) for batch in self._batches[:most]]
             self.images = sum(map(len, self._batches))
-            self.baseline = self._outcome(runner, self._references, self._batches).value
-            few = self._references[:_FEW], self._batches[:_FEW]
-            self._few_baseline = self._outcome(runner, *few).value
-        if self._task is not None and self.baseline <= 0:
+            self.baseline = self._outcome(runner, self._batches).value
+            self._few_baseline = self._outcome(runner, self._batches[:_FEW]).value
+        if self._task is not None and self.unit.share and self.baseline <= 0:
             raise BadInput(
                 f"the original's {self.unit.label} on {data} is {self.unit.text(self.baseline)}",
                 f"judge by its outputs: --metric {FIDELITY}",
@@ -137,8 +141,7 @@ class Evaluation:
         batches = self._batches[:_FEW] if few else self._batches
         folder = self._file.path.parent
         with OnnxRuntimeRunner(ir.to_proto(model), folder=folder, title="a trial") as runner:
-            outputs = [self._infer(runner, batch) for batch in batches]
-            found = self._outcome(runner, outputs, batches)
+            found = self._outcome(runner, batches)
         if few:
             return Outcome(self.baseline - self._few_baseline + found.value, found.noise)
         return found
@@ -149,8 +152,8 @@ class Evaluation:
         function = Path(self.metric.rpartition(":")[0])
         if function.is_file():
             digest.update(function.read_bytes())
-        for batch, outputs in zip(self._batches, self._references, strict=True):
-            for name, array in (*batch.inputs.items(), *outputs.items()):
+        for arrays in (*(batch.inputs for batch in self._batches), *self._references):
+            for name, array in arrays.items():
                 digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -163,29 +166,28 @@ class Evaluation:
         names = provenance.class_names if provenance else ()
         return task.judge(Network(self._file.title, tuple(runner.outputs), names))
 
-    def _outcome(
-        self, runner: Runner, outputs: Sequence[Outputs], batches: Sequence[Batch]
-    ) -> Outcome:
-        noise = _noise(self._references, outputs)
-        if self._task is None:
+    def _outcome(self, runner: Runner, batches: Sequence[Batch]) -> Outcome:
+        judge = None if self._task is None else self._judge(self._task, runner)
+        errors = {spec.name: ErrorAccumulator(spec.name) for spec in runner.outputs}
+        same_shapes = True
+        for batch, reference in itertools.zip_longest(batches, self._references[: len(batches)]):
+            outputs = self._infer(runner, batch)
+            if judge is not None:
+                judge.add(outputs, batch.indices)
+            for name, wanted in (reference or {}).items():
+                if outputs[name].shape == wanted.shape:
+                    errors[name].add(wanted, outputs[name])
+                else:
+                    same_shapes = False
+        noises = [_noise(error.result()) for error in errors.values()]
+        noise = max(noises) if same_shapes else 1.0
+        if judge is None:
             return Outcome(1.0 - noise, noise)
-        judge = self._judge(self._task, runner)
-        for found, batch in zip(outputs, batches, strict=True):
-            judge.add(found, batch.indices)
         return Outcome(judge.score().readings[0].value or 0.0, noise)
 
 
-def _noise(references: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
-    """Error energy over energy, of the output where that is most; at most 1, also without end."""
-    worst = 0.0
-    for name in references[0]:
-        # Of the pictures judged on few there are fewer.
-        wanted = np.concatenate([one[name].ravel() for one in references[: len(outputs)]])
-        found = np.concatenate([one[name].ravel() for one in outputs])
-        if wanted.shape != found.shape:
-            return 1.0
-        error = tensor_error(name, wanted, found)
-        if error.nonfinite > error.reference_nonfinite:
-            return 1.0
-        worst = max(worst, min(1.0, 10 ** (-error.snr_db / 10)))
-    return worst
+def _noise(error: TensorError) -> float:
+    """Error energy over energy, at most 1, also where something is not finite."""
+    if error.nonfinite > error.reference_nonfinite:
+        return 1.0
+    return min(1.0, 10 ** (-error.snr_db / 10))
