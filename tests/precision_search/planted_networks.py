@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from cbam_deploy.graphs.gate_functions import set_functions
 
-C, CLASSES, BLOCKS, SIZE = 8, 5, 6, 8
+C, BLOCKS, SIZE = 8, 6, 8
 GATE = {"W0": (2, C), "B0": (2,), "W1": (C, 2), "B1": (C,), "WS": (1, 2, 7, 7), "BS": (1,)}
 
 
@@ -21,6 +21,7 @@ def write_network(
     overflows: Collection[int] = (),
     outliers: Collection[int] = (),
     cancels: Collection[int] = (),
+    classes: int = 5,
 ) -> Path:
     """Write the network; its weights have the names of modules, and its last block ends in a gate.
 
@@ -31,8 +32,9 @@ def write_network(
         overflows: blocks in which what lies between the convolutions is 10^6 times as large.
         outliers: blocks in which one channel of it is 10^4 times as large.
         cancels: blocks in which it is 8192 larger: within FP16's range, whose steps there are 8.
+        classes: number of logits.
     """
-    weights = _weights()
+    weights = _weights(classes)
     for block in (f"layer1.{i}" for i in range(BLOCKS)):
         first, bias = weights[f"{block}.conv1.weight"], weights[f"{block}.conv1.bias"]
         second, shift = weights[f"{block}.conv2.weight"], weights[f"{block}.conv2.bias"]
@@ -73,7 +75,7 @@ def write_network(
         nodes,
         "planted",
         [onnx.helper.make_tensor_value_info("input", floats, ["n", 3, SIZE, SIZE])],
-        [onnx.helper.make_tensor_value_info("logits", floats, ["n", CLASSES])],
+        [onnx.helper.make_tensor_value_info("logits", floats, ["n", classes])],
         [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("cbam_deploy", 1)]
@@ -89,7 +91,7 @@ def write_pictures(path: Path, count: int = 16) -> Path:
     return path
 
 
-def _weights() -> dict[str, np.ndarray]:
+def _weights(classes: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"stem.conv.weight": (C, 3, 3, 3)}
     for i in range(BLOCKS):
@@ -98,7 +100,7 @@ def _weights() -> dict[str, np.ndarray]:
         shapes[f"layer1.{i}.conv2.weight"] = (C, C, 1, 1)
         shapes[f"layer1.{i}.conv2.bias"] = (C,)
     shapes |= {f"layer1.5.gate.{name}": shape for name, shape in GATE.items()}
-    shapes["fc.weight"] = (C, CLASSES)
+    shapes["fc.weight"] = (C, classes)
     return {
         name: _normal(random, *shape)
         * np.float32(np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)
