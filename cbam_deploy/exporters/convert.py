@@ -240,7 +240,7 @@ class _Calibrated:
         from cbam_deploy.exporters.int8.quantization import insert
 
         assert self.calibration is not None
-        inserted = insert(self.model, self.calibration, keep_float=choice.above("int8"))
+        inserted = insert(self.model, self.calibration, keep_float=choice.unquantized)
         return _Step(*inserted, self.calibration, self.ranges)
 
     def mixed(self) -> MixedPrecision:
@@ -323,7 +323,7 @@ def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport 
     if request.precision != "int8+fp32":
         half = to_half(
             step.model,
-            keep_fp32=choice.above("fp16"),
+            keep_fp32=choice.fp32,
             io_dtype=request.io_dtype,
             ranges=step.ranges,
         )

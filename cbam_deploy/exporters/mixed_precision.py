@@ -29,6 +29,7 @@ STEPS: Mapping[Precision, tuple[str, ...]] = {
     "int8": ("fp16", "int8"),
     "int8+fp32": ("int8",),
 }
+QUANTIZED = frozenset({"int8"})  # Those of Q and DQ; the others are types of floats.
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Choice:
     def above(self, step: str) -> frozenset[str]:
         """Names of the nodes that do not take `step`."""
         return self.kept.get(step, frozenset())
+
+    @property
+    def unquantized(self) -> frozenset[str]:
+        """Names of the nodes that read no Q and DQ."""
+        return frozenset().union(*(self.above(step) for step in self.kept if step in QUANTIZED))
+
+    @property
+    def fp32(self) -> frozenset[str]:
+        """Names of the nodes whose floats stay FP32."""
+        return frozenset().union(*(self.above(step) for step in self.kept if step not in QUANTIZED))
 
     def keeping(self, step: str, nodes: frozenset[str]) -> Choice:
         """The same with just `nodes` above `step`."""

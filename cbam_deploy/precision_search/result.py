@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cbam_deploy.exporters.conversion_result import ConvertResult
 from cbam_deploy.exporters.int8.budget import within
-from cbam_deploy.exporters.mixed_precision import Choice
+from cbam_deploy.exporters.mixed_precision import QUANTIZED, Choice
 from cbam_deploy.exporters.precision_groups import Group
 from cbam_deploy.precision_search.trials import Trial
 from cbam_deploy.report.result import Result
@@ -16,8 +16,6 @@ from cbam_deploy.report.units import MetricUnit
 
 if TYPE_CHECKING:
     from cbam_deploy.report.content import Section
-
-_QUANTIZED = "int8"  # The range check of FP16 does not concern it.
 
 
 @dataclass(frozen=True)
@@ -200,8 +198,7 @@ def kept_groups(
         sensitivities: as measured.
         conversion: the file.
     """
-    asked = choice.above("fp16")
-    ruled = {one.node: one.reason for one in conversion.kept_fp32 if one.node not in asked}
+    ruled = {one.node: one.reason for one in conversion.kept_fp32 if one.node not in choice.fp32}
     measured = {(one.step, one.group, one.gate): one for one in sensitivities}
     able = {step: frozenset(nodes) for step, nodes in candidates.items()}
     found: dict[tuple[Group, str, tuple[str, ...]], list[str]] = {}
@@ -211,7 +208,7 @@ def kept_groups(
             takes = [
                 step
                 for step in can
-                if node not in choice.above(step) and (step == _QUANTIZED or node not in ruled)
+                if node not in choice.above(step) and (step in QUANTIZED or node not in ruled)
             ]
             if takes[-1:] != can[-1:]:
                 refused = tuple(step for step in can if step not in takes)
