@@ -16,7 +16,7 @@ from cbam_deploy.benchmarking.statistics import paired_ratio, quantile
 from cbam_deploy.benchmarking.warm_up import warm_up
 from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.graphs.onnx_file import write_model
-from cbam_deploy.machine import capability, gpus
+from cbam_deploy.machine import capability, environment, gpus
 from cbam_deploy.outputs import scratch_folder
 from cbam_deploy.report.units import Estimate
 from cbam_deploy.runtimes import RUNTIMES
@@ -57,12 +57,14 @@ class LatencyMeter:
         self.runtime = _chosen(runtime)
         self._original, self._batch, self._sizes = original, batch, tuple(sizes)
         self._seconds, self._seed = seconds, seed
+        self._machine = environment()
         self._stack = ExitStack()
 
     @property
     def key(self) -> str:
-        """What tells these timings from others of the same networks."""
-        return f"timed {self.runtime} {self._batch} {self._sizes} {self._seconds} {self._seed}"
+        """What tells these timings from others of the same networks, on other machines too."""
+        machine = {name: self._machine[name] for name in ("cpu", "cores", "gpus", "packages")}
+        return f"timed {self.runtime} {self._batch} {self._sizes} {self._seconds} {machine}"
 
     def __enter__(self) -> LatencyMeter:
         with self._stack as stack:

@@ -28,7 +28,8 @@ def search_sections(result: SearchResult) -> tuple[Section, ...]:
     sections = [_overview(result), _kept(result)]
     if result.sensitivities:
         sections.append(_sensitivities(result))
-    sections.append(_choices(result))
+    if result.candidates:
+        sections.append(_choices(result))
     return (*sections, environment_section(result.environment, {}, {}))
 
 

@@ -127,6 +127,9 @@ def test_at_the_time_limit_the_best_file_so_far_is_written(folder):
     assert result.passed
     assert onnx.load(result.conversion.path).graph.node
     assert any("time limit" in note for note in result.sections()[0].notes)
+    assert not result.candidates
+    assert {group.precision for group in result.kept} == {"fp32"}
+    write_page(result, folder / "limit.html")
 
 
 def test_choices_that_none_beats_are_those_that_no_other_beats_in_both(outliers):
