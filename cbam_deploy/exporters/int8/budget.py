@@ -29,6 +29,8 @@ from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import TOP1, MetricUnit
 
+_NAMED = 3  # Layers that a row of the report has room for; which are float, the INT8 section says.
+
 
 @dataclass(frozen=True)
 class LayerNoise:
@@ -109,7 +111,7 @@ class BudgetReport(Result):
         steps = [("(float32)", self.unit.text(self.baseline), "")]
         steps += (
             (
-                ", ".join(step.given_back) or "(all in INT8)",
+                _listed(step.given_back) or "(all in INT8)",
                 self.unit.text(step.accuracy),
                 self.unit.signed(step.accuracy - self.baseline),
             )
@@ -122,6 +124,10 @@ class BudgetReport(Result):
             rows = tuple((x.node, x.operator, f"{x.snr_db:.1f} dB") for x in noisiest)
             tables.append(Table(("noisiest layers", "operator", "SNR"), rows, text_columns=2))
         return (Section("Accuracy budget", passed=self.passed, tables=tuple(tables)),)
+
+
+def _listed(layers: tuple[str, ...]) -> str:
+    return ", ".join(layers) if len(layers) <= _NAMED else f"{len(layers)} layers"
 
 
 def meet_budget(
