@@ -92,7 +92,8 @@ def search_precision(
         io_dtype: type of network inputs and outputs.
         limit: how many pictures a trial is judged on; None for 256 with a metric, else 32.
         latency: time each whole choice as well, beside the original; the file is then that of the
-            fastest choice within `max_drop`.
+            fastest choice within `max_drop`, or of one that is not shown to be slower and keeps
+            fewer operations.
         runtime: to time in (`latency.LatencyMeter`).
         batch: images per timed run.
         seconds: of each timing.
@@ -303,13 +304,21 @@ class _Search:
         return min(trials, key=lambda one: one[0].operations, default=before)
 
     def _chosen(self, choice: Choice, trial: Trial) -> Candidate:
-        """The choice found; of timed ones that hold, the fastest."""
-        timed = [one for one in self.candidates() if one.holds and one.trial.relative is not None]
-        return min(
-            timed,
-            key=lambda one: one.trial.relative.value if one.trial.relative else 0.0,
-            default=Candidate(choice, trial, holds=True),
-        )
+        """The choice found; where choices were timed, the fastest that holds.
+
+        Of those that are not shown to be slower than that one, it is that which keeps the fewest
+        operations.
+        """
+        timed = [
+            (one, one.trial.relative)
+            for one in self.candidates()
+            if one.holds and one.trial.relative is not None
+        ]
+        if not timed:
+            return Candidate(choice, trial, holds=True)
+        fastest = min((relative for _, relative in timed), key=lambda relative: relative.value)
+        no_slower = (one for one, relative in timed if relative.low <= fastest.high)
+        return min(no_slower, key=lambda one: (one.choice.operations, -one.trial.value))
 
     def candidates(self) -> tuple[Candidate, ...]:
         """All whole choices that were tried."""

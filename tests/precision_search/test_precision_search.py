@@ -154,17 +154,18 @@ def test_the_page_and_json_name_modules_nodes_and_what_was_judged_by(outliers, t
     assert sum(entry["undominated"] for entry in data["candidates"]) == len(outliers.undominated)
 
 
-def test_timed_choices_give_the_fastest_file_that_holds(folder, monkeypatch):
+def test_no_choice_that_holds_is_shown_to_be_faster_than_that_of_the_file(folder, monkeypatch):
     monkeypatch.setattr("cbam_deploy.benchmarking.interleaving.ROUND_SECONDS", 0.001)
     monkeypatch.setattr("cbam_deploy.benchmarking.warm_up.CHUNK_SECONDS", 0.001)
     options = {"latency": True, "runtime": "onnxruntime", "seconds": 0.01}
     result = search(folder, "cancels", precision="fp16", **options)
-    timed = {one.choice.operations: one for one in result.candidates}
-    assert all(one.trial.relative is not None for one in timed.values())
-    fastest = min(
-        (one for one in timed.values() if one.holds), key=lambda one: one.trial.relative.value
-    )
-    assert result.choice == fastest.choice
+    assert all(one.trial.relative is not None for one in result.candidates)
+    holding = {one.choice.operations: one.trial.relative for one in result.candidates if one.holds}
+    own = holding[result.choice.operations]
+    assert all(own.low <= relative.high for relative in holding.values())
+    fastest = min(holding.values(), key=lambda relative: relative.value)
+    fewer = (holding[count] for count in holding if count < result.choice.operations)
+    assert all(relative.low > fastest.high for relative in fewer)
     assert result.runtime == "onnxruntime"
 
 
