@@ -11,6 +11,7 @@ from .inspection import inspect as inspect
 from .models import load_model as load_model
 from .plugins.native_library import build_plugin as build_plugin
 from .plugins.torch_gate import create_model as create_model
+from .precision_search import search_precision as search_precision
 from .profiling import profile as profile
 from .runtimes import open_runtime as open_runtime
 from .studies import ablation as ablation

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cbam_deploy
-from cbam_deploy.commands.files import updated, written_in
+from cbam_deploy.commands.checking import HtmlOption, write_html
+from cbam_deploy.commands.completion import metrics, offer, runtimes
+from cbam_deploy.commands.files import read_as_model, updated, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
     EPOCHS,
+    INPUT,
+    LIMITS,
     MIBS,
     MODEL,
+    PICTURES,
     PRECISION,
+    RUNNING,
+    SECONDS,
     THREADS,
     CalibrationOptions,
     ClassesOption,
@@ -151,6 +158,87 @@ def convert(
         metric=metric,
         seed=seed,
     )
+
+
+def search(
+    source: OnnxIn,
+    output: Output,
+    data: Annotated[str, source("Pictures to judge on, best with labels, masks or boxes.")],
+    *,
+    metric: Annotated[
+        str | None,
+        option(
+            "What must hold: top1, miou, map, map-xyxy, package:function of your own, or fidelity"
+            " to the original's outputs [default: top1 with labels, else fidelity].",
+            INPUT,
+            "--metric",
+            metavar="METRIC",
+            callback=read_as_model,
+            autocompletion=metrics,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None, drop("How far the metric may fall [default: 0.5%].", LIMITS)
+    ] = None,
+    precision: Annotated[
+        Literal["fp16", "int8", "int8+fp32"],
+        option("The lowest; int8+fp32 goes without FP16.", PRECISION),
+    ] = "int8",
+    ranges: CalibrationOptions,
+    size: SizesOption = None,
+    limit: Annotated[
+        int | None,
+        count(1, PICTURES, "Pictures of a trial [default: 256, for fidelity 32].", INPUT),
+    ] = None,
+    latency: Annotated[
+        bool, option("Time each choice too; write the fastest that holds.", RUNNING, "--latency")
+    ] = False,
+    runtime: Annotated[
+        str | None,
+        option(
+            "Runtime to time in [default: TensorRT with a GPU, else OpenVINO, ONNX Runtime].",
+            RUNNING,
+            autocompletion=runtimes,
+        ),
+    ] = None,
+    batch: Annotated[int, count(1, BATCHES, "Images per timed run.", RUNNING)] = 1,
+    seconds: Annotated[float, number(0.1, SECONDS, "Of each timing.", RUNNING)] = 1.0,
+    time_limit: Annotated[
+        float | None, number(0.1, SECONDS, "Seconds after which no trial begins.", LIMITS)
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        option(
+            "Folder of trials, to go on from [default: one in the user's cache].",
+            None,
+            callback=written_in(),
+            autocompletion=offer("/"),
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    html: HtmlOption = None,
+) -> Any:
+    """Find the fewest operations to keep above INT8 or FP16, by measurement."""
+    found = cbam_deploy.search_precision(
+        source,
+        output,
+        data=data,
+        precision=precision,
+        **vars(ranges),
+        metric=metric,
+        max_drop=0.005 if max_drop is None else max_drop,
+        sizes=tuple(size or ()),
+        limit=limit,
+        latency=latency,
+        runtime=runtime,
+        batch=batch,
+        seconds=seconds,
+        time_limit=time_limit,
+        cache=cache,
+        seed=seed,
+    )
+    write_html(found, html)
+    return found
 
 
 @dataclass(frozen=True)
@@ -325,4 +413,4 @@ def demo(
     return cbam_deploy.demo(output, seed=seed)
 
 
-COMMANDS = (export, fuse, inline, convert, lower, build_plugin, build_engine, train, demo)
+COMMANDS = (export, fuse, inline, convert, search, lower, build_plugin, build_engine, train, demo)

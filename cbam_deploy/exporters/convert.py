@@ -20,7 +20,13 @@ from cbam_deploy.data.tensors import are_tensors
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
-from cbam_deploy.exporters.half.conversion import HalfReport, IoDtype, settle_types, to_half
+from cbam_deploy.exporters.half.conversion import (
+    HalfReport,
+    IoDtype,
+    Ranges,
+    settle_types,
+    to_half,
+)
 from cbam_deploy.exporters.half.formats import BF16, FP16
 from cbam_deploy.exporters.half.rules import (
     FROM_FP32,
@@ -37,7 +43,8 @@ from cbam_deploy.exporters.int8.calibration import (
     calibration_batches,
     calibration_inputs,
 )
-from cbam_deploy.exporters.int8.quantized_types import FP8, INT8
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8, QuantizedType
+from cbam_deploy.exporters.mixed_precision import STEPS, Choice, Chooser, MixedPrecision
 from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
@@ -81,6 +88,7 @@ def convert(
     unit: MetricUnit = TOP1,
     seed: int = 0,
     called: str | None = None,
+    chooser: Chooser | None = None,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
 
@@ -106,6 +114,9 @@ def convert(
         unit: how such values are written.
         seed: of everything random.
         called: what messages call `source`, where its path means nothing to the person.
+        chooser: gives who chooses which nodes stay in a higher precision, in place of a budget, for
+            the file and how its pictures are prepared; None for none but those that the range check
+            keeps.
 
     Raises:
         BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
@@ -143,15 +154,19 @@ def convert(
         pictures = opened.samples(calibration, preprocessing, split="train")
         if preprocessing is None and not are_tensors(calibration):
             preprocessing = pictures.preprocessing
+    choose = None if chooser is None else chooser(opened, preprocessing)
     model = in_newer_opset(opened, precision, pictures, seed).model
     request = _Request(
         source, history, precision, method, io_dtype, pictures, preprocessing, images, seed
     )
-    if precision in _HALF_ONLY:
-        step = _Step(model, None, _activation_ranges(request, model))
-    else:
-        step = _quantized(request, model, max_accuracy_drop, measure, unit)
-    half, provenance = _finish(request, step)
+    network = _calibrated(request, model, searched=choose is not None)
+    choice, budget = Choice(), None
+    if choose is not None:
+        choice = choose(network.mixed())
+    elif max_accuracy_drop is not None and measure is not None:
+        choice, budget = _within_budget(network, max_accuracy_drop, measure, unit)
+    step = network.step(choice)
+    half, provenance = _finish(request, step, choice)
     report = step.quantization
     quantized = {operation.node for operation in report.quantized} if report else set()
     cosines: list[float] = []
@@ -169,13 +184,13 @@ def convert(
         precision=precision,
         half=half,
         quantization=step.quantization,
-        budget=step.budget,
+        budget=budget,
         calibration=provenance.calibration,
         skipped=tuple(pictures.skipped) if pictures is not None else (),
         cosine=cosines[0],
         seconds=time.perf_counter() - begin,
         provenance=provenance,
-        nodes=count_nodes(step.model.graph, quantized, FP8 if precision == "fp8" else INT8),
+        nodes=count_nodes(step.model.graph, quantized, request.kind or INT8),
     )
 
 
@@ -200,6 +215,13 @@ class _Request:
         return calibration_batches(self.pictures, inputs, images=self.images, seed=self.seed)
 
     @property
+    def kind(self) -> QuantizedType | None:
+        """The type of 8 bits that is asked for; None where nothing is quantized."""
+        if self.precision in _HALF_ONLY:
+            return None
+        return FP8 if self.precision == "fp8" else INT8
+
+    @property
     def total(self) -> int:
         """How many there will be, at most."""
         return 0 if self.pictures is None else min(self.images, len(self.pictures))
@@ -212,7 +234,75 @@ class _Step:
     model: ir.Model
     quantization: QuantizationReport | None
     calibration: Calibration | None
-    budget: BudgetReport | None = None
+    ranges: Ranges | None
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """An FP32 network that is ready to be converted, in any choice of precisions.
+
+    Attributes:
+        model: as `int8.quantization.prepare` gives it, where it becomes INT8.
+        calibration: of what INT8 scales are made from, or what FP16 is checked on.
+        ranges: of activations, for FP16's range check.
+    """
+
+    request: _Request
+    model: ir.Model
+    calibration: Calibration | None
+    ranges: Ranges | None
+
+    def step(self, choice: Choice) -> _Step:
+        """A copy with what the choice quantizes in 8 bits."""
+        if self.request.kind is None:
+            return _Step(self.model.clone(), None, self.calibration, self.ranges)
+        from cbam_deploy.exporters.int8.quantization import insert
+
+        assert self.calibration is not None
+        inserted = insert(
+            self.model,
+            self.calibration,
+            keep_float=choice.unquantized,
+            kind=self.request.kind,
+        )
+        return _Step(*inserted, self.calibration, self.ranges)
+
+    def mixed(self) -> MixedPrecision:
+        """For who chooses."""
+
+        def make(choice: Choice) -> ir.Model:
+            step = self.step(choice)
+            _finish(self.request, step, choice)
+            return step.model
+
+        return MixedPrecision(self.model, STEPS[self.request.precision], make)
+
+
+def _calibrated(request: _Request, model: ir.Model, *, searched: bool) -> _Calibrated:
+    """Calibrate what the precision needs; of a network to be searched, FP16's ranges too."""
+    kind = request.kind
+    if kind is None:
+        found = _activation_ranges(request, model)
+        return _Calibrated(request, model, found, None if found is None else found.ranges)
+    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
+    from cbam_deploy.exporters.int8.quantization import prepare
+
+    prepared = prepare(model, kind)
+    chosen = quantized_nodes(prepared, kind=kind)
+    if not chosen:
+        raise BadInput(
+            f"{request.source}: has no layer that there are {kind.name} kernels for",
+            "use int8 or fp16",
+        )
+    calibration = calibrate(
+        prepared,
+        calibrated_tensors(chosen),
+        request.batches(prepared),
+        method=request.method,
+        images=request.total,
+    )
+    wide = _activation_ranges(request, prepared) if searched else None
+    return _Calibrated(request, prepared, calibration, (wide or calibration).ranges)
 
 
 def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None:
@@ -231,63 +321,44 @@ def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None
     )
 
 
-def _quantized(
-    request: _Request,
-    model: ir.Model,
-    max_drop: float | None,
-    measure: Measure | None,
-    unit: MetricUnit,
-) -> _Step:
-    """The model in 8 bits, all of it that can be, or as much as an accuracy budget allows."""
+def _within_budget(
+    network: _Calibrated, max_drop: float, measure: Measure, unit: MetricUnit
+) -> tuple[Choice, BudgetReport]:
+    """The choice that gives as few layers back to float as an accuracy budget allows."""
     from cbam_deploy.exporters.int8.budget import meet_budget
-    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
-    from cbam_deploy.exporters.int8.quantization import insert, prepare
 
-    kind = FP8 if request.precision == "fp8" else INT8
-    prepared = prepare(model, kind)
-    chosen = quantized_nodes(prepared, kind=kind)
-    if not chosen:
-        raise BadInput(
-            f"{request.source}: has no layer that there are {kind.name} kernels for",
-            "use int8 or fp16",
-        )
-    calibration = calibrate(
-        prepared,
-        calibrated_tensors(chosen),
-        request.batches(prepared),
-        method=request.method,
-        images=request.total,
-    )
-    if max_drop is None or measure is None:
-        return _Step(*insert(prepared, calibration, kind=kind), calibration)
+    request, mixed = network.request, network.mixed()
+    assert network.calibration is not None
 
-    def accuracy(candidate: ir.Model) -> float:
-        model = candidate.clone()
-        _finish(request, _Step(model, None, calibration))
+    def accuracy(kept: frozenset[str]) -> float:
         with scratch_folder() as folder:
             path = folder / "candidate.onnx"
-            write_model(model, path)
+            write_model(mixed.make(Choice({"int8": kept})), path)
             return measure(path, request.preprocessing)
 
-    quantized, report, budget = meet_budget(
-        prepared,
-        calibration,
+    budget = meet_budget(
+        network.model,
+        network.calibration,
         baseline=measure(request.source, request.preprocessing),
         max_accuracy_drop=max_drop,
         evaluate=accuracy,
-        sample=lambda: request.batches(prepared),
+        sample=lambda: request.batches(network.model),
         unit=unit,
     )
-    return _Step(quantized, report, calibration, budget)
+    return Choice({"int8": frozenset(budget.given_back)}), budget
 
 
-def _finish(request: _Request, step: _Step) -> tuple[HalfReport | None, Provenance]:
+def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport | None, Provenance]:
     """Give the model's float side 16 bits, unless it is to stay FP32, and record its history."""
     half, calibration = None, step.calibration
     if request.precision != "int8+fp32":
-        ranges = None if calibration is None else calibration.ranges
-        format_ = BF16 if request.precision == "bf16" else FP16
-        half = to_half(step.model, io_dtype=request.io_dtype, ranges=ranges, half=format_)
+        half = to_half(
+            step.model,
+            keep_fp32=choice.fp32,
+            io_dtype=request.io_dtype,
+            ranges=step.ranges,
+            half=BF16 if request.precision == "bf16" else FP16,
+        )
     forget_names_of_sizes(step.model.graph)
     facts: dict[str, Any] = {}
     if calibration is not None and request.pictures is not None:

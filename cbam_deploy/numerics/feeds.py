@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.numerics.tensors import Arrays, TensorSpec
+from cbam_deploy.numerics.tensors import Arrays, Feeds, TensorSpec
 
 
 def check_feeds(
@@ -37,6 +41,42 @@ def check_batch(batch: int, batch_range: tuple[int, int | None], title: str, hin
         ends = f"from {low}" if high is None else f"{low} to {high}"
         takes = f"{low} only" if low == high else ends
         raise BadInput(f"{title}: batch {batch} is outside its range ({takes})", hint)
+
+
+def infer_in_range(
+    infer: Callable[[Feeds], Arrays], feeds: Feeds, batch_range: tuple[int, int | None], title: str
+) -> dict[str, NDArray[Any]]:
+    """Outputs [N, ...] for `feeds`, in as many runs as a network's batch range needs.
+
+    Args:
+        infer: runs the network called `title`.
+        feeds: arrays [N, ...] by input name; where a run takes more they are repeated.
+        batch_range: smallest and largest batch, None for no upper end.
+        title: for messages.
+
+    Raises:
+        BadInput: an output is not [batch, ...].
+    """
+    count = len(next(iter(feeds.values())))
+    smallest, largest = batch_range
+    pieces = []
+    for start in range(0, count, largest or count):
+        given = {name: array[start : start + (largest or count)] for name, array in feeds.items()}
+        wanted = len(next(iter(given.values())))
+        padded = max(smallest, wanted)
+        filled = {
+            name: np.take(array, range(padded), axis=0, mode="wrap")
+            for name, array in given.items()
+        }
+        outputs = infer(filled)
+        for name, output in outputs.items():
+            if output.shape[:1] != (padded,):
+                raise BadInput(
+                    f"{title}: output {name} is {list(output.shape)} for {padded} pictures",
+                    "take networks whose outputs are [batch, ...]",
+                )
+        pieces.append({name: output[:wanted] for name, output in outputs.items()})
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def check_ranges(

@@ -10,11 +10,10 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from cbam_deploy.exporters.int8.int8_nodes import fp8_nodes, int8_nodes
 from cbam_deploy.gates.operators import operator_of
-from cbam_deploy.graphs.name_scopes import scopes_of
+from cbam_deploy.graphs.name_scopes import PASSING, module_of, weight_behind
 
 # What a fused kernel is called after, before all else.
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 _ASKED = {
     ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16",
 }  # fmt: skip
@@ -59,10 +58,10 @@ class Origins:
             self._nodes[name] = Origin(
                 name=name,
                 operator=node.op_type,
-                module=_module(node),
+                module=module_of(node),
                 gate=operator_of(node) is not None,
                 precision=quantized.get(node) or _asked(node),
-                of_weights=_weight_behind(node.inputs[0]) is not None if node.inputs else True,
+                of_weights=weight_behind(node.inputs[0]) is not None if node.inputs else True,
             )
             self._makers.update((value.name, name) for value in node.outputs if value.name)
 
@@ -89,40 +88,9 @@ def _rank(origin: Origin) -> int:
         return 0  # Also where a runtime adds up a gate's residual in the convolution that makes it.
     if origin.gate:
         return 1
-    return 3 if origin.operator in (*_PASSING, "Constant") else 2
+    return 3 if origin.operator in (*PASSING, "Constant") else 2
 
 
 def _asked(node: ir.Node) -> str:
     kind = node.outputs[0].dtype if node.outputs else None
     return _ASKED.get(kind, "") if kind is not None else ""
-
-
-def _module(node: ir.Node | None) -> str:
-    """That of the largest weight of a node, by its name, else the innermost scope around it.
-
-    A batch normalization is folded into the convolution before it, which is then recorded as its.
-    What was put in between has neither, and belongs to what it stands behind.
-    """
-    while node is not None:
-        found = [weight for value in node.inputs if (weight := _weight_behind(value)) is not None]
-        found.sort(key=lambda value: -(value.const_value.size if value.const_value else 0))
-        modules = [module for weight in found if (module := _module_of(weight.name or ""))]
-        modules += scopes_of(node)[-1:]
-        if modules or node.op_type not in _PASSING or node.inputs[0] is None:
-            return next(iter(modules), "")
-        node = node.inputs[0].producer()
-    return ""
-
-
-def _module_of(weight: str) -> str:
-    return weight.rpartition(".")[0]
-
-
-def _weight_behind(value: ir.Value | None) -> ir.Value | None:
-    """The weight that a value is, or is made of by what passes it on."""
-    while value is not None and not value.is_initializer():
-        producer = value.producer()
-        if producer is None or producer.op_type not in _PASSING:
-            return None
-        value = producer.inputs[0]
-    return value

@@ -219,6 +219,37 @@ def curves_plot(
         return _with_legend(figure, xlabel, unit)
 
 
+@dataclass(frozen=True)
+class Point:
+    """One point of `points_plot`, in the colour of its series."""
+
+    x: float
+    y: float
+    series: str
+
+
+def points_plot(points: Sequence[Point], series: Sequence[str], *, xlabel: str, unit: str) -> str:
+    """Points over a plane; those of `series` that come first lie on top, and are larger."""
+    with plot_style():
+        figure = _figure(220 + 17 * len(series))
+        ax = figure.subplots()
+        for number, name in enumerate(series):
+            chosen = [point for point in points if point.series == name]
+            ax.plot(
+                [point.x for point in chosen],
+                [point.y for point in chosen],
+                "o",
+                ms=9 - 2 * number,
+                color=_colour(number),
+                label=name if chosen else None,
+                zorder=3 + len(series) - number,
+            )
+        ax.margins(0.06)
+        ax.locator_params(axis="x", nbins=7)
+        ax.grid(axis="x")
+        return _with_legend(figure, xlabel, unit)
+
+
 def _with_legend(figure: Figure, xlabel: str, unit: str) -> str:
     """One series per line above the axes, then the unit of the y axis where it begins."""
     ax = figure.axes[0]

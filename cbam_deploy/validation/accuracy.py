@@ -7,13 +7,9 @@ predictions can be compared picture by picture.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cbam_deploy.artefacts import Artefact, open_artefacts
 from cbam_deploy.data.network_input import is_levels, network_feeds
@@ -22,7 +18,8 @@ from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
-from cbam_deploy.numerics.tensors import Feeds, TensorSpec
+from cbam_deploy.numerics.feeds import infer_in_range
+from cbam_deploy.numerics.tensors import Arrays, Feeds, TensorSpec
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.progress import progress
 from cbam_deploy.provenance import ModelIdentity, Provenance
@@ -144,40 +141,17 @@ class _Contestant:
     def add(self, batch: Batch, source: ImageSource) -> None:
         """Run a batch and have its outputs judged."""
         feeds = network_feeds(batch.inputs, source, self.runner.inputs)
-        self.judge.add(self._outputs(feeds, len(batch)), batch.indices)
+        outputs = infer_in_range(self._timed, feeds, self.runner.batch_range, self.name)
+        self.judge.add(outputs, batch.indices)
         self.images += len(batch)
 
-    def _outputs(self, feeds: Feeds, count: int) -> dict[str, NDArray[Any]]:
-        """Outputs [N, ...], in as many runs as the network's batch range needs."""
-        smallest, largest = self.runner.batch_range
-        step = count if largest is None else min(largest, count)
-        pieces = [
-            self._run(
-                {name: array[start : start + step] for name, array in feeds.items()}, smallest
-            )
-            for start in range(0, count, step)
-        ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-    def _run(self, given: Feeds, smallest: int) -> Mapping[str, NDArray[Any]]:
-        count = len(next(iter(given.values())))
-        padded = max(smallest, count)
-        feeds = {
-            name: np.take(array, range(padded), axis=0, mode="wrap")
-            for name, array in given.items()
-        }
+    def _timed(self, feeds: Feeds) -> Arrays:
         if not self.seconds:
             self.runner.infer(feeds)  # The first run sets up memory; it is not part of the speed.
         begin = time.perf_counter()
         outputs = self.runner.infer(feeds)
         self.seconds += time.perf_counter() - begin
-        for name, output in outputs.items():
-            if output.shape[:1] != (padded,):
-                raise BadInput(
-                    f"{self.name}: output {name} is {list(output.shape)} for {padded} pictures",
-                    "evaluate networks whose outputs are [batch, ...]",
-                )
-        return {name: output[:count] for name, output in outputs.items()}
+        return outputs
 
 
 def _run(contestants: list[_Contestant], task: Metric, batch_size: int, limit: int | None) -> int:

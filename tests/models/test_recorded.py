@@ -105,9 +105,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_that_only_the_file_names_is_not_opened(checkpoint):
-    recorded, _ = resolve_identity(
-        ModelIdentity("resnet8", num_classes=3, weights=str(checkpoint))
-    )
+    recorded, _ = resolve_identity(ModelIdentity("resnet8", num_classes=3, weights=str(checkpoint)))
     checkpoint.unlink()  # Whoever opens it fails differently.
     with pytest.raises(BadInput, match="only you") as refused:
         reference_identity("m.onnx", Provenance(recorded))

@@ -2,8 +2,8 @@
 
 The noise of a layer is the signal-to-noise ratio of its output with only that layer quantized:
 once it computes on what the float network gives it, once on the same and its weight rounded to
-INT8. Layers are given back worst first, and the accuracy is measured after each, until the budget
-holds.
+INT8. In that order `exporters.fewest_kept` looks for the fewest layers to give back such that the
+budget holds; the accuracy is measured with each choice.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cbam_deploy.errors import CheckFailed
+from cbam_deploy.exporters.fewest_kept import fewest_kept
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, watch
 from cbam_deploy.exporters.int8.placement import QuantizedNode, quantized_nodes
 from cbam_deploy.exporters.int8.qdq import weight_scales
-from cbam_deploy.exporters.int8.quantization import (
-    QuantizationReport,
-    activation_scales,
-    fake_quantize,
-    insert,
-)
+from cbam_deploy.exporters.int8.quantization import activation_scales, fake_quantize
 from cbam_deploy.graphs.session import open_session
 from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.progress import progress
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import TOP1, MetricUnit
+
+_NAMED = 3  # Layers that a row of the report has room for; which are float, the INT8 section says.
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class LayerNoise:
 
 @dataclass(frozen=True)
 class BudgetStep:
-    """One measurement: the metric's value after `given_back`; None for all in INT8."""
+    """One measurement: the metric's value with the layers `given_back`, the noisiest first."""
 
-    given_back: str | None
+    given_back: tuple[str, ...]
     accuracy: float
 
 
@@ -60,11 +58,12 @@ class BudgetReport(Result):
         max_accuracy_drop: the budget, on the same scale.
         ranking: every layer that INT8 concerns, the noisiest first; empty where none had to be
             given back.
-        steps: the measurements, in order; the last one counts.
+        steps: the measurements, in order.
         unit: how the metric's values are written.
     """
 
     schema: ClassVar[str] = "cbam_deploy.budget"
+    schema_version: ClassVar[int] = 2
 
     baseline: float
     max_accuracy_drop: float
@@ -74,22 +73,31 @@ class BudgetReport(Result):
 
     @property
     def given_back(self) -> tuple[str, ...]:
-        """Names of the layers that are float again, in the order in which they were given back."""
-        return tuple(step.given_back for step in self.steps if step.given_back is not None)
+        """Names of the layers that are float again: of the fewest, what holds best."""
+        return self._chosen.given_back
 
     @property
     def passed(self) -> bool:
-        """Whether the last step is within the budget."""
-        return _within(self.baseline, self.steps[-1].accuracy, self.max_accuracy_drop)
+        """Whether a measurement is within the budget."""
+        return self._holds(self._chosen)
+
+    def _holds(self, step: BudgetStep) -> bool:
+        return within(self.baseline, step.accuracy, self.max_accuracy_drop)
+
+    @property
+    def _chosen(self) -> BudgetStep:
+        holding = [step for step in self.steps if self._holds(step)]
+        if not holding:
+            return max(self.steps, key=lambda step: step.accuracy)
+        return min(holding, key=lambda step: (len(step.given_back), -step.accuracy))
 
     def failure(self) -> tuple[str, str]:
         """What to tell a person when the budget cannot be met: a message and a hint."""
-        best = max(self.steps, key=lambda step: step.accuracy)
-        count = [step.given_back for step in self.steps].index(best.given_back)
+        best = self._chosen
         return (
             f"INT8 stays more than {self.unit.text(self.max_accuracy_drop)} below the float32"
             f" network's {self.unit.label} of {self.unit.text(self.baseline)}: the best is"
-            f" {self.unit.text(best.accuracy)}, with {count} of"
+            f" {self.unit.text(best.accuracy)}, with {len(best.given_back)} of"
             f" {len(self.ranking)} layers given back to float",
             "allow a larger drop, calibrate on more pictures or by another method, or use fp16",
         )
@@ -103,7 +111,7 @@ class BudgetReport(Result):
         steps = [("(float32)", self.unit.text(self.baseline), "")]
         steps += (
             (
-                step.given_back or "(all in INT8)",
+                _listed(step.given_back) or "(all in INT8)",
                 self.unit.text(step.accuracy),
                 self.unit.signed(step.accuracy - self.baseline),
             )
@@ -118,24 +126,28 @@ class BudgetReport(Result):
         return (Section("Accuracy budget", passed=self.passed, tables=tuple(tables)),)
 
 
+def _listed(layers: tuple[str, ...]) -> str:
+    return ", ".join(layers) if len(layers) <= _NAMED else f"{len(layers)} layers"
+
+
 def meet_budget(
     model: ir.Model,
     calibration: Calibration,
     *,
     baseline: float,
     max_accuracy_drop: float,
-    evaluate: Callable[[ir.Model], float],
+    evaluate: Callable[[frozenset[str]], float],
     sample: Callable[[], Iterable[Images]],
     unit: MetricUnit = TOP1,
-) -> tuple[ir.Model, QuantizationReport, BudgetReport]:
-    """Quantize as much of the network as the budget allows.
+) -> BudgetReport:
+    """Find the fewest layers to give back to float such that the budget holds.
 
     Args:
         model: a float32 network, as `quantization.prepare` gives it.
         calibration: its ranges.
         baseline: its value of a metric, the larger the better.
         max_accuracy_drop: how far that may fall.
-        evaluate: the value of a quantized network.
+        evaluate: the value of the quantized network with the layers of these names in float.
         sample: gives network inputs to measure the layers' noise on; called only when layers must
             be given back.
         unit: how the metric's values are written.
@@ -145,21 +157,21 @@ def meet_budget(
         BadInput: the budget is negative, or above 1 where the metric is a share.
     """
     unit.check_drop(max_accuracy_drop)
-    quantized, report = insert(model, calibration)
-    steps = [BudgetStep(None, evaluate(quantized))]
+    steps = [BudgetStep((), evaluate(frozenset()))]
     ranking: tuple[LayerNoise, ...] = ()
-    if not _within(baseline, steps[0].accuracy, max_accuracy_drop):
+
+    def holds(kept: frozenset[str]) -> bool:
+        given_back = tuple(layer.node for layer in ranking if layer.node in kept)
+        steps.append(BudgetStep(given_back, evaluate(kept)))
+        return within(baseline, steps[-1].accuracy, max_accuracy_drop)
+
+    if not within(baseline, steps[0].accuracy, max_accuracy_drop):
         ranking = rank_layers(model, calibration, sample())
-        for layer in ranking:
-            kept = [*report.kept_float, layer.node]
-            quantized, report = insert(model, calibration, keep_float=kept)
-            steps.append(BudgetStep(layer.node, evaluate(quantized)))
-            if _within(baseline, steps[-1].accuracy, max_accuracy_drop):
-                break
+        fewest_kept([(layer.node,) for layer in ranking], holds)
     result = BudgetReport(baseline, max_accuracy_drop, ranking, tuple(steps), unit)
     if not result.passed:
         raise CheckFailed(*result.failure())
-    return quantized, report, result
+    return result
 
 
 def rank_layers(
@@ -188,7 +200,8 @@ def rank_layers(
     return tuple(sorted((layer.noise() for layer in layers), key=lambda noise: noise.snr_db))
 
 
-def _within(baseline: float, accuracy: float, max_drop: float) -> bool:
+def within(baseline: float, accuracy: float, max_drop: float) -> bool:
+    """Whether a metric's value is not further below the baseline than allowed."""
     # Most metrics are quotients of counts, rounded to float64.
     return baseline - accuracy <= max_drop + 1e-12
 

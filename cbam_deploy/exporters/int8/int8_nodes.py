@@ -1,11 +1,10 @@
 """Which nodes of a quantized graph run in 8 bits: those whose floats all lie between DQ and Q.
 
-In FP8 that is not all of them: only products whose weights are FP8 have kernels, gates, and what is
-fused behind either.
-
 In INT8 runtimes choose for themselves what they fuse there, and move Q and DQ along chains of nodes
 to fuse more. So no operator is left out: all floats of such a region are of one type, the scales'
-too.
+too. But a product with a float weight, or a gate that reads floats as they are, was left in float,
+and no kernel of 8 bits carries it out. In FP8 nothing else has kernels but such products, gates,
+and what is fused behind either.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def fp8_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
 
 
 def _enclosed(graph: ir.Graph, kind: QuantizedType) -> frozenset[ir.Node]:
-    found = {node for node in graph if not is_standard(node, *_ENDS)}
+    found = {node for node in graph if not is_standard(node, *_ENDS) and not _is_left_float(node)}
     outside = [node for node in found if not _is_enclosed(node, found, kind)]
     while outside:
         node = outside.pop()
@@ -54,6 +53,13 @@ def _enclosed(graph: ir.Graph, kind: QuantizedType) -> frozenset[ir.Node]:
             found.remove(node)
             outside += [other for other in _neighbours(node) if other in found]
     return frozenset(found)
+
+
+def _is_left_float(node: ir.Node) -> bool:
+    if gate := operator_of(node):
+        maps = (value.producer() for value in node.inputs[: len(gate.maps)] if value is not None)
+        return not all(is_standard(producer, "DequantizeLinear") for producer in maps)
+    return is_standard(node, *PRODUCTS) and is_float(node.inputs[1]) and is_weight(node.inputs[1])
 
 
 def _is_enclosed(node: ir.Node, found: set[ir.Node], kind: QuantizedType) -> bool:

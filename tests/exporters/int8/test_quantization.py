@@ -240,16 +240,20 @@ def test_what_is_fused_behind_a_product_is_int8_for_nodes_and_for_maps(product):
     (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) {{
       xq = QuantizeLinear (x, scale)
       xd = DequantizeLinear (xq, scale)
-      product = {product} (xd, w)
+      wd = DequantizeLinear (w, scale)
+      product = {product} (xd, wd)
       active = Relu (product)
       yq = QuantizeLinear (active, scale)
       y = DequantizeLinear (yq, scale)
     }}
     """
-    weights = {"w": np.ones((4, 4, 1, 1), np.float32), "scale": np.float32(0.1)}
+    weights = {"w": np.ones((4, 4, 1, 1), np.int8), "scale": np.float32(0.1)}
     model = half_networks.network(text, **weights)
     assert {node.op_type for node in int8_nodes(model.graph)} == {product, "Relu"}
     assert float_feature_maps(model) == ()
+    kept = text.replace("(xd, wd)", "(xd, float)")
+    model = half_networks.network(kept, **weights, float=np.ones((4, 4, 1, 1), np.float32))
+    assert int8_nodes(model.graph) == frozenset()
 
 
 def test_a_layer_kept_in_float_reads_unrounded_values_and_its_own_weight():
