@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SERVER := .venv/tritonserver/bin/pip install --quiet --disable-pip-version-check
 # The package switches ONNX Runtime's telemetry off; scripts here may import that first.
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -10,7 +11,7 @@ export ORT_DISABLE_TELEMETRY := 1
 demo: .venv/demo.done
 	$(BIN)/cbam-deploy demo -o demo
 
-test: .venv/dev.done
+test: .venv/dev.done .venv/tritonserver.done
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations=15
 
 lint: .venv/dev.done
@@ -49,6 +50,14 @@ clean:
 
 .venv/dev.done: .venv/demo.done
 	$(INSTALL) --editable '.[rtx,demo,detection,kernels,dev]'
+	touch $@
+
+# The server that tests start: its Python backend needs an environment with NumPy 1.
+.venv/tritonserver.done: .venv/pyvenv.cfg
+	$(PYTHON) -m venv .venv/tritonserver
+	$(SERVER) numpy==1.26.4 onnxruntime==1.32.0 pillow==13.0.0 \
+	    && $(SERVER) --no-deps nvidia-pytriton==0.7.0 \
+	    || echo 'no Triton server for this machine: the tests that start one are skipped'
 	touch $@
 
 .venv/demo.done: .venv/pyvenv.cfg pyproject.toml constraints.txt

@@ -14,6 +14,8 @@ from .plugins.torch_gate import create_model as create_model
 from .precision_search import search_precision as search_precision
 from .profiling import profile as profile
 from .runtimes import open_runtime as open_runtime
+from .serving import check_server as check_server
+from .serving import package as package
 from .studies import ablation as ablation
 from .studies.demonstration import demo as demo
 from .training import train as train

@@ -11,7 +11,7 @@ import ctypes
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def require_pillow() -> None:
         set_handler(None)
 
 
-def decode(path: Path, mode: str = "RGB") -> Image:
+def decode(source: Path | BinaryIO, mode: str = "RGB") -> Image:
     """The picture in `mode`, 8 bits a channel; grey levels of 9 to 16 bits are scaled to 8.
 
     Colours are those stored: in RGB transparency is left out, in RGBA it is the fourth channel.
@@ -65,7 +65,7 @@ def decode(path: Path, mode: str = "RGB") -> Image:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             picture.load()
             if 0 in picture.size:
                 raise UnreadablePicture("has no pixels")

@@ -1,0 +1,124 @@
+"""The command between an artefact and a server of other people's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cbam_deploy
+from cbam_deploy.commands.completion import offer
+from cbam_deploy.commands.files import written_in
+from cbam_deploy.commands.options import (
+    BATCHES,
+    INPUT,
+    PICTURES,
+    THREADS,
+    Artefacts,
+    BatchOption,
+    DataOption,
+    DeviceOption,
+    PreprocessOption,
+    SeedOption,
+    SizesOption,
+    count,
+    option,
+)
+from cbam_deploy.errors import BadInput
+
+SERVER = "Server"
+CHECK = "Check"
+VERSIONS = 2**31 - 1
+
+
+def folder_option(help_text: str) -> Any:
+    """An option that names a folder to write files into."""
+    return option(help_text, None, metavar="DIR", callback=written_in(), autocompletion=offer("/"))
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How Triton serves a model."""
+
+    backend: Annotated[
+        Literal["auto", "python"],
+        option("python: ONNX Runtime in Triton's Python backend.", SERVER),
+    ] = "auto"
+    version: Annotated[
+        int, count(1, VERSIONS, "Number of the version in the repository.", SERVER)
+    ] = 1
+    max_batch: Annotated[
+        int | None, count(1, BATCHES, "Largest batch [default: the engine's, else 64].", SERVER)
+    ] = None
+    instances: Annotated[int, count(1, THREADS, "Copies that run at once.", SERVER)] = 1
+    threads: Annotated[int | None, count(1, THREADS, "CPU threads of each.", SERVER)] = None
+    container: Annotated[
+        str | None,
+        option("Month of Triton's container, whose TensorRT must fit.", SERVER, metavar="YY.MM"),
+    ] = None
+    tensorrt: Annotated[
+        str | None, option("TensorRT of the server, such as 10.9.", SERVER, metavar="VERSION")
+    ] = None
+
+
+def package(
+    artefacts: Artefacts,
+    server: ServerOptions,
+    triton: Annotated[
+        Path | None, folder_option("Write a model repository for Triton into this folder.")
+    ] = None,
+    deepstream: Annotated[
+        Path | None, folder_option("Write a configuration of DeepStream's nvinfer into it.")
+    ] = None,
+    check: Annotated[
+        str | None,
+        option(
+            "Compare a running Triton server with the artefact; exit 1 when they differ.",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, option("Name of the model [default: the file's].", metavar="NAME")
+    ] = None,
+    pictures: Annotated[
+        bool, option("Also a model that takes encoded pictures.", None, "--pictures")
+    ] = False,
+    data: DataOption = None,
+    preprocess: PreprocessOption = None,
+    size: SizesOption = None,
+    grpc: Annotated[
+        str | None,
+        option("gRPC of the server [default: the next port].", CHECK, metavar="HOST:PORT"),
+    ] = None,
+    batch: BatchOption = None,
+    limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
+    device: DeviceOption = None,
+    seed: SeedOption = 0,
+) -> Any:
+    """Make a folder that Triton or DeepStream serves; check a server."""
+    inputs: dict[str, Any] = {
+        "data": data,
+        "preprocessing": preprocess,
+        "sizes": tuple(size or ()),
+        "device": device,
+        "pictures": pictures,
+        "name": name,
+        "seed": seed,
+    }
+    if check is None:
+        return cbam_deploy.package(
+            artefacts, triton=triton, deepstream=deepstream, **inputs, **vars(server)
+        )
+    if triton is not None or deepstream is not None:
+        raise BadInput(
+            "--check asks a server that runs already",
+            "package first, start the server, then check",
+        )
+    if len(artefacts) != 1:
+        raise BadInput("--check compares one artefact with a server", "give one artefact")
+    return cbam_deploy.check_server(
+        artefacts[0], check, grpc=grpc, batch_sizes=batch or None, limit=limit, **inputs
+    )
+
+
+COMMANDS = (package,)

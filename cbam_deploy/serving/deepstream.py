@@ -1,0 +1,197 @@
+"""The configuration of DeepStream's nvinfer, which runs a network on the frames of a video.
+
+nvinfer scales a frame to the network's input and computes net-scale-factor * (level - offset), with
+one factor for all channels and an offset for each. What else a preprocessing does, it cannot.
+Keys and values are those of NVIDIA's page on Gst-nvinfer (DeepStream 6 to 9).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cbam_deploy.artefacts import Artefact, Engine, OnnxFile
+from cbam_deploy.errors import BadInput
+from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.preprocessing.text import text_of
+from cbam_deploy.serving.files import Files, artefact_files, label_lines
+from cbam_deploy.serving.triton_config import LABELS, largest_batch
+
+CONFIG = "config_infer.txt"
+_COLOURS = {"rgb": "0", "bgr": "1", "grey": "2"}
+_PRECISIONS = {"fp32": "0", "int8": "1", "fp16": "2"}
+_CLASSIFIER, _SEGMENTATION, _OTHER = "1", "2", "100"
+KINDS = {
+    _CLASSIFIER: "classifier",
+    _SEGMENTATION: "segmentation",
+    _OTHER: "other: its outputs go on as they are",
+}
+_log = logging.getLogger(__name__)
+
+
+def nvinfer_files(
+    artefacts: Sequence[OnnxFile | Engine],
+    preprocessing: Preprocessing,
+    *,
+    max_batch: int | None,
+    labels: tuple[str, ...],
+    library: Path | None,
+) -> Files:
+    """A folder with nvinfer's configuration, and all that it names.
+
+    Args:
+        artefacts: one ONNX file, one engine, or both: nvinfer takes the engine, and builds one of
+            the ONNX file where that does not load.
+        preprocessing: of the network's pictures.
+        max_batch: frames in a batch; None for the engine's largest, else 1.
+        labels: names of the classes, if they are known.
+        library: plugin library that one of them needs.
+
+    Raises:
+        BadInput: nvinfer cannot prepare the pictures so, or run the network.
+    """
+    first = artefacts[-1]
+    files: Files = {}
+    keys = {"gpu-id": "0", "gie-unique-id": "1"}
+    for artefact in artefacts:
+        _check_network(artefact)
+        key, name = (
+            ("model-engine-file", "model.engine")
+            if isinstance(artefact, Engine)
+            else ("onnx-file", "model.onnx")
+        )
+        files |= artefact_files(artefact, name)
+        keys[key] = name
+    if isinstance(first, OnnxFile) and first.precision == "int8":
+        raise BadInput(
+            f"{first.title}: nvinfer builds INT8 engines by a table of ranges, not from Q/DQ",
+            "build the engine by trtexec --stronglyTyped or build-engine, and package it beside",
+        )
+    keys |= _picture_keys(first, preprocessing)
+    batched = largest_batch(first, max_batch if isinstance(first, Engine) else max_batch or 1)
+    keys["batch-size"] = str(batched or first.batch_range[1] or 1)
+    keys["network-mode"] = _PRECISIONS[first.precision]
+    keys["network-type"] = network_type(first)
+    if keys["network-type"] == _CLASSIFIER:
+        keys["classifier-threshold"] = "0"
+    if keys["network-type"] == _OTHER:
+        keys["output-tensor-meta"] = "1"
+    if labels:
+        keys["labelfile-path"] = LABELS
+        files[LABELS] = _labels(labels, classifier=keys["network-type"] == _CLASSIFIER)
+    if library is not None:
+        keys["custom-lib-path"] = library.name
+        files[library.name] = library
+    files[CONFIG] = "".join(["[property]\n", *(f"{key}={keys[key]}\n" for key in keys)])
+    return files
+
+
+def network_type(artefact: Artefact) -> str:
+    """The number in nvinfer for what the outputs are."""
+    if len(artefact.outputs) != 1:
+        return _OTHER
+    return {2: _CLASSIFIER, 4: _SEGMENTATION}.get(len(artefact.outputs[0].shape), _OTHER)
+
+
+def _check_network(artefact: Artefact) -> None:
+    first = artefact.inputs[0]
+    if len(artefact.inputs) != 1 or len(first.shape) != 4:
+        raise BadInput(
+            f"{artefact.title}: nvinfer feeds one input of pictures, and it takes"
+            f" {', '.join(spec.name for spec in artefact.inputs)}",
+            "serve it with Triton",
+        )
+    if first.dtype != "float32":
+        raise BadInput(
+            f"{artefact.title}: nvinfer feeds float32, and input {first.name} takes {first.dtype}",
+            "export it with --io-dtype fp32, or with an input of float32",
+        )
+
+
+def _picture_keys(artefact: Artefact, preprocessing: Preprocessing) -> dict[str, str]:
+    """The keys that say how a frame becomes the input; `BadInput` where none can."""
+    text = text_of(preprocessing)
+    if preprocessing.function is not None:
+        raise _cannot(artefact, text, "is a function", "say the same in steps with --preprocess")
+    if preprocessing.colour not in _COLOURS:
+        raise _cannot(artefact, text, "has four channels", "serve it with Triton")
+    factor = _scale_factor(artefact, preprocessing)
+    if preprocessing.fit == "crop":
+        raise _cannot(
+            artefact,
+            text,
+            "cuts the middle out",
+            "stretch or letterbox instead, and measure what that costs: evaluate --preprocess"
+            f" '{_instead(preprocessing, fit='stretch')}'",
+        )
+    if preprocessing.fit == "letterbox" and preprocessing.padding != 0:
+        raise _cannot(
+            artefact,
+            text,
+            f"fills the frame with level {preprocessing.padding}, and nvinfer fills it with 0",
+            "measure what that costs: evaluate --preprocess"
+            f" '{_instead(preprocessing, padding=0)}', and say the same here",
+        )
+    if preprocessing.fit == "keep":
+        height, width = preprocessing.frame
+        _log.warning(
+            "%s: takes pictures of %dx%d alone; nvinfer stretches frames of another size",
+            artefact.title,
+            height,
+            width,
+        )
+    channels, (height, width) = len(preprocessing.mean), preprocessing.frame
+    letterbox = "1" if preprocessing.fit == "letterbox" else "0"
+    keys = {
+        "infer-dims": f"{channels};{height};{width}",
+        "network-input-order": "1" if preprocessing.layout == "nhwc" else "0",
+        "model-color-format": _COLOURS[preprocessing.colour],
+        "net-scale-factor": f"{factor:.10g}",
+        "maintain-aspect-ratio": letterbox,
+        "symmetric-padding": letterbox,
+        "scaling-filter": "1",  # Bilinear.
+    }
+    if any(preprocessing.mean):
+        offsets = (mean * preprocessing.scale for mean in preprocessing.mean)
+        keys["offsets"] = ";".join(f"{offset:.10g}" for offset in offsets)
+    return keys
+
+
+def _scale_factor(artefact: Artefact, preprocessing: Preprocessing) -> float:
+    """1 / (scale * std); raises `BadInput` where channels have several std."""
+    stds = preprocessing.std
+    middle = sum(stds) / len(stds)
+    off = max(abs(middle / std - 1) for std in stds)
+    if off > 1e-6:
+        one = f"{middle:.6g}"
+        steps = _instead(preprocessing, std=(float(one),) * len(stds))
+        raise _cannot(
+            artefact,
+            text_of(preprocessing),
+            f"divides each channel by its own std ({' '.join(f'{std:g}' for std in stds)}), and"
+            f" nvinfer has one for all: {one} would be off by up to {off:.1%}",
+            f"measure what that costs: evaluate --preprocess '{steps}', and say the same here",
+        )
+    return 1 / (preprocessing.scale * middle)
+
+
+def _instead(preprocessing: Preprocessing, **changes: object) -> str:
+    return text_of(replace(preprocessing, **changes))  # type: ignore[arg-type]
+
+
+def _cannot(artefact: Artefact, text: str, why: str, hint: str) -> BadInput:
+    return BadInput(f"{artefact.title}: nvinfer cannot do {text!r}: it {why}", hint)
+
+
+def _labels(labels: tuple[str, ...], *, classifier: bool) -> str:
+    """One class in a line; of a classifier all in one, with semicolons between them."""
+    if not classifier:
+        return label_lines(labels)
+    if any(";" in label for label in labels):
+        raise BadInput(
+            "a class has a semicolon in its name, which nvinfer takes for the end of it",
+            "rename the class",
+        )
+    return ";".join(" ".join(label.split()) for label in labels) + "\n"

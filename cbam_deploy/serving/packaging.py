@@ -1,0 +1,338 @@
+"""`package`: artefacts as a folder that a server loads as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
+from cbam_deploy.data.feeds import InputStream
+from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.operators import is_lowered
+from cbam_deploy.library_errors import said_of_the_file
+from cbam_deploy.numerics.sizes import free_axes, typical_sizes
+from cbam_deploy.numerics.tensors import Feeds
+from cbam_deploy.plugins.native_library import LIBRARY, plugin_library
+from cbam_deploy.preprocessing.choice import Asked
+from cbam_deploy.provenance import file_sha256
+from cbam_deploy.serving.containers import check_loads, server_tensorrt
+from cbam_deploy.serving.deepstream import CONFIG, KINDS, network_type, nvinfer_files
+from cbam_deploy.serving.files import Files, write_files
+from cbam_deploy.serving.package_report import Package, PackagedModel
+from cbam_deploy.serving.triton_config import (
+    Backend,
+    Serving,
+    add_warmup,
+    ensemble_config,
+    labels_of,
+    network_config,
+    preferred_batches,
+    preprocessing_config,
+)
+from cbam_deploy.serving.triton_repository import (
+    ensemble_files,
+    network_files,
+    preprocessing_files,
+)
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+Opened = OnnxFile | Engine
+PICTURES_SUFFIX = "-pictures"
+_PREPROCESSING_SUFFIX = "-preprocessing"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@said_of_the_file
+def package(
+    artefacts: Sequence[str | Path],
+    *,
+    triton: str | Path | None = None,
+    deepstream: str | Path | None = None,
+    name: str | None = None,
+    backend: Literal["auto", "python"] = "auto",
+    version: int = 1,
+    max_batch: int | None = None,
+    instances: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+    pictures: bool = False,
+    container: str | None = None,
+    tensorrt: str | None = None,
+    data: str | None = None,
+    preprocessing: Asked | None = None,
+    sizes: Sequence[str] = (),
+    seed: int = 0,
+) -> Package:
+    """Write a folder that Triton or DeepStream serves.
+
+    Args:
+        artefacts: an ONNX file, an engine, or one of each.
+        triton: folder of Triton's model repository; models of other names stay in it.
+        deepstream: folder for nvinfer's configuration and what it names.
+        name: of the model, by default that of the first file. Of two files, ``-onnx`` and
+            ``-engine`` are added for Triton.
+        backend: ``python`` runs an ONNX file in ONNX Runtime in Triton's Python backend, where a
+            server has no other; ``auto`` takes Triton's own backend for the kind of file.
+        version: number of the version in Triton's repository.
+        max_batch: largest batch; by default the engine's, or 64 for an ONNX file in Triton and 1
+            in DeepStream.
+        instances: copies of the model that Triton runs at once.
+        threads: CPU threads of each, ONNX Runtime's choice by default.
+        device: ``cpu`` or ``cuda``, Triton's choice by default.
+        pictures: also write an ensemble that takes encoded pictures and prepares them.
+        container: month of Triton's container, such as ``25.08``, for its TensorRT.
+        tensorrt: TensorRT of the server, such as ``10.9``.
+        data: SOURCE of the sample that Triton warms up with; noise by default.
+        preprocessing: how pictures become inputs, by default as recorded.
+        sizes: of free axes, such as ``H=640``, for the warm-up.
+        seed: of the noise.
+
+    Raises:
+        BadInput: an artefact cannot be served so, or something cannot be written.
+        MissingCapability: tritonclient is not installed, or a plugin library is needed and there
+            is no compiler to build it.
+    """
+    if (triton is None) == (deepstream is None):
+        raise BadInput(
+            "a package is for one server", "give --triton DIR or --deepstream DIR, one at a time"
+        )
+    opened = _opened(artefacts, sizes, lowered=deepstream is not None)
+    server = server_tensorrt(container, tensorrt)
+    for artefact in opened:
+        if isinstance(artefact, Engine):
+            check_loads(artefact, server, "Triton" if deepstream is None else "nvinfer")
+    name = _checked_name(name or opened[0].path.stem)
+    if deepstream is not None:
+        for option, given in (("--pictures", pictures), ("--backend", backend != "auto")):
+            if given:
+                raise BadInput(f"{option} is for Triton", f"leave {option} out")
+        return _for_deepstream(Path(deepstream), name, opened, preprocessing, max_batch)
+    serving = Serving(max_batch, instances, device, threads)
+    writer = _TritonPackage(serving, version, data, preprocessing, pictures, seed)
+    for artefact in opened:
+        kind = "engine" if isinstance(artefact, Engine) else "onnx"
+        writer.add(artefact, f"{name}-{kind}" if len(opened) > 1 else name, backend)
+    return writer.write(Path(str(triton)))
+
+
+class _TritonPackage:
+    """A model repository in the making; nothing is written before all of it is there."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        version: int,
+        data: str | None,
+        preprocessing: Asked | None,
+        pictures: bool,
+        seed: int,
+    ) -> None:
+        self._serving, self._version = serving, version
+        self._data, self._preprocessing, self._seed = data, preprocessing, seed
+        self._pictures = pictures
+        self._files: Files = {}
+        self._models: list[PackagedModel] = []
+        self._libraries: list[str] = []
+        self._host_code = False
+        self._notes: list[str] = []
+
+    def add(self, artefact: Opened, name: str, asked: str) -> None:
+        """One artefact, and the two models that prepare its pictures where they are wanted."""
+        backend = _backend(artefact, asked)
+        config = network_config(name, artefact, backend, self._serving)
+        largest = config.max_batch_size
+        preferred = preferred_batches(artefact, largest)
+        sample, warm_up = self._sample(artefact, batched=largest > 0)
+        if sample is not None:
+            for batch in (1, *preferred):
+                add_warmup(config, sample, batch, recorded=self._data is not None)
+        library = self._library(artefact, name)
+        labels = next(filter(None, (labels_of(artefact, one) for one in artefact.outputs)), ())
+        self._files |= network_files(
+            config,
+            artefact,
+            backend,
+            self._version,
+            labels=labels,
+            sample=sample if self._data else None,
+            library=library,
+        )
+        self._models.append(
+            PackagedModel(name, str(artefact.path), backend, largest, preferred, warm_up)
+        )
+        if self._pictures:
+            self._add_pictures(artefact, config, labels)
+
+    def _add_pictures(self, artefact: Opened, network: ModelConfig, labels: Sequence[str]) -> None:
+        chosen = artefact.preprocessing(self._preprocessing)
+        if chosen.function is not None:
+            raise BadInput(
+                f"{artefact.title}: its pictures are prepared by {chosen.function}, which no server"
+                " may run",
+                "say the same in steps with --preprocess, or leave --pictures out",
+            )
+        if len(network.input) != 1:
+            raise BadInput(
+                f"{artefact.title}: takes {len(network.input)} inputs, of which no picture is all",
+                "leave --pictures out",
+            )
+        name = network.name
+        before = preprocessing_config(f"{name}{_PREPROCESSING_SUFFIX}", network, self._serving)
+        both = ensemble_config(f"{name}{PICTURES_SUFFIX}", before, network)
+        self._files |= preprocessing_files(before, chosen, self._version)
+        self._files |= ensemble_files(both, self._version, labels)
+        largest = network.max_batch_size
+        self._models += [
+            PackagedModel(before.name, "", "python", largest),
+            PackagedModel(both.name, "", "ensemble", largest),
+        ]
+
+    def _sample(self, artefact: Opened, *, batched: bool) -> tuple[Feeds | None, str]:
+        """One sample for the warm-up, without its batch where Triton adds that; and what it is."""
+        source = artefact.samples(self._data, self._preprocessing) if self._data else None
+        stream = InputStream(
+            artefact.inputs, source, self._seed, 1, artefact.image_size, artefact.sizes
+        )
+        try:
+            fed = next(stream.batches(artefact.batch_range[0]))
+        except BadInput as error:
+            if source is not None:
+                raise
+            self._notes.append(f"no warm-up: {error.message}; {error.hint}")
+            return None, "none"
+        sample = {name: array[0] for name, array in fed.items()} if batched else fed
+        return sample, stream.label if source else "noise"
+
+    def _library(self, artefact: Opened, name: str) -> Path | None:
+        """The plugin library beside the artefact, where it needs one."""
+        plugin = artefact.manifest.plugin if isinstance(artefact, Engine) else None
+        compatible = isinstance(artefact, Engine) and artefact.manifest.options.get(
+            "version_compatible"
+        )
+        self._host_code |= bool(compatible or (plugin and plugin.embedded))
+        if plugin is None or plugin.embedded:
+            return None
+        library = plugin_library()
+        if file_sha256(library) != plugin.sha256:
+            self._notes.append(
+                f"{artefact.title}: was built with another {LIBRARY} than the one packaged; run"
+                " --check before you trust it"
+            )
+        self._libraries.append(f"{name}/{library.name}")
+        return library
+
+    def write(self, folder: Path) -> Package:
+        """Write everything, and say how it is served."""
+        options = (
+            [f"plugins={';'.join(str(folder / one) for one in self._libraries)}"]
+            if self._libraries
+            else []
+        )
+        if self._host_code:  # The backend takes code inside engines under this name alone.
+            options.append("version-compatible=true")
+        command = ["tritonserver", f"--model-repository={folder}"]
+        command += [f"--backend-config=tensorrt,{option}" for option in options]
+        return _written(folder, "Triton", self._models, self._files, command, self._notes)
+
+
+def _for_deepstream(
+    folder: Path,
+    name: str,
+    opened: Sequence[Opened],
+    asked: Asked | None,
+    max_batch: int | None,
+) -> Package:
+    """A folder with nvinfer's configuration."""
+    served = opened[-1]
+    notes = []
+    library = None
+    plugins = [one.manifest.plugin for one in opened if isinstance(one, Engine)]
+    if any(plugins) or any(isinstance(one, OnnxFile) and _is_lowered(one) for one in opened):
+        library = plugin_library()
+    if any(plugin and plugin.embedded for plugin in plugins):
+        notes.append(
+            "the engine carries its plugin library; if nvinfer refuses code inside engines, build"
+            " it with --no-embed-plugin"
+        )
+    labels = next(filter(None, (labels_of(served, one) for one in served.outputs)), ())
+    files = nvinfer_files(
+        opened, served.preprocessing(asked), max_batch=max_batch, labels=labels, library=library
+    )
+    kind = network_type(served)
+    notes.append(f"network-type={kind} ({KINDS[kind]}), by the shapes of the outputs")
+    batch = int(re.findall(r"^batch-size=(\d+)$", str(files[CONFIG]), re.M)[0])
+    models = [PackagedModel(name, str(served.path), "nvinfer", batch)]
+    command = ["nvinfer", f"config-file-path={folder / CONFIG}"]
+    return _written(folder, "DeepStream", models, files, command, notes)
+
+
+def _written(
+    folder: Path,
+    server: str,
+    models: Sequence[PackagedModel],
+    files: Files,
+    command: Sequence[str],
+    notes: Sequence[str],
+) -> Package:
+    write_files(folder, files)
+    places = tuple(place for place in files if not place.endswith("/"))
+    return Package(
+        folder=folder,
+        server=server,
+        models=tuple(models),
+        files=places,
+        bytes=sum((folder / place).stat().st_size for place in places),
+        command=tuple(command),
+        notes=tuple(notes),
+    )
+
+
+def _opened(
+    artefacts: Sequence[str | Path], sizes: Sequence[str], *, lowered: bool
+) -> list[Opened]:
+    """The ONNX file, then the engine."""
+    kinds = [artefact_kind(Path(artefact)) for artefact in artefacts]
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise BadInput(
+            f"{len(kinds)} artefacts of kind {', '.join(sorted(set(kinds))) or 'none'}",
+            "give an .onnx file, an .engine file, or one of each",
+        )
+    opened: list[Opened] = [
+        open_engine(Path(artefact))
+        if kind == "engine"
+        else open_onnx(Path(artefact), lowered=lowered)
+        for kind, artefact in zip(kinds, artefacts, strict=True)
+    ]
+    free = {axis: None for one in opened for axis in free_axes(one.inputs)}
+    said = typical_sizes(sizes, free, ", ".join(map(str, artefacts)))
+    sized = [replace(one, sizes={**one.sizes, **said}) for one in opened]
+    return sorted(sized, key=lambda one: isinstance(one, Engine))
+
+
+def _backend(artefact: Opened, asked: str) -> Backend:
+    if isinstance(artefact, Engine):
+        if asked == "python":
+            raise BadInput(
+                f"{artefact.title}: the python backend runs ONNX files, not engines",
+                "leave --backend out, or package the ONNX file",
+            )
+        return "tensorrt"
+    return "python" if asked == "python" else "onnxruntime"
+
+
+def _is_lowered(artefact: OnnxFile) -> bool:
+    return any(map(is_lowered, artefact.model.graph))
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} is no name for a model",
+            "say one of letters, digits, dots, dashes and underscores with --name",
+        )
+    return name
