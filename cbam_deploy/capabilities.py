@@ -34,6 +34,7 @@ _OTHERS: dict[str, tuple[Need, ...]] = {
     "lower gates to the TensorRT plugin": (*_ONNX, _NVRTC),
     "load or build the TensorRT plugin library": (_LIBRARY,),
     "build TensorRT engines": (GPU, POLYGRAPHY, TENSORRT, TENSORRT_LOADS),
+    "package for Triton, and check a server": (package("tritonclient", installation_of("triton")),),
     "read pictures from a folder": (_PILLOW,),
     "use the built-in pictures (digits, photos)": (_PILLOW, package("sklearn", _DEMO)),
     "draw plots in reports": (package("matplotlib", _DEMO),),

@@ -106,9 +106,12 @@ def package(
         "seed": seed,
     }
     if check is None:
+        asked = {"grpc": grpc, "batch": batch or None, "limit": limit}
+        _refuse_idle(asked, {"grpc": None, "batch": None, "limit": 16}, "how --check asks a server")
         return cbam_deploy.package(
             artefacts, triton=triton, deepstream=deepstream, **inputs, **vars(server)
         )
+    _refuse_idle({**vars(server)}, vars(ServerOptions()), "how a package is made")
     if triton is not None or deepstream is not None:
         raise BadInput(
             "--check asks a server that runs already",
@@ -119,6 +122,14 @@ def package(
     return cbam_deploy.check_server(
         artefacts[0], check, grpc=grpc, batch_sizes=batch or None, limit=limit, **inputs
     )
+
+
+def _refuse_idle(given: dict[str, Any], silent: dict[str, Any], what: str) -> None:
+    """Raise `BadInput` for an option that would change nothing."""
+    for name, value in given.items():
+        if value != silent[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} says {what}", f"leave {option} out")
 
 
 COMMANDS = (package,)

@@ -8,6 +8,7 @@ Keys and values are those of NVIDIA's page on Gst-nvinfer (DeepStream 6 to 9).
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ KINDS = {
     _SEGMENTATION: "segmentation",
     _OTHER: "other: its outputs go on as they are",
 }
+_SAME = 1e-6  # What standard deviations of one value may differ by.
 _log = logging.getLogger(__name__)
 
 
@@ -112,43 +114,51 @@ def _check_network(artefact: Artefact) -> None:
 
 def _picture_keys(artefact: Artefact, preprocessing: Preprocessing) -> dict[str, str]:
     """The keys that say how a frame becomes the input; `BadInput` where none can."""
-    text = text_of(preprocessing)
     if preprocessing.function is not None:
-        raise _cannot(artefact, text, "is a function", "say the same in steps with --preprocess")
+        raise _cannot(artefact, preprocessing, "is a function", "say the same in steps")
     if preprocessing.colour not in _COLOURS:
-        raise _cannot(artefact, text, "has four channels", "serve it with Triton")
-    factor = _scale_factor(artefact, preprocessing)
+        raise _cannot(artefact, preprocessing, "has four channels", "serve it with Triton")
+    stds = preprocessing.std
+    one_std = float(f"{sum(stds) / len(stds):.6g}")
+    nearest = replace(
+        preprocessing,
+        std=(one_std,) * len(stds),
+        fit="stretch" if preprocessing.fit == "crop" else preprocessing.fit,
+        padding=0,
+    )
+    measure = (
+        f"say what comes nearest, --preprocess {shlex.quote(text_of(nearest))}, and measure by"
+        " evaluate with the same what it costs"
+    )
+    off = max(abs(one_std / std - 1) for std in stds)
+    if off > _SAME:
+        listed = " ".join(f"{std:g}" for std in stds)
+        raise _cannot(
+            artefact,
+            preprocessing,
+            f"divides each channel by its own std ({listed}), and nvinfer has one for all:"
+            f" {one_std:g} would be off by up to {off:.1%}",
+            measure,
+        )
     if preprocessing.fit == "crop":
-        raise _cannot(
-            artefact,
-            text,
-            "cuts the middle out",
-            "stretch or letterbox instead, and measure what that costs: evaluate --preprocess"
-            f" '{_instead(preprocessing, fit='stretch')}'",
-        )
+        raise _cannot(artefact, preprocessing, "cuts the middle out", measure)
     if preprocessing.fit == "letterbox" and preprocessing.padding != 0:
-        raise _cannot(
-            artefact,
-            text,
-            f"fills the frame with level {preprocessing.padding}, and nvinfer fills it with 0",
-            "measure what that costs: evaluate --preprocess"
-            f" '{_instead(preprocessing, padding=0)}', and say the same here",
-        )
+        why = f"fills the frame with level {preprocessing.padding}, and nvinfer fills it with 0"
+        raise _cannot(artefact, preprocessing, why, measure)
+    channels, (height, width) = len(preprocessing.mean), preprocessing.frame
     if preprocessing.fit == "keep":
-        height, width = preprocessing.frame
         _log.warning(
             "%s: takes pictures of %dx%d alone; nvinfer stretches frames of another size",
             artefact.title,
             height,
             width,
         )
-    channels, (height, width) = len(preprocessing.mean), preprocessing.frame
     letterbox = "1" if preprocessing.fit == "letterbox" else "0"
     keys = {
         "infer-dims": f"{channels};{height};{width}",
         "network-input-order": "1" if preprocessing.layout == "nhwc" else "0",
         "model-color-format": _COLOURS[preprocessing.colour],
-        "net-scale-factor": f"{factor:.10g}",
+        "net-scale-factor": f"{1 / (preprocessing.scale * stds[0]):.10g}",
         "maintain-aspect-ratio": letterbox,
         "symmetric-padding": letterbox,
         "scaling-filter": "1",  # Bilinear.
@@ -159,30 +169,10 @@ def _picture_keys(artefact: Artefact, preprocessing: Preprocessing) -> dict[str,
     return keys
 
 
-def _scale_factor(artefact: Artefact, preprocessing: Preprocessing) -> float:
-    """1 / (scale * std); raises `BadInput` where channels have several std."""
-    stds = preprocessing.std
-    middle = sum(stds) / len(stds)
-    off = max(abs(middle / std - 1) for std in stds)
-    if off > 1e-6:
-        one = f"{middle:.6g}"
-        steps = _instead(preprocessing, std=(float(one),) * len(stds))
-        raise _cannot(
-            artefact,
-            text_of(preprocessing),
-            f"divides each channel by its own std ({' '.join(f'{std:g}' for std in stds)}), and"
-            f" nvinfer has one for all: {one} would be off by up to {off:.1%}",
-            f"measure what that costs: evaluate --preprocess '{steps}', and say the same here",
-        )
-    return 1 / (preprocessing.scale * middle)
-
-
-def _instead(preprocessing: Preprocessing, **changes: object) -> str:
-    return text_of(replace(preprocessing, **changes))  # type: ignore[arg-type]
-
-
-def _cannot(artefact: Artefact, text: str, why: str, hint: str) -> BadInput:
-    return BadInput(f"{artefact.title}: nvinfer cannot do {text!r}: it {why}", hint)
+def _cannot(artefact: Artefact, preprocessing: Preprocessing, why: str, hint: str) -> BadInput:
+    return BadInput(
+        f"{artefact.title}: nvinfer cannot do {text_of(preprocessing)!r}: it {why}", hint
+    )
 
 
 def _labels(labels: tuple[str, ...], *, classifier: bool) -> str:

@@ -11,6 +11,8 @@ from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import size
 
+_LINE = 76  # Letters of a command that stands in one line.
+
 
 @dataclass(frozen=True)
 class PackagedModel:
@@ -64,25 +66,25 @@ class Package(Result):
             ("package", f"{self.folder} ({len(self.files)} files, {size(self.bytes)})"),
             ("for", self.server),
         )
+        columns = {
+            "model": [one.name for one in self.models],
+            "runs in": [one.runs for one in self.models],
+            "batch up to": [
+                str(one.max_batch) if one.max_batch else "fixed" for one in self.models
+            ],
+            "filled to": [", ".join(map(str, one.preferred_batches)) for one in self.models],
+            "warm-up": [one.warm_up for one in self.models],
+        }
+        said = {heading: cells for heading, cells in columns.items() if any(cells)}
         models = Table(
-            ("model", "runs in", "batch up to", "filled to", "warm-up"),
-            tuple(
-                (
-                    *(one.name, one.runs, str(one.max_batch) if one.max_batch else "fixed"),
-                    ", ".join(map(str, one.preferred_batches)),
-                    one.warm_up,
-                )
-                for one in self.models
-            ),
-            text_columns=5,
+            tuple(said),
+            tuple(zip(*said.values(), strict=True)),
+            text_columns=len(said),
             spare=("warm-up", "filled to"),
         )
-        first, *others = (shlex.quote(word) for word in self.command)
-        lines = [first, *(f"  {word}" for word in others)]
-        command = Table(
-            ("",),
-            tuple((line,) for line in [*(f"{line} \\" for line in lines[:-1]), lines[-1]]),
-            caption="To serve it:",
-        )
+        line = shlex.join(self.command)
+        if len(line) > _LINE:
+            line = " \\\n  ".join(map(shlex.quote, self.command))
+        command = Table(("",), tuple((part,) for part in line.split("\n")), caption="To serve it:")
         tables = (Table.facts(facts), models, command)
         return (Section(self.title, tables=tables, notes=self.notes),)

@@ -99,7 +99,8 @@ def package(
     """
     if (triton is None) == (deepstream is None):
         raise BadInput(
-            "a package is for one server", "give --triton DIR or --deepstream DIR, one at a time"
+            "a package is for one server",
+            "give --triton DIR or --deepstream DIR, one at a time; --check HOST:PORT asks one",
         )
     opened = _opened(artefacts, sizes, lowered=deepstream is not None)
     server = server_tensorrt(container, tensorrt)
@@ -108,9 +109,17 @@ def package(
             check_loads(artefact, server, "Triton" if deepstream is None else "nvinfer")
     name = _checked_name(name or opened[0].path.stem)
     if deepstream is not None:
-        for option, given in (("--pictures", pictures), ("--backend", backend != "auto")):
-            if given:
-                raise BadInput(f"{option} is for Triton", f"leave {option} out")
+        given = {
+            "--pictures": pictures,
+            "--backend": backend != "auto",
+            "--version": version != 1,
+            "--instances": instances != 1,
+            "--threads": threads is not None,
+            "--device": device is not None,
+            "--data": data is not None,
+        }
+        for option in filter(given.get, given):
+            raise BadInput(f"{option} is for Triton", f"leave {option} out")
         return _for_deepstream(Path(deepstream), name, opened, preprocessing, max_batch)
     serving = Serving(max_batch, instances, device, threads)
     writer = _TritonPackage(serving, version, data, preprocessing, pictures, seed)

@@ -209,7 +209,7 @@ def test_the_command_shows_the_line_that_serves_it(classifier_onnx, tmp_path, cl
     monkeypatch.chdir(tmp_path)
     ended = cli("package", classifier_onnx, "--triton", "models", "--pictures")
     assert (ended.code, ended.err) == (0, "")
-    assert "tritonserver \\\n  --model-repository=models\n" in ended.out
+    assert "\ntritonserver --model-repository=models\n" in ended.out
     shown = json.loads(cli("package", classifier_onnx, "--triton", "models", "--json").out)
     assert shown["models"][0]["runs"] == "onnxruntime"
     steps = json.loads((tmp_path / "models/net-preprocessing/1/preprocessing.json").read_text())
@@ -225,6 +225,9 @@ def test_the_command_shows_the_line_that_serves_it(classifier_onnx, tmp_path, cl
         ("--check localhost:1 --triton a", "asks a server that runs already"),
         ("--check http:/x", "is no address"),
         ("--deepstream b --pictures", "--pictures is for Triton"),
+        ("--deepstream b --instances 2", "--instances is for Triton"),
+        ("--triton a --grpc localhost:1", "--grpc says how --check asks a server"),
+        ("--check localhost:1 --max-batch 2", "--max-batch says how a package is made"),
         ("--check localhost:8000 --pictures", "--pictures sends pictures"),
     ],
 )
