@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import cbam_deploy
 from cbam_deploy.commands.completion import offer
-from cbam_deploy.commands.files import written_in
+from cbam_deploy.commands.files import read, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
     INPUT,
@@ -22,6 +22,7 @@ from cbam_deploy.commands.options import (
     SeedOption,
     SizesOption,
     count,
+    file_option,
     option,
 )
 from cbam_deploy.errors import BadInput
@@ -55,6 +56,10 @@ class ServerOptions:
     container: Annotated[
         str | None,
         option("Month of Triton's container, whose TensorRT must fit.", SERVER, metavar="YY.MM"),
+    ] = None
+    plugin: Annotated[
+        Path | None,
+        file_option("Plugin library [default: this machine's].", read, ".so", panel=SERVER),
     ] = None
     tensorrt: Annotated[
         str | None, option("TensorRT of the server, such as 10.9.", SERVER, metavar="VERSION")

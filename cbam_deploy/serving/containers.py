@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 
-from cbam_deploy.artefacts import Engine
+from cbam_deploy.artefacts import Artefact, Engine
 from cbam_deploy.engines.backend import TENSORRT
 from cbam_deploy.errors import BadInput
+from cbam_deploy.provenance import Lowering
 
 SUPPORT_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix"
 TENSORRT_OF = {
@@ -79,4 +80,20 @@ def check_loads(engine: Engine, server: tuple[int, ...], what: str) -> None:
             f"{engine.title}: TensorRT {manifest.runtime_version} built it, and the server has"
             f" {version}, which cannot load it",
             f"build it with TensorRT {version}, or with --version-compatible for a later one",
+        )
+
+
+def check_builds(artefact: Artefact, lowered: Lowering, server: tuple[int, ...]) -> None:
+    """Refuse a lowered file whose kernels are for a later TensorRT than the server's.
+
+    Raises:
+        BadInput: it is so.
+    """
+    needed = tuple(map(int, lowered.tensorrt.split(".")))
+    if server and server < needed[: len(server)]:
+        version = ".".join(map(str, server))
+        raise BadInput(
+            f"{artefact.title}: is lowered for TensorRT {lowered.tensorrt} and later, and the"
+            f" server has {version}",
+            f"lower it with --tensorrt {version}",
         )

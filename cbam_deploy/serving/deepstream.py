@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cbam_deploy.artefacts import Artefact, Engine, OnnxFile
 from cbam_deploy.errors import BadInput
+from cbam_deploy.plugins.native_library import LIBRARY
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.text import text_of
 from cbam_deploy.serving.files import Files, artefact_files, label_lines
@@ -84,8 +85,8 @@ def nvinfer_files(
         keys["labelfile-path"] = LABELS
         files[LABELS] = _labels(labels, classifier=keys["network-type"] == _CLASSIFIER)
     if library is not None:
-        keys["custom-lib-path"] = library.name
-        files[library.name] = library
+        keys["custom-lib-path"] = LIBRARY
+        files[LIBRARY] = library
     files[CONFIG] = "".join(["[property]\n", *(f"{key}={keys[key]}\n" for key in keys)])
     return files
 

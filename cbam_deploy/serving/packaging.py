@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.plugins.native_library import LIBRARY, plugin_library
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.provenance import file_sha256
-from cbam_deploy.serving.containers import check_loads, server_tensorrt
+from cbam_deploy.serving.containers import check_builds, check_loads, server_tensorrt
 from cbam_deploy.serving.deepstream import CONFIG, KINDS, network_type, nvinfer_files
 from cbam_deploy.serving.files import Files, write_files
 from cbam_deploy.serving.package_report import Package, PackagedModel
@@ -63,6 +64,7 @@ def package(
     pictures: bool = False,
     container: str | None = None,
     tensorrt: str | None = None,
+    plugin: str | Path | None = None,
     data: str | None = None,
     preprocessing: Asked | None = None,
     sizes: Sequence[str] = (),
@@ -87,6 +89,7 @@ def package(
         pictures: also write an ensemble that takes encoded pictures and prepares them.
         container: month of Triton's container, such as ``25.08``, for its TensorRT.
         tensorrt: TensorRT of the server, such as ``10.9``.
+        plugin: the plugin library, where an artefact needs it; by default this machine's.
         data: SOURCE of the sample that Triton warms up with; noise by default.
         preprocessing: how pictures become inputs, by default as recorded.
         sizes: of free axes, such as ``H=640``, for the warm-up.
@@ -107,7 +110,10 @@ def package(
     for artefact in opened:
         if isinstance(artefact, Engine):
             check_loads(artefact, server, "Triton" if deepstream is None else "nvinfer")
+        elif artefact.provenance is not None and artefact.provenance.lowered is not None:
+            check_builds(artefact, artefact.provenance.lowered, server)
     name = _checked_name(name or opened[0].path.stem)
+    library, notes = _library(opened, None if plugin is None else Path(plugin))
     if deepstream is not None:
         given = {
             "--pictures": pictures,
@@ -120,9 +126,11 @@ def package(
         }
         for option in filter(given.get, given):
             raise BadInput(f"{option} is for Triton", f"leave {option} out")
-        return _for_deepstream(Path(deepstream), name, opened, preprocessing, max_batch)
+        return _for_deepstream(
+            Path(deepstream), name, opened, preprocessing, max_batch, library, notes
+        )
     serving = Serving(max_batch, instances, device, threads)
-    writer = _TritonPackage(serving, version, data, preprocessing, pictures, seed)
+    writer = _TritonPackage(serving, version, data, preprocessing, pictures, seed, library, notes)
     for artefact in opened:
         kind = "engine" if isinstance(artefact, Engine) else "onnx"
         writer.add(artefact, f"{name}-{kind}" if len(opened) > 1 else name, backend)
@@ -140,6 +148,8 @@ class _TritonPackage:
         preprocessing: Asked | None,
         pictures: bool,
         seed: int,
+        library: Path | None,
+        notes: Sequence[str],
     ) -> None:
         self._serving, self._version = serving, version
         self._data, self._preprocessing, self._seed = data, preprocessing, seed
@@ -148,7 +158,8 @@ class _TritonPackage:
         self._models: list[PackagedModel] = []
         self._libraries: list[str] = []
         self._host_code = False
-        self._notes: list[str] = []
+        self._library = library
+        self._notes = list(notes)
 
     def add(self, artefact: Opened, name: str, asked: str) -> None:
         """One artefact, and the two models that prepare its pictures where they are wanted."""
@@ -160,7 +171,10 @@ class _TritonPackage:
         if sample is not None:
             for batch in (1, *preferred):
                 add_warmup(config, sample, batch, recorded=self._data is not None)
-        library = self._library(artefact, name)
+        library = self._library if _needs_library(artefact) else None
+        if library is not None:
+            self._libraries.append(f"{name}/{LIBRARY}")
+        self._host_code |= isinstance(artefact, Engine) and _carries_code(artefact)
         labels = next(filter(None, (labels_of(artefact, one) for one in artefact.outputs)), ())
         self._files |= network_files(
             config,
@@ -217,24 +231,6 @@ class _TritonPackage:
         sample = {name: array[0] for name, array in fed.items()} if batched else fed
         return sample, stream.label if source else "noise"
 
-    def _library(self, artefact: Opened, name: str) -> Path | None:
-        """The plugin library beside the artefact, where it needs one."""
-        plugin = artefact.manifest.plugin if isinstance(artefact, Engine) else None
-        compatible = isinstance(artefact, Engine) and artefact.manifest.options.get(
-            "version_compatible"
-        )
-        self._host_code |= bool(compatible or (plugin and plugin.embedded))
-        if plugin is None or plugin.embedded:
-            return None
-        library = plugin_library()
-        if file_sha256(library) != plugin.sha256:
-            self._notes.append(
-                f"{artefact.title}: was built with another {LIBRARY} than the one packaged; run"
-                " --check before you trust it"
-            )
-        self._libraries.append(f"{name}/{library.name}")
-        return library
-
     def write(self, folder: Path) -> Package:
         """Write everything, and say how it is served."""
         options = (
@@ -255,19 +251,14 @@ def _for_deepstream(
     opened: Sequence[Opened],
     asked: Asked | None,
     max_batch: int | None,
+    library: Path | None,
+    notes: Sequence[str],
 ) -> Package:
     """A folder with nvinfer's configuration."""
     served = opened[-1]
-    notes = []
-    library = None
-    plugins = [one.manifest.plugin for one in opened if isinstance(one, Engine)]
-    if any(plugins) or any(isinstance(one, OnnxFile) and _is_lowered(one) for one in opened):
-        library = plugin_library()
-    if any(plugin and plugin.embedded for plugin in plugins):
-        notes.append(
-            "the engine carries its plugin library; if nvinfer refuses code inside engines, build"
-            " it with --no-embed-plugin"
-        )
+    notes = list(notes)
+    if any(isinstance(one, Engine) and _carries_code(one) for one in opened):
+        notes.append("the engine has code inside; if nvinfer refuses that, build it without")
     labels = next(filter(None, (labels_of(served, one) for one in served.outputs)), ())
     files = nvinfer_files(
         opened, served.preprocessing(asked), max_batch=max_batch, labels=labels, library=library
@@ -334,8 +325,48 @@ def _backend(artefact: Opened, asked: str) -> Backend:
     return "python" if asked == "python" else "onnxruntime"
 
 
-def _is_lowered(artefact: OnnxFile) -> bool:
-    return any(map(is_lowered, artefact.model.graph))
+def _library(opened: Sequence[Opened], given: Path | None) -> tuple[Path | None, list[str]]:
+    """The plugin library that goes into the package, and what its user must know of it."""
+    needing = [artefact for artefact in opened if _needs_library(artefact)]
+    if not needing:
+        if given is not None:
+            raise BadInput(
+                f"{given}: no artefact needs a plugin library beside it", "leave --plugin out"
+            )
+        return None, []
+    notes = []
+    if given is None:
+        notes.append(
+            f"{LIBRARY} is for {platform.machine()}; --plugin takes another, such as build-plugin"
+            " --arch makes"
+        )
+    elif not given.is_file():
+        raise BadInput(f"{given}: no such file", "make it with build-plugin")
+    library = given or plugin_library()
+    built_with = {
+        one.manifest.plugin.sha256
+        for one in needing
+        if isinstance(one, Engine) and one.manifest.plugin is not None
+    }
+    if built_with - {file_sha256(library)}:
+        notes.append(
+            f"the engine was built with another {LIBRARY} than the one packaged; run --check"
+            " before you trust it"
+        )
+    return library, notes
+
+
+def _needs_library(artefact: Opened) -> bool:
+    if isinstance(artefact, OnnxFile):
+        return any(map(is_lowered, artefact.model.graph))
+    return artefact.manifest.plugin is not None and not artefact.manifest.plugin.embedded
+
+
+def _carries_code(engine: Engine) -> bool:
+    """Whether a runtime must be told that code inside engines is allowed."""
+    plugin = engine.manifest.plugin
+    carried = plugin is not None and plugin.embedded
+    return carried or bool(engine.manifest.options.get("version_compatible"))
 
 
 def _checked_name(name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cbam_deploy.artefacts import Artefact
 from cbam_deploy.numerics.tensors import Feeds
+from cbam_deploy.plugins.native_library import LIBRARY
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.serving.files import Files, artefact_files, label_lines
 from cbam_deploy.serving.triton_config import (
@@ -66,7 +67,7 @@ def network_files(
     if backend == "python":
         files[f"{place}/{MODEL_FILES[backend]}"] = _SERVER_MODELS / "onnxruntime_model.py"
     if library is not None:
-        files[f"{name}/{library.name}"] = library
+        files[f"{name}/{LIBRARY}"] = library
     if labels:
         files[f"{name}/{LABELS}"] = label_lines(labels)
     for fed, array in (sample or {}).items():

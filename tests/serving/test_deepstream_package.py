@@ -3,16 +3,20 @@
 import configparser
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from cbam_deploy import package
 from cbam_deploy.data.pictures import normalize
 from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.errors import BadInput
+from cbam_deploy.gates.operators import PLUGIN, PLUGIN_DOMAIN
 from cbam_deploy.numerics.tensors import TensorSpec
 from cbam_deploy.plugins import native_library
 from cbam_deploy.preprocessing.text import parse
+from cbam_deploy.provenance import METADATA_KEY, Lowering, Provenance
 
 
 def keys_of(folder):
@@ -101,6 +105,28 @@ def test_a_plugin_is_loaded_by_nvinfer(engine, tmp_path, monkeypatch):
     assert (tmp_path / "ds" / keys_of(tmp_path / "ds")["custom-lib-path"]).read_bytes() == (
         b"a library"
     )
+
+
+def test_a_lowered_file_needs_the_library_and_no_earlier_tensorrt(tmp_path, monkeypatch):
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"a library")
+    node = helper.make_node(PLUGIN, ["image"], ["logits"], domain=PLUGIN_DOMAIN)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(PLUGIN_DOMAIN, 1)]
+    graph = helper.make_graph([node], "g", [image], [logits])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    history = Provenance(
+        preprocessing=parse("stretch 8, /255"),
+        lowered=Lowering("net.onnx", "0" * 64, ("sm_87",), "10.3"),
+    )
+    helper.set_model_props(model, {METADATA_KEY: history.dumps()})
+    onnx.save(model, tmp_path / "low.onnx")
+    with pytest.raises(BadInput, match=r"lowered for TensorRT 10\.3 and later"):
+        package([tmp_path / "low.onnx"], deepstream=tmp_path / "ds", tensorrt="10.0")
+    package([tmp_path / "low.onnx"], deepstream=tmp_path / "ds", tensorrt="10.3", plugin=library)
+    assert keys_of(tmp_path / "ds")["custom-lib-path"] == native_library.LIBRARY
+    assert (tmp_path / "ds" / native_library.LIBRARY).read_bytes() == b"a library"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,10 @@ def test_an_engine_without_its_plugin_has_the_library_beside_it(engine, tmp_path
     beside = tmp_path / "models" / "net" / native_library.LIBRARY
     assert beside.read_bytes() == b"a library"
     assert made.command[2:] == (f"--backend-config=tensorrt,plugins={beside}",)
-    assert "was built with another" in made.notes[0]
+    assert "was built with another" in made.notes[1]
+    (tmp_path / "other.so").write_bytes(b"another")
+    package([tmp_path / "net.engine"], triton=tmp_path / "models", plugin=tmp_path / "other.so")
+    assert beside.read_bytes() == b"another"
 
 
 def test_code_inside_an_engine_is_allowed_where_it_has_some(engine, tmp_path):
@@ -104,6 +107,7 @@ def test_code_inside_an_engine_is_allowed_where_it_has_some(engine, tmp_path):
         ({}, {"max_batch": 17}, "batches up to 16, not 17"),
         ({}, {"backend": "python"}, "runs ONNX files, not engines"),
         ({}, {"device": "cpu"}, "runs it on cuda, not on cpu"),
+        ({}, {"plugin": "a.so"}, "no artefact needs a plugin library"),
         ({}, {"name": "../net"}, "is no name for a model"),
     ],
 )
