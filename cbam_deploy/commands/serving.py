@@ -45,7 +45,7 @@ class ServerOptions:
         Literal["auto", "python"],
         option("python: ONNX Runtime in Triton's Python backend.", SERVER),
     ] = "auto"
-    version: Annotated[
+    model_version: Annotated[
         int, count(1, VERSIONS, "Number of the version in the repository.", SERVER)
     ] = 1
     max_batch: Annotated[

@@ -56,7 +56,7 @@ def package(
     deepstream: str | Path | None = None,
     name: str | None = None,
     backend: Literal["auto", "python"] = "auto",
-    version: int = 1,
+    model_version: int = 1,
     max_batch: int | None = None,
     instances: int = 1,
     threads: int | None = None,
@@ -80,7 +80,7 @@ def package(
             ``-engine`` are added for Triton.
         backend: ``python`` runs an ONNX file in ONNX Runtime in Triton's Python backend, where a
             server has no other; ``auto`` takes Triton's own backend for the kind of file.
-        version: number of the version in Triton's repository.
+        model_version: number of the version in Triton's repository.
         max_batch: largest batch; by default the engine's, or 64 for an ONNX file in Triton and 1
             in DeepStream.
         instances: copies of the model that Triton runs at once.
@@ -118,7 +118,7 @@ def package(
         given = {
             "--pictures": pictures,
             "--backend": backend != "auto",
-            "--version": version != 1,
+            "--model-version": model_version != 1,
             "--instances": instances != 1,
             "--threads": threads is not None,
             "--device": device is not None,
@@ -130,7 +130,9 @@ def package(
             Path(deepstream), name, opened, preprocessing, max_batch, library, notes
         )
     serving = Serving(max_batch, instances, device, threads)
-    writer = _TritonPackage(serving, version, data, preprocessing, pictures, seed, library, notes)
+    writer = _TritonPackage(
+        serving, model_version, data, preprocessing, pictures, seed, library, notes
+    )
     for artefact in opened:
         kind = "engine" if isinstance(artefact, Engine) else "onnx"
         writer.add(artefact, f"{name}-{kind}" if len(opened) > 1 else name, backend)

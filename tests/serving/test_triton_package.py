@@ -52,7 +52,7 @@ def test_an_onnx_file_is_served_by_onnx_runtime_with_labels_and_a_warm_up(
 
 
 def test_an_engine_brings_the_batches_of_its_profile(engine, tmp_path):
-    made = package([engine()], triton=tmp_path / "models", version=7)
+    made = package([engine()], triton=tmp_path / "models", model_version=7)
     config = config_of(tmp_path / "models", "net")
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 16)
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
