@@ -33,6 +33,7 @@ from cbam_deploy.serving.triton_config import PICTURES
 PROTOCOLS = {"HTTP": "tritonclient.http", "gRPC": "tritonclient.grpc"}
 _ADDRESS = re.compile(r"(?:http://|grpc://)?([\w.-]+|\[[0-9a-fA-F:]+\])(?::(\d{1,5}))?/?")
 _HTTP_PORT = 8000
+_LARGEST_BATCH = 8  # To send where the artefact has no largest one.
 _SECONDS = 60.0  # What an answer may take.
 
 
@@ -161,7 +162,8 @@ def check_server(
         data: SOURCE of pictures or tensors; seeded noise by default.
         preprocessing: how pictures become inputs, by default as recorded.
         sizes: of free axes, such as ``H=640``.
-        batch_sizes: by default 1, 2 and the server's largest up to 8.
+        batch_sizes: by default the ends of what artefact and server take, up to 8 for an ONNX file,
+            and one between.
         device: where the artefact runs here.
         limit: number of pictures for each batch size.
         seed: of the noise.
@@ -176,11 +178,10 @@ def check_server(
         raise BadInput("--pictures sends pictures", "say which ones with --data")
     source = opened.samples(data, preprocessing) if data else None
     stream = InputStream(opened.inputs, source, seed, limit, opened.image_size, opened.sizes)
-    batches = tuple(batch_sizes or default_batches(*opened.batch_range, opened.opt_batch))
     found = _Comparison(opened)
     with _clients(url, grpc) as clients, open_runtime(opened, device=device) as runner:
         serving = found.serving(clients, name)
-        for batch in batches if serving else ():
+        for batch in batch_sizes or _batches(opened, serving, name):
             for feeds in stream.batches(batch):
                 reference = runner.infer(feeds)
                 for client in serving:
@@ -224,11 +225,11 @@ class Client:
             times, self._timeout = {}, {"client_timeout": _SECONDS}
         self._client = self._module.InferenceServerClient(address, **times)
         try:
-            ready = self._client.is_server_ready()
+            live = self._client.is_server_live()
         except Exception as error:  # Each protocol has errors of its own for a closed port.
             raise _unreachable(protocol, address, in_one_line(error)) from error
-        if not ready:
-            raise _unreachable(protocol, address, "it is not ready")
+        if not live:
+            raise _unreachable(protocol, address, "it is not live")
 
     def close(self) -> None:
         """End the connection: a server that is to stop waits for that."""
@@ -238,9 +239,15 @@ class Client:
         """Whether the server has that model, ready to run."""
         return bool(self._client.is_model_ready(model))
 
+    def largest_batch(self, model: str) -> int:
+        """Largest batch that the server puts together for a model; 0 for none."""
+        answer = self._client.get_model_config(model)
+        by_http = isinstance(answer, dict)
+        return int(answer["max_batch_size"] if by_http else answer.config.max_batch_size)
+
     def infer(self, model: str, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The server's `outputs` by name; raises `Refused`."""
-        from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+        from tritonclient.utils import np_to_triton_dtype
 
         inputs = []
         for name, array in feeds.items():
@@ -250,9 +257,10 @@ class Client:
         wanted = [self._module.InferRequestedOutput(name) for name in outputs]
         try:
             answer = self._client.infer(model, inputs, outputs=wanted, **self._timeout)
-            return {name: answer.as_numpy(name) for name in outputs}
-        except (InferenceServerException, OSError) as error:
+        except Exception as error:  # Each protocol has errors of its own for a lost connection.
             raise Refused(in_one_line(error)) from error
+        try:
+            return {name: answer.as_numpy(name) for name in outputs}
         except ValueError as error:
             raise Refused(
                 f"its answer lacks data ({error}): a Python backend built for NumPy 1 does that"
@@ -316,6 +324,16 @@ class _Comparison:
             failures = check(error, self._tolerance)
             found.append(ServedOutput(protocol, model, batch, self._samples[key], error, failures))
         return tuple(found)
+
+
+def _batches(artefact: Artefact, clients: Sequence[Client], model: str) -> tuple[int, ...]:
+    """Batch sizes that exercise what both the artefact and the server take."""
+    if not clients:
+        return ()
+    low, high = artefact.batch_range
+    end = _LARGEST_BATCH if high is None else high
+    served = clients[0].largest_batch(model) or end  # 0 where the batch is part of the shape.
+    return default_batches(low, min(end, served), artefact.opt_batch)
 
 
 @contextmanager

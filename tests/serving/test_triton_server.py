@@ -48,6 +48,7 @@ def models(classifier_onnx, pictures, tmp_path_factory):
         pictures=True,
         data=str(pictures),
         threads=1,
+        max_batch=4,
     )
     return folder
 
@@ -139,7 +140,7 @@ def test_check_finds_the_server_equal_by_both_protocols(running, classifier_onnx
         (protocol, model) for protocol in ("HTTP", "gRPC") for model in ("net", "net-pictures")
     }
     assert max(one.error.max_relative for one in checked.outputs) < 1e-6
-    assert {one.batch for one in checked.outputs} == {1, 2, 8}
+    assert {one.batch for one in checked.outputs} == {1, 2, 4}
 
 
 def test_check_notices_another_network(running, classifier_onnx, tmp_path, cli):
