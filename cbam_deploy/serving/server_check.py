@@ -107,6 +107,10 @@ class ServerCheck(Result):
             "package the artefact again, and let the server load that",
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {**super().to_json(), "failures": list(self.failures)}
+
     def sections(self) -> tuple[Section, ...]:
         """The error of every output, by protocol and batch size."""
         table = Table(
