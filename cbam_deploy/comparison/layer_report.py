@@ -28,6 +28,17 @@ def error_cells(error: TensorError) -> tuple[str, ...]:
     )
 
 
+def allowed_cells(tolerance: Tolerance) -> tuple[str, ...]:
+    """What a tolerance allows, under `ERROR_COLUMNS`; empty where it leaves a figure free."""
+    bounds = (
+        ("≤", tolerance.max_abs, scientific),
+        ("≤", tolerance.max_relative, scientific),
+        ("≥", tolerance.min_cosine, "{:.7f}".format),
+        ("≥", tolerance.min_snr_db, decibels),
+    )
+    return tuple("" if bound is None else f"{sign}{text(bound)}" for sign, bound, text in bounds)
+
+
 def decibels(ratio: float | None) -> str:
     """A signal-to-noise ratio in dB without its unit; infinite ones are told by their sign."""
     return MISSING if ratio is None else f"{ratio:.1f}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cbam_deploy.comparison.layer_report import (
     ERROR_COLUMNS,
     LayerReport,
+    allowed_cells,
     decibels,
     error_cells,
 )
@@ -247,22 +248,32 @@ class ParityReport(Result):
     def _table(self) -> Table:
         rows = list(self._outputs())
         by_channel = any(output.error.channel for _, output in rows)
+        top1, channel = self.tolerance.min_top1, self.tolerance.min_channel_snr_db
+        allowed = (
+            *("allowed", "", "", *allowed_cells(self.tolerance)),
+            "" if top1 is None else f"≥{percent(top1)}",
+            "0",
+            *(("" if channel is None else f"≥{decibels(channel)}",) if by_channel else ()),
+        )
         return Table(
             columns=(
                 *("output", "batch", "samples", *ERROR_COLUMNS, "top-1", "NaN"),
                 *(("worst channel",) if by_channel else ()),
             ),
-            rows=tuple(
-                (
-                    output.error.name,
-                    str(batch.batch),
-                    str(batch.samples),
-                    *error_cells(output.error),
-                    percent(output.error.top1_agreement),
-                    str(output.error.nonfinite),
-                    *((decibels(output.error.channel_snr_db),) if by_channel else ()),
-                )
-                for batch, output in rows
+            rows=(
+                *(
+                    (
+                        output.error.name,
+                        str(batch.batch),
+                        str(batch.samples),
+                        *error_cells(output.error),
+                        percent(output.error.top1_agreement),
+                        str(output.error.nonfinite),
+                        *((decibels(output.error.channel_snr_db),) if by_channel else ()),
+                    )
+                    for batch, output in rows
+                ),
+                allowed,
             ),
             caption="Max rel: largest error over the largest reference value. NaN: or infinite.",
             emphasized=tuple(i for i, (_, output) in enumerate(rows) if output.failures),

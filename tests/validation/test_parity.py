@@ -245,6 +245,29 @@ def test_the_report_is_json_and_junit_and_a_table(network_onnx):
     assert "onnxruntime-cpu" in shown.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("limits", "allowed"),
+    [
+        ({}, {"max rel": "≤1.0e-04", "NaN": "0"}),
+        (
+            {"max_relative": 2.0, "min_cosine": -0.5, "min_snr_db": -9, "min_top1": 0.25},
+            {
+                "max rel": "≤2.0e+00",
+                "cosine": "≥-0.5000000",
+                "SNR in dB": "≥-9.0",
+                "top-1": "≥25.00%",
+            },
+        ),
+    ],
+)
+def test_the_table_ends_with_what_is_allowed(network_onnx, limits, allowed):
+    report = validate(network_onnx, batch_sizes=[1], limit=1, **limits)
+    (table,) = report.sections()[0].tables
+    row = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert row["output"] == "allowed"
+    assert row.items() >= allowed.items()
+
+
 class Difference(nn.Module):
     """Means of large numbers, of which a small difference is left."""
 
