@@ -12,7 +12,12 @@ from cbam_deploy.version import __version__
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cbam_deploy"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 # A path, and the names that follow it: `numerics/tolerances.py`: `OUTPUTS`, `LAYERS`
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`((?:: `\w+`(?:, `\w+`)*)?)")

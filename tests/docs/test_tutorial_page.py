@@ -1,0 +1,52 @@
+"""The road of docs/tutorial.md is gone as it stands, from a folder with nothing in it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2].joinpath("docs", "tutorial.md").read_text(encoding="utf-8")
+(PHOTOGRAPHS,) = re.findall(r"```python\n(.+?)```", PAGE, re.S)
+LINES = re.findall(r"^    cbam-deploy (.+)$", PAGE.replace("\\\n", " "), re.M)
+# Half the side; what bench measures is not looked at here.
+COMMANDS = [shlex.split(line.replace("--image-size 64", "--image-size 32")) for line in LINES]
+EXTRA = {"bench": ["--seconds", "0.1"]}
+
+
+@pytest.mark.slow
+def test_every_command_does_what_the_page_says(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cbam_deploy.benchmarking.memory.applies_to", lambda _: False)
+    monkeypatch.setattr("cbam_deploy.benchmarking.interleaving.ROUND_SECONDS", 0.005)
+    monkeypatch.setattr("cbam_deploy.benchmarking.warm_up.CHUNK_SECONDS", 0.002)
+    exec(compile(PHOTOGRAPHS, "the page", "exec"), {})
+    for part, pictures in (("train", 48), ("val", 16)):
+        for name in ("flower", "temple"):
+            assert len(list(Path("photographs", part, name).glob("*.jpg"))) == pictures
+    said = {}
+    for command in COMMANDS:
+        ended = cli(*command, "--quiet", *EXTRA.get(command[0], []))
+        assert (ended.code, ended.err) == (0, ""), " ".join(command) + ended.err
+        said[" ".join(command[:2])] = " ".join(ended.out.split())
+    assert {line.split()[0] for line in said} == {
+        *(
+            "train",
+            "export",
+            "inspect",
+            "convert",
+            "validate",
+            "evaluate",
+            "build-engine",
+            "bench",
+            "inline",
+        ),
+    }
+    assert said["inspect photographs.onnx"].count("CbamGateAddRelu function") == 9
+    assert "class names flower, temple" in said["inspect photographs.engine"]
+    assert "allowed ≥20.0 0" in said["validate photographs.int8.onnx"]
+    assert re.search(
+        r"photographs\.onnx onnxruntime-cpu (9\d|100)\.", said["evaluate photographs.onnx"]
+    )
+    assert json.loads(Path("photographs.engine.json").read_text())["targets"] == ["sm_89"]
