@@ -63,28 +63,50 @@ def validate(
         bool,
         option("Compare every node, not only gates.", COMPARED, "--every-node"),
     ] = False,
-    max_abs: Annotated[float | None, number(0, math.inf, "Largest absolute error.", LIMITS)] = None,
-    max_relative: Annotated[
-        float | None, number(0, math.inf, "Largest error over the largest output.", LIMITS)
+    max_abs: Annotated[
+        float | None, number(0, math.inf, "Largest max abs [default: none].", LIMITS)
     ] = None,
-    min_cosine: Annotated[float | None, number(-1, 1, "Smallest cosine.", LIMITS)] = None,
+    max_relative: Annotated[
+        float | None,
+        number(
+            0,
+            math.inf,
+            "Largest max rel, error over the largest output [default: fp32 1e-4, fp16 2e-2].",
+            LIMITS,
+        ),
+    ] = None,
+    min_cosine: Annotated[
+        float | None, number(-1, 1, "Smallest cosine [default: fp16 0.9999].", LIMITS)
+    ] = None,
     min_snr_db: Annotated[
         float | None,
-        number(-math.inf, math.inf, "Smallest signal-to-noise ratio, in dB.", LIMITS),
+        number(-math.inf, math.inf, "Smallest SNR in dB [default: int8 20].", LIMITS),
     ] = None,
     min_channel_snr_db: Annotated[
         float | None,
-        number(-math.inf, math.inf, "Smallest one of a channel by itself, in dB.", LIMITS),
+        number(
+            -math.inf,
+            math.inf,
+            "Smallest SNR of the worst channel, in dB [default: fp32 30, fp16 10, int8 3].",
+            LIMITS,
+        ),
     ] = None,
-    min_top1: Annotated[float | None, percent("Smallest top-1 agreement.", LIMITS)] = None,
-    limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
+    min_top1: Annotated[
+        float | None, percent("Smallest top-1 agreement [default: none].", LIMITS)
+    ] = None,
+    limit: Annotated[int, count(1, PICTURES, "Pictures for each batch size.", INPUT)] = 16,
     seed: SeedOption = 0,
     junit: Annotated[
         Path | None,
         file_option("Also write a JUnit file.", written, ".xml", panel=RESULT),
     ] = None,
 ) -> Any:
-    """Prove parity with PyTorch or a file before; exit 1 without it."""
+    """Prove parity with PyTorch or a file before; exit 1 without it.
+
+    Example:
+      cbam-deploy validate r50.int8.onnx --data photos --layers
+    More: docs/tolerances.md
+    """
     parity = cbam_deploy.validate(
         artefact,
         data=data,
@@ -112,7 +134,7 @@ def validate(
 
 def evaluate(
     artefacts: Artefacts,
-    data: Annotated[str, source("Images with labels, masks or boxes.")],
+    data: Annotated[str, source("Pictures with labels, masks or boxes.")],
     running: RunningOptions,
     runtime: RuntimeOption = None,
     metric: MetricOption = "top1",
@@ -120,13 +142,21 @@ def evaluate(
     size: SizesOption = None,
     pytorch: PyTorchOption = False,
     batch: Annotated[int, count(1, BATCHES, "Batch size.", INPUT)] = 64,
-    limit: Annotated[int | None, count(1, PICTURES, "Use so many images only.", INPUT)] = None,
+    limit: Annotated[
+        int | None, count(1, PICTURES, "Use so many pictures only [default: all].", INPUT)
+    ] = None,
     max_drop: Annotated[
         float | None, drop("Exit 1 when the metric falls by more than this.", LIMITS)
     ] = None,
     html: HtmlOption = None,
 ) -> Any:
-    """Measure accuracy: top-1, mIoU, mAP, or your own."""
+    r"""Measure accuracy: top-1, mIoU, mAP, or your own.
+
+    Example:
+      cbam-deploy evaluate fp32.onnx int8.onnx --data shapes --metric map \
+        --max-drop 0.5%
+    More: docs/metrics.md
+    """
     judged = cbam_deploy.evaluate(
         artefacts,
         data=data,
@@ -166,7 +196,12 @@ def bench(
     seed: SeedOption = 0,
     html: HtmlOption = None,
 ) -> Any:
-    """Measure latency and throughput, interleaved."""
+    """Measure latency and throughput, interleaved.
+
+    Example:
+      cbam-deploy bench r50.int8.onnx --relative-to r50.onnx --batch 1 --batch 8
+    More: docs/interleaving.md
+    """
     measured = cbam_deploy.bench(
         artefacts,
         pytorch=pytorch,
@@ -198,7 +233,12 @@ def profile(
     seed: SeedOption = 0,
     html: HtmlOption = None,
 ) -> Any:
-    """Show where the time goes, layer by layer, of one artefact or two."""
+    """Show where the time goes, layer by layer, of one artefact or two.
+
+    Example:
+      cbam-deploy profile r50.onnx r50.int8.onnx --top 10
+    More: docs/profile.md
+    """
     profiled = cbam_deploy.profile(
         artefacts,
         pytorch=pytorch,
@@ -216,7 +256,12 @@ def profile(
 
 
 def inspect(artefact: Artefact) -> Any:
-    """Show what an artefact is; check its hashes."""
+    """Show what an artefact is; check its hashes.
+
+    Example:
+      cbam-deploy inspect r50.engine
+    More: docs/any-onnx.md
+    """
     return cbam_deploy.inspect(artefact)
 
 
@@ -225,7 +270,12 @@ def doctor(
         bool, option("Measure which runtime this CPU should use, in seconds.", None, "--measure")
     ] = False,
 ) -> Any:
-    """Say what this machine can do, and what it lacks."""
+    """Say what this machine can do, and what it lacks.
+
+    Example:
+      cbam-deploy doctor --measure
+    More: docs/troubleshooting.md
+    """
     return cbam_deploy.doctor(measure=measure)
 
 

@@ -15,6 +15,13 @@ ZOO = (
     "mobilenet",
 )  # fmt: skip
 
+# The runtimes of files in runtimes/__init__.py, and the variants of studies/variants.py.
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
+VARIANTS = (
+    "plain", "se", "max", "avg-max", "pool-3", "cbam", "conv-3", "conv-7", "spatial-first",
+    "parallel",
+)  # fmt: skip
+
 
 def offer(*values: str) -> Completion:
     """A completion by names, and by files of the suffixes, such as ``.onnx``, among `values`.
@@ -33,14 +40,6 @@ def offer(*values: str) -> Completion:
         return found
 
     return complete
-
-
-def runtimes(incomplete: str) -> list[str]:
-    """For ``--runtime``: what runs files."""
-    from cbam_deploy.runtimes import RUNTIMES
-
-    names = dict.fromkeys(row.name for row in RUNTIMES if row.suffix is not None)
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def metrics(incomplete: str) -> list[str]:

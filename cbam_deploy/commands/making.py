@@ -26,7 +26,6 @@ from cbam_deploy.commands.options import (
     CalibrationOptions,
     ClassesOption,
     DataOption,
-    DeviceOption,
     EngineOutput,
     InitialGatesOption,
     MetricOption,
@@ -37,6 +36,7 @@ from cbam_deploy.commands.options import (
     Output,
     SeedOption,
     SizesOption,
+    TrainingDeviceOption,
     count,
     drop,
     file_option,
@@ -99,7 +99,12 @@ def export(
     ] = None,
     seed: SeedOption = 0,
 ) -> Any:
-    """Export a PyTorch model to ONNX, gates fused."""
+    """Export a PyTorch model to ONNX, gates fused.
+
+    Example:
+      cbam-deploy export resnet50 -o r50.onnx
+    More: docs/own-models.md
+    """
     return cbam_deploy.export_onnx(
         model,
         output,
@@ -119,12 +124,22 @@ def export(
 
 
 def fuse(source: OnnxInPlace, output: Output) -> Any:
-    """Make each attention gate of an ONNX file one node."""
+    """Make each attention gate of an ONNX file one node.
+
+    Example:
+      cbam-deploy fuse yolo.onnx -o yolo.fused.onnx
+    More: docs/any-onnx.md
+    """
     return cbam_deploy.fuse(source, output)
 
 
 def inline(source: OnnxIn, output: Output) -> Any:
-    """Write gates as standard operators, for tools that know no functions."""
+    """Write gates as standard operators, for tools that know no functions.
+
+    Example:
+      cbam-deploy inline r50.onnx -o r50.portable.onnx
+    More: docs/interop.md
+    """
     return cbam_deploy.inline(source, output)
 
 
@@ -146,7 +161,13 @@ def convert(
     metric: MetricOption = "top1",
     seed: SeedOption = 0,
 ) -> Any:
-    """Convert an ONNX file to FP16, BF16, INT8 or FP8."""
+    r"""Convert an ONNX file to FP16, BF16, INT8 or FP8.
+
+    Example:
+      cbam-deploy convert r50.onnx -o r50.int8.onnx --precision int8 \
+        --calibration photos
+    More: docs/any-onnx.md
+    """
     return cbam_deploy.convert(
         source,
         output,
@@ -311,7 +332,12 @@ def build_engine(
         ),
     ] = None,
 ) -> Any:
-    """Build a TensorRT engine and its manifest."""
+    """Build a TensorRT engine and its manifest.
+
+    Example:
+      cbam-deploy build-engine r50.onnx -o r50.engine --target sm_89
+    More: docs/tensorrt.md
+    """
     return cbam_deploy.build_engine(
         source, output, **vars(builder), sizes=tuple(size or ()), targets=tuple(target or ())
     )
@@ -332,7 +358,12 @@ def lower(
     ] = "10.3",
     batch: Annotated[int, count(1, BATCHES, "Batch to be fastest at.")] = 8,
 ) -> Any:
-    """Write gates as nodes of a TensorRT plugin, for trtexec, Triton, DeepStream."""
+    """Write gates as nodes of a TensorRT plugin, for trtexec, Triton, DeepStream.
+
+    Example:
+      cbam-deploy lower r50.onnx -o r50.lowered.onnx --target sm_87
+    More: docs/tensorrt.md
+    """
     return cbam_deploy.lower(source, output, targets=target, tensorrt=tensorrt, batch=batch)
 
 
@@ -346,7 +377,12 @@ def build_plugin(
         option("Processors that it is for [default: this machine's]."),
     ] = None,
 ) -> Any:
-    """Compile the TensorRT plugin library."""
+    """Compile the TensorRT plugin library.
+
+    Example:
+      cbam-deploy build-plugin -o lib --arch aarch64
+    More: docs/tensorrt.md
+    """
     return cbam_deploy.build_plugin(output, arch=arch)
 
 
@@ -354,9 +390,9 @@ def build_plugin(
 class RecipeOptions:
     """How a network is trained."""
 
-    epochs: Annotated[int, count(1, EPOCHS, "Passes over the images.", RECIPE)] = 90
+    epochs: Annotated[int, count(1, EPOCHS, "Passes over the pictures.", RECIPE)] = 90
     batch_size: Annotated[
-        int, count(1, BATCHES, "Images a step, of all processes together.", RECIPE)
+        int, count(1, BATCHES, "Pictures a step, of all processes together.", RECIPE)
     ] = 256
     lr: Annotated[float, number(0, 1e6, "Initial learning rate.", RECIPE)] = 0.1
     lr_step: Annotated[int, count(1, EPOCHS, "Epochs between decays.", RECIPE)] = 30
@@ -365,7 +401,7 @@ class RecipeOptions:
     weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4
     augmentation: Annotated[
         Literal["auto", "crop-flip", "shift", "none"],
-        option("How training images are varied.", RECIPE),
+        option("How pictures are varied.", RECIPE),
     ] = "auto"
     amp: Annotated[
         Literal["none", "bf16", "fp16"], option("Mixed precision; fp16 on GPUs only.", RECIPE)
@@ -375,18 +411,24 @@ class RecipeOptions:
 def train(
     model: Model,
     output: Annotated[Path, output("Folder for the run.", written_in(*RUN_FILES), "/")],
-    data: Annotated[str, source("Labelled images to train on.")],
+    data: Annotated[str, source("Pictures to train on, a folder for each class; or digits.")],
     *,
-    val_data: Annotated[str | None, source("Held-out images.")] = None,
+    val_data: Annotated[str | None, source("Held-out pictures: a SOURCE as of --data.")] = None,
     which: ModelOptions,
     initial_gates: InitialGatesOption = False,
     recipe: RecipeOptions,
-    workers: Annotated[int | None, count(0, THREADS, "Threads that read images.")] = None,
+    workers: Annotated[int | None, count(0, THREADS, "Threads that read pictures.")] = None,
     resume: Annotated[bool, option("Go on with an earlier run.", None, "--resume")] = False,
     seed: SeedOption = 0,
-    device: DeviceOption = None,
+    device: TrainingDeviceOption = None,
 ) -> Any:
-    """Train by the paper's recipe, resumably; on GPUs by torchrun."""
+    r"""Train by the paper's recipe, resumably; on GPUs by torchrun.
+
+    Example:
+      cbam-deploy train resnet20 --data digits --image-size 16 \
+        --epochs 10 --batch-size 64 --lr-step 5 -o run
+    More: docs/training.md
+    """
     from cbam_deploy.training.processes import leads
 
     result = cbam_deploy.train(
@@ -409,7 +451,12 @@ def demo(
     output: Annotated[Path, output("Folder to write.", written_in(), "/")] = Path("demo"),
     seed: SeedOption = 0,
 ) -> Any:
-    """Walk the whole road on a small CBAM-ResNet."""
+    """Walk the whole road on a small CBAM-ResNet.
+
+    Example:
+      cbam-deploy demo -o demo
+    More: docs/tutorial.md
+    """
     return cbam_deploy.demo(output, seed=seed)
 
 

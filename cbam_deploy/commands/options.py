@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cbam_deploy.commands.completion import ZOO, metrics, offer, runtimes
+from cbam_deploy.commands.completion import RUNTIMES, ZOO, metrics, offer
 from cbam_deploy.commands.files import (
     read,
     read_and_replaced,
@@ -25,7 +25,7 @@ from cbam_deploy.commands.files import (
 )
 from cbam_deploy.commands.messages import be_quiet, be_verbose, show_tracebacks
 from cbam_deploy.errors import BadInput
-from cbam_deploy.gates.description import GateSpec, parse_gate
+from cbam_deploy.gates.description import GATES, GateSpec, parse_gate
 
 # The largest number that an option takes: far above any use, far below what overflows anywhere.
 BATCHES = 2**20
@@ -111,7 +111,8 @@ def file_option(
     help_text: str, declare: Callable[..., Any], *offers: str, panel: str | None = None
 ) -> Any:
     """An option that names a file, which `declare` declares; a shell offers `offers`."""
-    return option(help_text, panel, callback=declare, autocompletion=offer(*offers))
+    complete = offer(*offers)
+    return option(help_text, panel, metavar="FILE", callback=declare, autocompletion=complete)
 
 
 def source(help_text: str, panel: str = INPUT) -> Any:
@@ -122,8 +123,15 @@ def source(help_text: str, panel: str = INPUT) -> Any:
 
 def output(help_text: str, declare: Callable[..., Any], *offers: str) -> Any:
     """``--output``: a file or folder, which `declare` declares."""
-    complete = offer(*offers)
-    return option(help_text, None, "-o", "--output", callback=declare, autocompletion=complete)
+    return option(
+        help_text,
+        None,
+        "-o",
+        "--output",
+        metavar="FOLDER" if "/" in offers else "FILE",
+        callback=declare,
+        autocompletion=offer(*offers),
+    )
 
 
 def argument(metavar: str, help_text: str, declare: Callable[..., Any], *offers: str) -> Any:
@@ -139,10 +147,11 @@ def message(help_text: str, flag: str, callback: Callable[[bool], None]) -> Any:
     return option(help_text, RESULT, flag, callback=callback, is_eager=True)
 
 
-_MODEL = "Zoo name such as resnet50, package.module:factory, or path/file.py:factory."
-_MODEL_OR_FILE = "Zoo name, package.module:factory, path/file.py:factory, or an ONNX file."
-_NETWORK = "Checkpoint of train, MODEL=CHECKPOINT, or MODEL."
+_MODEL = f"Network of the zoo ({', '.join(ZOO)}), package.module:factory, or path/file.py:factory."
+_MODEL_OR_FILE = f"{_MODEL[:-1]}; or an ONNX file."
+_NETWORK = "Checkpoint of train, MODEL=CHECKPOINT, or MODEL: as of export."
 _ONNX = "The ONNX file to read."
+_RUNTIME = f"Instead of the one the file implies: {', '.join(RUNTIMES)}"
 
 Model = Annotated[str, argument("MODEL", _MODEL, read_as_model, *ZOO, ".py")]
 ModelOrFile = Annotated[
@@ -150,7 +159,9 @@ ModelOrFile = Annotated[
 ]
 Networks = Annotated[list[str], argument("NETWORK...", _NETWORK, read, *ZOO, *CHECKPOINTS)]
 Artefact = Annotated[Path, argument("ARTEFACT", "An .onnx or .engine file.", read, *ARTEFACTS)]
-Artefacts = Annotated[list[Path], argument("ARTEFACT...", ".onnx or .engine.", read, *ARTEFACTS)]
+Artefacts = Annotated[
+    list[Path], argument("ARTEFACT...", "An .onnx or .engine file; several.", read, *ARTEFACTS)
+]
 OnnxIn = Annotated[Path, argument("IN.onnx", _ONNX, read, ".onnx")]
 OnnxInPlace = Annotated[Path, argument("IN.onnx", _ONNX, read_and_replaced, ".onnx")]
 Output = Annotated[Path, output("File to write.", written_artefact, ".onnx")]
@@ -181,7 +192,8 @@ InitialGatesOption = Annotated[
 PyTorchOption = Annotated[bool, option("PyTorch as well.", MODEL, "--pytorch")]
 SeedOption = Annotated[int, count(0, SEEDS, "Seed of everything random.")]
 DataOption = Annotated[
-    str | None, source("Image directory, 'digits', 'photos', or an .npy or .npz file of tensors.")
+    str | None,
+    source("Folder of pictures, 'digits', 'photos', or an .npy or .npz file of tensors."),
 ]
 PreprocessOption = Annotated[
     str | None,
@@ -209,18 +221,25 @@ BatchOption = Annotated[
 ]
 RuntimeOption = Annotated[
     str | None,
-    option("Runtime instead of the one the file implies.", RUNNING, autocompletion=runtimes),
+    option(f"{_RUNTIME}.", RUNNING, metavar="RUNTIME", autocompletion=offer(*RUNTIMES)),
 ]
 RuntimesOption = Annotated[
     list[str] | None,
     option(
-        "Runtime instead of the one the file implies; repeat for several.",
+        f"{_RUNTIME}; repeat for several.",
         RUNNING,
         "--runtime",
-        autocompletion=runtimes,
+        metavar="RUNTIME",
+        autocompletion=offer(*RUNTIMES),
     ),
 ]
-DeviceOption = Annotated[Literal["cpu", "cuda"] | None, option("cpu or cuda.", RUNNING)]
+DeviceOption = Annotated[
+    Literal["cpu", "cuda"] | None,
+    option("Device [default: cpu for .onnx, cuda for .engine].", RUNNING),
+]
+TrainingDeviceOption = Annotated[
+    Literal["cpu", "cuda"] | None, option("Device [default: cuda where there is one].", RUNNING)
+]
 ReportOption = Annotated[
     Path | None, file_option("Also write JSON.", written, ".json", panel=RESULT)
 ]
@@ -251,7 +270,7 @@ class ModelOptions:
     gate: Annotated[
         GateSpec | None,
         option(
-            "Another gate: cbam-linear, eca, ese, scse, ... or kernel_size=3,channel_pool=avg.",
+            f"Another gate: {', '.join(GATES)}, and fields such as kernel_size=3,channel_pool=avg.",
             MODEL,
             parser=parse_gate,
             metavar="[NAME,]FIELD=VALUE,...",
@@ -263,15 +282,16 @@ class ModelOptions:
 class CalibrationOptions:
     """What ranges INT8 and FP8 scales are made from."""
 
-    calibration: Annotated[str | None, source("Typical images, for INT8 and FP8.", PRECISION)] = (
-        None
-    )
+    calibration: Annotated[
+        str | None,
+        source("Typical pictures, for INT8 and FP8: a SOURCE as of --data.", PRECISION),
+    ] = None
     preprocessing: PreprocessOption = None
     method: Annotated[
         Literal["minmax", "entropy", "percentile"] | None,
         option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
     ] = None
-    images: Annotated[int, count(1, PICTURES, "Images to calibrate on.", PRECISION)] = 64
+    images: Annotated[int, count(1, PICTURES, "Pictures to calibrate on.", PRECISION)] = 64
     io_dtype: Annotated[
         Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)
     ] = "fp32"

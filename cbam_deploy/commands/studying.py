@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cbam_deploy
-from cbam_deploy.commands.completion import ZOO, offer
+from cbam_deploy.commands.completion import VARIANTS, ZOO, offer
 from cbam_deploy.commands.files import read, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
@@ -14,7 +14,6 @@ from cbam_deploy.commands.options import (
     MODEL,
     SECONDS,
     ClassesOption,
-    DeviceOption,
     ModelOptions,
     ModelOrFile,
     Networks,
@@ -22,6 +21,7 @@ from cbam_deploy.commands.options import (
     SeedOption,
     SizeOption,
     SizesOption,
+    TrainingDeviceOption,
     count,
     file_option,
     number,
@@ -38,7 +38,12 @@ def complexity(
     size: SizesOption = None,
     by_module: Annotated[bool, option("Show each module.", None, "--by-module")] = False,
 ) -> Any:
-    """Count parameters and multiply-adds."""
+    """Count parameters and multiply-adds.
+
+    Example:
+      cbam-deploy complexity resnet50 --by-module
+    More: docs/paper-tables.md
+    """
     return cbam_deploy.complexity(
         model,
         **vars(which),
@@ -64,11 +69,17 @@ def gradcam(
     images: Annotated[int, count(1, 12, "How many pictures.")] = 6,
     image_size: SizeOption = None,
     layer: Annotated[
-        str | None, option("Module to explain [default: last convolutional output].")
+        str | None,
+        option("Module to explain [default: last convolutional output].", metavar="MODULE"),
     ] = None,
     seed: SeedOption = 0,
 ) -> Any:
-    """Show where networks and their files look."""
+    """Show where networks and their files look.
+
+    Example:
+      cbam-deploy gradcam run/best.safetensors --data digits -o explained
+    More: docs/gradcam.md
+    """
     return cbam_deploy.gradcam(
         networks,
         output,
@@ -89,22 +100,37 @@ def ablation(
     ] = Path("ablation"),
     model: Annotated[
         str,
-        option("Network of the zoo.", MODEL, autocompletion=offer(*ZOO)),
+        option(
+            f"Network of the zoo: {', '.join(ZOO)}.",
+            MODEL,
+            metavar="MODEL",
+            autocompletion=offer(*ZOO),
+        ),
     ] = "resnet20",
     variant: Annotated[
         list[str] | None,
-        option("A variant of the paper, or a gate as for --gate; repeat for several."),
+        option(
+            f"Of the paper: {', '.join(VARIANTS)}; or a gate as for --gate of export; repeat for"
+            " several [default: all of the paper].",
+            metavar="VARIANT",
+            autocompletion=offer(*VARIANTS),
+        ),
     ] = None,
     epochs: Annotated[
         int | None, count(1, EPOCHS, "Of each cell [default: 10 for digits, else 90].")
     ] = None,
     seeds: Annotated[int, count(1, EPOCHS, "Cells of each variant.")] = 2,
     image_size: SizeOption = None,
-    batch_size: Annotated[int | None, count(1, BATCHES, "Images a step.")] = None,
+    batch_size: Annotated[int | None, count(1, BATCHES, "Pictures a step.")] = None,
     seconds: Annotated[float, number(0.1, SECONDS, "Of timing per variant.")] = 1.0,
-    device: DeviceOption = None,
+    device: TrainingDeviceOption = None,
 ) -> Any:
-    """Compare the gate's variants, resumably."""
+    """Compare the gate's variants, resumably.
+
+    Example:
+      cbam-deploy ablation --variant se --variant cbam --epochs 3 -o study
+    More: docs/ablation.md
+    """
     return cbam_deploy.ablation(
         output,
         data=data,

@@ -7,7 +7,7 @@ import sys
 import pytest
 import shellingham
 
-from cbam_deploy.commands.completion import ZOO
+from cbam_deploy.commands.completion import RUNTIMES, VARIANTS, ZOO
 
 
 @pytest.fixture
@@ -71,10 +71,14 @@ def test_what_fits_is_offered(offered, line, offers):
     assert [text for text in offered(line) if text] == offers
 
 
-def test_the_networks_offered_are_those_of_the_zoo():
+def test_what_is_offered_by_name_is_what_there_is():
+    from cbam_deploy import runtimes
     from cbam_deploy.models import list_models
+    from cbam_deploy.studies import variants
 
     assert list_models() == ZOO
+    assert tuple(dict.fromkeys(row.name for row in runtimes.RUNTIMES if row.suffix)) == RUNTIMES
+    assert tuple(variant.name for variant in variants.VARIANTS) == VARIANTS
 
 
 @pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
