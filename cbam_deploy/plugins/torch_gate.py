@@ -50,21 +50,24 @@ def create_model(
     seed: int | None = None,
     fused: bool = False,
 ) -> nn.Module:
-    """`models.create_model`, whose gates may run by the fused operators.
+    """Build a network of the zoo with initial weights, in training mode.
 
     Args:
-        name: as there; so are the five that follow.
+        name: one of `models.list_models`.
         attention: ``cbam``, ``se`` or ``none``.
         num_classes: outputs of the classifier.
         stem: ``imagenet`` or ``cifar``; None takes the network's own.
         gate: another variant of the gate than the one `attention` stands for.
-        seed: makes the initial weights reproducible.
+        seed: makes the initial weights reproducible; None draws them from torch's generator.
         fused: run gates by ``torch.ops.cbam_deploy``, on GPUs one kernel per gate with the residual
             addition and ReLU that follow it. Parameters and results are the same, up to rounding.
             CBAM's gates are fused in evaluation only: in training their BatchNorm needs the batch.
 
+    Returns:
+        A module from pictures [N, 3, H, W] float32 to logits [N, num_classes].
+
     Raises:
-        BadInput: as there, or there is no gate to fuse.
+        BadInput: a name or value outside these, or a combination that cannot work.
     """
     if fused and attention == "none":
         raise BadInput("attention none has no gates to fuse", "leave fused out")

@@ -31,10 +31,12 @@ def convert(
     metric: str = "top1",
     seed: int = 0,
 ) -> ConvertResult:
-    """`exporters.convert.convert`, with accuracy measured as `evaluate` does it.
+    """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
+
+    The converted file is compared with `source` in ONNX Runtime before it is put in place.
 
     Args:
-        source: as there; so are `output`, `precision` and the six that follow it.
+        source: an FP32 file, best with its gates fused.
         output: file to write.
         precision: ``fp16``, ``bf16``, ``int8``, ``int8+fp32`` or ``fp8``.
         calibration: SOURCE of typical pictures.
@@ -50,7 +52,10 @@ def convert(
         seed: of everything random.
 
     Raises:
-        BadInput, CheckFailed, MissingCapability: as there, and as `evaluate`.
+        BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
+            has nothing to convert, a SOURCE has no readable picture, or `output` cannot be written.
+        CheckFailed: the converted file is broken, or the budget cannot be met.
+        MissingCapability: a package for reading pictures, or for the metric, is missing.
     """
 
     def value(path: Path, prepared: Preprocessing | None) -> float:

@@ -43,8 +43,9 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """The text of a page of docs/, with links that the site can follow."""
     if page.file.generated_by:
         return markdown
-    # An error has its text on a line of its own; Markdown elsewhere knows lists alone.
-    entries = re.sub(r"^- (`.+`)\n  (.+)$", r"\1\n:   \2\n", markdown, flags=re.M)
+    # An error has text, cause and remedy on lines of their own; Markdown elsewhere has lists alone.
+    lines = r"\1\n:   \2<br>→ \3\n"
+    entries = re.sub(r"^- (`.+`)\n  (.+) → (.+)$", lines, markdown, flags=re.M)
     return relinked(entries, DOCS)
 
 
@@ -58,10 +59,15 @@ def relinked(text: str, folder: Path) -> str:
         if inside in OF_THE_ROOT:
             return f"[{words}]({OF_THE_ROOT[inside]}{anchor})"
         if path.is_relative_to(DOCS):
+            words = _title(path) if words == inside else words
             return f"[{words}]({path.relative_to(DOCS).as_posix()}{anchor})"
         return f"`{inside}`" if words in (inside, target) else f"{words} (`{inside}`)"
 
     return LINK.sub(link, text)
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def commands() -> Iterator[str]:
@@ -80,9 +86,9 @@ def commands() -> Iterator[str]:
             heading = command.rich_help_panel or ""
             yield f"\n## {heading}\n"
         example, _, page = (command.epilog or "").partition("More: docs/")
-        title = (DOCS / page).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         yield f"\n### {name}\n\n{command.help}\n\n```text\n{usage}\n```\n"
-        yield f"Example:\n\n```text\n{dedent(example)}```\n\nMore: [{title}]({page}).\n"
+        yield f"Example:\n\n```text\n{dedent(example)}```\n"
+        yield f"More: [{_title(DOCS / page)}]({page}).\n"
         for panel, rows in panels.items():
             own = [row for row in rows if row not in every]
             if own:

@@ -25,6 +25,7 @@ def page():
         "an entry is not: - `TEXT`, CAUSE. → REMEDY."
     )
     assert len(set(beginnings)) == len(beginnings)
+    assert len(re.findall(r"^  ", text, re.M)) == len(beginnings), "a line belongs to no entry"
     return {entry: (cause, remedy) for entry, cause, remedy in entries}
 
 
