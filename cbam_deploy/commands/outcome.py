@@ -107,15 +107,15 @@ def _leave_at_once(process: int) -> NoReturn:
 def _report(error: Exception) -> int:
     """Print the two lines of an error a person can act on; raise any other."""
     if isinstance(error, DeployError) and not os.environ.get(DEBUG):
-        return _complain(error.message, error.hint, error.exit_code)
+        return complain(error.message, error.hint, error.exit_code)
     # Usage errors are click's in older typer and typer's own in newer: known by their method.
     if hasattr(error, "format_message"):
         command = getattr(getattr(error, "ctx", None), "command_path", "cbam-deploy")
         # A choice is checked by pydantic, which says first that it is a value that is wrong.
         message = error.format_message().replace("Value error, ", "")
-        return _complain(message, f"see '{command} --help'", 2)
+        return complain(message, f"see '{command} --help'", 2)
     if _lacks_memory(error) and not os.environ.get(DEBUG):
-        return _complain(
+        return complain(
             "this machine has not the memory for that",
             "use a smaller batch, image size or number of classes",
             3,
@@ -139,7 +139,8 @@ _NO_MEMORY = (
 )
 
 
-def _complain(message: str, hint: str, code: int) -> int:
+def complain(message: str, hint: str, code: int) -> int:
+    """Print the two lines of an error; give its exit code."""
     for kind, text in (("error", message), ("hint", hint)):
         sys.stderr.write(f"{kind}: {visible(' '.join(text.split()))}\n")
     return code

@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "cbam_deploy"
 # What makes an error: classes of errors.py, Typer's, and `imports_for`, which says what it is for.
 MAKERS = (
-    *("BadInput", "MissingCapability", "CheckFailed", "BadParameter", "imports_for", "_complain"),
+    *("BadInput", "MissingCapability", "CheckFailed", "BadParameter", "imports_for", "complain"),
 )
 VARIES = "…"
 
