@@ -160,7 +160,7 @@ ModelOrFile = Annotated[
 Networks = Annotated[list[str], argument("NETWORK...", _NETWORK, read, *ZOO, *CHECKPOINTS)]
 Artefact = Annotated[Path, argument("ARTEFACT", "An .onnx or .engine file.", read, *ARTEFACTS)]
 Artefacts = Annotated[
-    list[Path], argument("ARTEFACT...", "An .onnx or .engine file; several.", read, *ARTEFACTS)
+    list[Path], argument("ARTEFACT...", "An .onnx or .engine file, or several.", read, *ARTEFACTS)
 ]
 OnnxIn = Annotated[Path, argument("IN.onnx", _ONNX, read, ".onnx")]
 OnnxInPlace = Annotated[Path, argument("IN.onnx", _ONNX, read_and_replaced, ".onnx")]
