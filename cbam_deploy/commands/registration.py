@@ -111,7 +111,8 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command's name in its usage line."""
         own = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
-        return ["[OPTIONS]", *(str(one.metavar) for one in own)]
+        shown = (str(one.metavar) if one.required else f"[{one.metavar}]" for one in own)
+        return ["[OPTIONS]", *shown]
 
     def panels(self, ctx: Any) -> Panels:
         """The arguments and options, each as it is written and what it means, by heading."""
