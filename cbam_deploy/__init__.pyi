@@ -1,5 +1,6 @@
 from .benchmarking import bench as bench
 from .capabilities import doctor as doctor
+from .commands.steps import run as run
 from .costs import complexity as complexity
 from .engines import build_engine as build_engine
 from .explain import gradcam as gradcam

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cbam_deploy.commands import checking, making, serving, studying
+from cbam_deploy.commands import checking, making, pipeline, serving, studying
 from cbam_deploy.commands.options import DebugOption, QuietOption, VerboseOption
 from cbam_deploy.commands.outcome import run
 from cbam_deploy.commands.registration import Commands, register
@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Deploy CNNs with attention gates: PyTorch to ONNX to TensorRT, proven and measured.",
 )
 register(app, "Make", (*making.COMMANDS, *serving.COMMANDS))
+register(app, "Make", pipeline.COMMANDS)
 register(app, "Check", checking.COMMANDS)
 register(app, "Study", studying.COMMANDS)
 

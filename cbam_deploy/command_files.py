@@ -42,22 +42,38 @@ class Input:
 
 
 @dataclass
-class _Declared:
+class Declared:
+    """What a command reads and writes.
+
+    Attributes:
+        inputs: that exist.
+        outputs: each with the option that names it.
+        makes_folders: whether whoever runs the command makes the folders of its outputs.
+    """
+
     inputs: list[Input] = field(default_factory=list)
     outputs: list[tuple[Path, str]] = field(default_factory=list)
+    makes_folders: bool = False
 
 
-_DECLARED: ContextVar[_Declared | None] = ContextVar("declared", default=None)
+_DECLARED: ContextVar[Declared | None] = ContextVar("declared", default=None)
 
 
 @contextmanager
-def declarations() -> Iterator[None]:
+def declarations(*, makes_folders: bool = False) -> Iterator[Declared]:
     """Hold what one command declares, until it ends."""
-    token = _DECLARED.set(_Declared())
+    declared = Declared(makes_folders=makes_folders)
+    token = _DECLARED.set(declared)
     try:
-        yield
+        yield declared
     finally:
         _DECLARED.reset(token)
+
+
+def folders_are_made() -> bool:
+    """Whether the folder of an output need not exist yet."""
+    declared = _DECLARED.get()
+    return declared is not None and declared.makes_folders
 
 
 def declare_input(new: Input) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cbam_deploy.command_files import check_not_read, kind_of
+from cbam_deploy.command_files import check_not_read, folders_are_made, kind_of
 from cbam_deploy.errors import BadInput
 
 _LONGEST_NAME = 255  # Bytes; Linux file systems allow no more.
@@ -179,6 +179,8 @@ def _mode(path: Path) -> int | None:
 
 
 def _check_folder(path: Path, folder: Path) -> None:
+    if not folder.exists() and folders_are_made():
+        return
     if not folder.is_dir():
         raise BadInput(f"{path}: the folder {folder} does not exist", "create the folder first")
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):

@@ -6,11 +6,12 @@ Whoever silences the warnings of our log, as `--quiet` does, sees none.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cbam_deploy.terminal import console
+from cbam_deploy.terminal import console, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,7 +30,6 @@ def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     terminal = console(stderr=True)
-    quiet = not logging.getLogger("cbam_deploy").isEnabledFor(logging.WARNING)
     fields = [TextColumn(f"{name} {{task.fields[{name}]}}", markup=False) for name in extra_fields]
     with RichProgress(
         TextColumn("{task.description}", markup=False),
@@ -39,6 +39,17 @@ def progress(*extra_fields: str, hidden: bool = False) -> Iterator[Progress]:
         *fields,
         console=terminal,
         transient=True,
-        disable=hidden or quiet or not terminal.is_terminal,
+        disable=hidden or _is_quiet() or not terminal.is_terminal,
     ) as bar:
         yield bar
+
+
+def announce(line: str) -> None:
+    """Say on stderr what the work has come to, unless nothing is to be said."""
+    if not _is_quiet():
+        sys.stderr.write(f"{visible(line)}\n")
+        sys.stderr.flush()
+
+
+def _is_quiet() -> bool:
+    return not logging.getLogger("cbam_deploy").isEnabledFor(logging.WARNING)

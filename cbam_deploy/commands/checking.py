@@ -41,10 +41,6 @@ from cbam_deploy.commands.options import (
 )
 
 COMPARED = "What is compared"
-HtmlOption = Annotated[
-    Path | None,
-    file_option("Also write a page with plots.", written, ".html", panel=RESULT),
-]
 
 
 def validate(
@@ -148,7 +144,6 @@ def evaluate(
     max_drop: Annotated[
         float | None, drop("Exit 1 when the metric falls by more than this.", LIMITS)
     ] = None,
-    html: HtmlOption = None,
 ) -> Any:
     r"""Measure accuracy: top-1, mIoU, mAP, or your own.
 
@@ -157,7 +152,7 @@ def evaluate(
         --max-drop 0.5%
     More: docs/metrics.md
     """
-    judged = cbam_deploy.evaluate(
+    return cbam_deploy.evaluate(
         artefacts,
         data=data,
         metric=metric,
@@ -170,8 +165,6 @@ def evaluate(
         runtime=runtime,
         **vars(running),
     )
-    write_html(judged, html)
-    return judged
 
 
 def bench(
@@ -194,7 +187,6 @@ def bench(
         float | None, percent("Exit 1 when slower by more [default: 5% with --against].", LIMITS)
     ] = None,
     seed: SeedOption = 0,
-    html: HtmlOption = None,
 ) -> Any:
     """Measure latency and throughput, interleaved.
 
@@ -202,7 +194,7 @@ def bench(
       cbam-deploy bench r50.int8.onnx --relative-to r50.onnx --batch 1 --batch 8
     More: docs/interleaving.md
     """
-    measured = cbam_deploy.bench(
+    return cbam_deploy.bench(
         artefacts,
         pytorch=pytorch,
         batches=tuple(batch or (1, 8)),
@@ -216,8 +208,6 @@ def bench(
         runtime=runtime or None,
         **vars(running),
     )
-    write_html(measured, html)
-    return measured
 
 
 def profile(
@@ -231,7 +221,6 @@ def profile(
     threads: Annotated[int | None, count(1, THREADS, "CPU threads.", RUNNING)] = None,
     top: Annotated[int, count(1, LAYERS, "Layers to show; JSON has all of them.", RESULT)] = 20,
     seed: SeedOption = 0,
-    html: HtmlOption = None,
 ) -> Any:
     """Show where the time goes, layer by layer, of one artefact or two.
 
@@ -239,7 +228,7 @@ def profile(
       cbam-deploy profile r50.onnx r50.int8.onnx --top 10
     More: docs/profile.md
     """
-    profiled = cbam_deploy.profile(
+    return cbam_deploy.profile(
         artefacts,
         pytorch=pytorch,
         batch=batch,
@@ -251,8 +240,6 @@ def profile(
         runtime=runtime or None,
         **vars(running),
     )
-    write_html(profiled, html)
-    return profiled
 
 
 def inspect(artefact: Artefact) -> Any:
@@ -277,14 +264,6 @@ def doctor(
     More: docs/troubleshooting.md
     """
     return cbam_deploy.doctor(measure=measure)
-
-
-def write_html(result: Any, path: Path | None) -> None:
-    """Write a page of a result where one was asked for."""
-    if path is not None:
-        from cbam_deploy.report.html import write_page
-
-        write_page(result, path)
 
 
 COMMANDS = (validate, evaluate, bench, profile, inspect, doctor)

@@ -141,11 +141,11 @@ def _holds(source: Path, output: Path) -> bool:
 
         inside = output.resolve().is_relative_to(source.resolve())
         return inside and output.suffix.lower() in EXTENSIONS
-    beside = (source, *_companions(source))
+    beside = (source, *companions(source))
     return any(path.exists() and path.samefile(output) for path in beside)
 
 
-def _companions(source: Path) -> tuple[Path, ...]:
+def companions(source: Path) -> tuple[Path, ...]:
     """The files that are read along with `source`: an engine's manifest, a network's weights."""
     if source.suffix != ".onnx":
         return (source.with_name(f"{source.name}.json"),) if source.suffix == ".engine" else ()

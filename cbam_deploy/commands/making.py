@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cbam_deploy
-from cbam_deploy.commands.checking import HtmlOption, write_html
-from cbam_deploy.commands.completion import metrics, offer, runtimes
+from cbam_deploy.commands.completion import RUNTIMES, metrics, offer
 from cbam_deploy.commands.files import read_as_model, updated, written_in
 from cbam_deploy.commands.options import (
     BATCHES,
@@ -219,7 +218,8 @@ def search(
         option(
             "Runtime to time in [default: TensorRT with a GPU, else OpenVINO, ONNX Runtime].",
             RUNNING,
-            autocompletion=runtimes,
+            metavar="RUNTIME",
+            autocompletion=offer(*RUNTIMES),
         ),
     ] = None,
     batch: Annotated[int, count(1, BATCHES, "Images per timed run.", RUNNING)] = 1,
@@ -232,15 +232,21 @@ def search(
         option(
             "Folder of trials, to go on from [default: one in the user's cache].",
             None,
+            metavar="DIR",
             callback=written_in(),
             autocompletion=offer("/"),
         ),
     ] = None,
     seed: SeedOption = 0,
-    html: HtmlOption = None,
 ) -> Any:
-    """Find the fewest operations to keep above INT8 or FP16, by measurement."""
-    found = cbam_deploy.search_precision(
+    r"""Find the fewest operations to keep above INT8 or FP16, by measurement.
+
+    Example:
+      cbam-deploy search r50.onnx -o r50.int8.onnx --data photos --max-drop 0.5% \
+        --html search.html
+    More: docs/search.md
+    """
+    return cbam_deploy.search_precision(
         source,
         output,
         data=data,
@@ -258,8 +264,6 @@ def search(
         cache=cache,
         seed=seed,
     )
-    write_html(found, html)
-    return found
 
 
 @dataclass(frozen=True)

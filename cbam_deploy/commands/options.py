@@ -243,6 +243,18 @@ TrainingDeviceOption = Annotated[
 ReportOption = Annotated[
     Path | None, file_option("Also write JSON.", written, ".json", panel=RESULT)
 ]
+HtmlOption = Annotated[
+    Path | None, file_option("Also write a page with plots.", written, ".html", panel=RESULT)
+]
+SummaryOption = Annotated[
+    Path | None,
+    file_option(
+        "Also write Markdown; added to what $GITHUB_STEP_SUMMARY has.",
+        written,
+        ".md",
+        panel=RESULT,
+    ),
+]
 JsonOption = Annotated[bool, option("Print JSON instead of a table.", RESULT, "--json")]
 QuietOption = Annotated[
     bool, message("Say nothing but the result and errors.", "--quiet", be_quiet)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,20 +20,52 @@ from cbam_deploy.terminal import lasting_streams, show, visible
 INTERRUPTED = 130
 
 
-def deliver(result: Any, as_json: bool, report: Path | None = None) -> None:
-    """Print a result, write its report, and fail when it is a check that did not hold."""
+_KEPT: ContextVar[list[Any] | None] = ContextVar("kept", default=None)
+
+
+def deliver(
+    result: Any,
+    *,
+    as_json: bool,
+    report: Path | None = None,
+    html: Path | None = None,
+    summary: Path | None = None,
+) -> None:
+    """Print a result, write its files, and fail when it is a check that did not hold."""
     if report is not None:
         from cbam_deploy.report.json_file import write_json
 
         write_json(report, result.to_json())
-    if as_json:
+    if html is not None:
+        from cbam_deploy.report.html import write_page
+
+        write_page(result, html)
+    if summary is not None:
+        from cbam_deploy.report.markdown import write_summary
+
+        write_summary(result, summary)
+    kept = _KEPT.get()
+    if kept is not None:
+        kept.append(result)
+    elif as_json:
         from cbam_deploy.report.json_file import to_text
 
         sys.stdout.write(to_text(result.to_json()))
     else:
         show(result)
     if not getattr(result, "passed", True):
-        raise CheckFailed(*result.failure())
+        raise getattr(result, "error", None) or CheckFailed(*result.failure())
+
+
+@contextmanager
+def results_kept() -> Iterator[list[Any]]:
+    """Collect the results of the commands within the block, instead of printing them."""
+    results: list[Any] = []
+    token = _KEPT.set(results)
+    try:
+        yield results
+    finally:
+        _KEPT.reset(token)
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

@@ -22,9 +22,11 @@ from typer.core import TyperCommand, TyperGroup
 from cbam_deploy.command_files import declarations
 from cbam_deploy.commands.options import (
     DebugOption,
+    HtmlOption,
     JsonOption,
     QuietOption,
     ReportOption,
+    SummaryOption,
     VerboseOption,
 )
 from cbam_deploy.commands.outcome import deliver
@@ -34,6 +36,8 @@ Panels = dict[str, list[tuple[str, str]]]  # Rows of the help, by heading.
 
 def _common(
     report: ReportOption = None,
+    html: HtmlOption = None,
+    summary: SummaryOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -56,7 +60,8 @@ def _with_common_options(function: Callable[..., Any]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         result = _call(function, values)
         if result is not None:
-            deliver(result, values["as_json"], values["report"])
+            files = {name: values[name] for name in ("report", "html", "summary")}
+            deliver(result, as_json=values["as_json"], **files)
 
     parameters = [*_options(function), *_options(_common)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -100,7 +100,12 @@ def package(
     device: DeviceOption = None,
     seed: SeedOption = 0,
 ) -> Any:
-    """Make a folder that Triton or DeepStream serves; check a server."""
+    """Make a folder that Triton or DeepStream serves; check a server.
+
+    Example:
+      cbam-deploy package r50.onnx --triton models
+    More: docs/serving.md
+    """
     inputs: dict[str, Any] = {
         "data": data,
         "preprocessing": preprocess,

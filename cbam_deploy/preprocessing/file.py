@@ -17,17 +17,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from cbam_deploy.command_files import check_regular
-from cbam_deploy.errors import BadInput, imports_for, in_one_line
+from cbam_deploy.config_files import read_table
+from cbam_deploy.errors import BadInput
 from cbam_deploy.preprocessing.text import FORM
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 _SIDES = ("letterbox", "stretch", "keep", "crop", "resize", "pad")
 _LISTS = ("mean", "std")
 _WORDS = ("colour", "layout", "values")
-_MOST_BYTES = 2**16
 
 
 def read_steps(path: Path) -> str:
@@ -37,7 +34,7 @@ def read_steps(path: Path) -> str:
         BadInput: it cannot be read, is no table, or has an entry that is no step.
         MissingCapability: what reads YAML, or TOML before Python 3.11, is not installed.
     """
-    table = _table(path)
+    table = read_table(path, "a preprocessing", FORM)
     steps = []
     for key, value in table.items():
         if key in _WORDS and isinstance(value, str) and "," not in value:
@@ -52,27 +49,6 @@ def read_steps(path: Path) -> str:
             known = ", ".join((*_SIDES, "scale", *_LISTS, *_WORDS))
             raise BadInput(f"{path}: {key} = {value!r} is no step", f"steps are {known}")
     return ", ".join(steps)
-
-
-def _table(path: Path) -> dict[str, Any]:
-    check_regular(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})", FORM) from error
-    if len(content) > _MOST_BYTES:
-        raise BadInput(f"{path}: is too large to be a preprocessing", FORM)
-    kind = "TOML" if path.suffix == ".toml" else "YAML"
-    decode = msgspec.toml.decode if kind == "TOML" else msgspec.yaml.decode
-    with imports_for(f"reading {kind} needs another package", "demo"):
-        try:
-            table = decode(content)
-        except (ValueError, RecursionError) as error:
-            reason = in_one_line(error)
-            raise BadInput(f"{path}: is no {kind} file ({reason})", FORM) from error
-    if not (isinstance(table, dict) and table and all(isinstance(key, str) for key in table)):
-        raise BadInput(f"{path}: is no table of steps", FORM)
-    return table
 
 
 def _is_number(value: Any) -> bool:

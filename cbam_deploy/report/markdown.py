@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cbam_deploy.outputs import write_errors, write_text
 from cbam_deploy.report.content import Section, Table
+
+if TYPE_CHECKING:
+    from cbam_deploy.report.result import Result
+
+_COLLECTED = "GITHUB_STEP_SUMMARY"  # Where GitHub's runner collects what commands of a job add.
+
+
+def write_summary(result: Result, path: Path) -> None:
+    """Write `result` as Markdown to `path`, whole; added to the end of what GitHub collects.
+
+    Raises:
+        BadInput: `path` cannot be written.
+    """
+    text = result.markdown()
+    collected = os.environ.get(_COLLECTED)
+    if collected and os.path.realpath(collected) == os.path.realpath(path):
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+    else:
+        write_text(path, text)
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
@@ -13,7 +37,8 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def _lines(title: str, sections: Sequence[Section]) -> Iterator[str]:
-    yield f"# {_escaped(title)}"
+    if title:
+        yield f"# {_escaped(title)}"
     for section in sections:
         verdict = {None: "", True: ": passed", False: ": failed"}[section.passed]
         yield from ("", f"## {_escaped(section.title)}{verdict}")

@@ -48,6 +48,18 @@ class Result(ABC):
         """As JSON-ready data: the heading and every field."""
         return {**self.heading(), **fields_of(self)}
 
+    def markdown(self, heading: str = "") -> str:
+        """The content as Markdown, without plots and what the terminal leaves out.
+
+        Args:
+            heading: instead of the title.
+        """
+        from cbam_deploy.report.markdown import to_markdown
+
+        shown = [section for section in self.sections() if not section.background]
+        title = ": ".join(part for part in (self.title, self.subtitle) if part)
+        return to_markdown(heading or title, shown)
+
     def __rich__(self) -> Shown:
         from cbam_deploy.report.terminal import Shown
 

@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cbam_deploy.report.markdown import to_markdown
 from cbam_deploy.report.result import Result
 
 if TYPE_CHECKING:
@@ -151,11 +150,6 @@ class AblationReport(Result):
         from cbam_deploy.studies.section import ablation_sections
 
         return ablation_sections(self)
-
-    def markdown(self) -> str:
-        """The same without plots."""
-        shown = [section for section in self.sections() if not section.background]
-        return to_markdown(f"{self.title}: {self.subtitle}", shown)
 
 
 def _mean_and_spread(errors: list[float], failed: int) -> str:

@@ -16,7 +16,16 @@ COMMANDS = sorted(command.name or "" for command in app.registered_commands)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_reports_as_asked(cli, command):
     shown = cli(command, "--help").out
-    for option in ("--report", "--json", "--quiet", "--verbose", "--debug", "-h, --help"):
+    for option in (
+        "--report",
+        "--html",
+        "--summary",
+        "--json",
+        "--quiet",
+        "--verbose",
+        "--debug",
+        "-h, --help",
+    ):
         assert f"\n  {option} " in shown
 
 

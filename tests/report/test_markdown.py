@@ -1,5 +1,6 @@
 from cbam_deploy.report.content import Section, Table
-from cbam_deploy.report.markdown import to_markdown
+from cbam_deploy.report.markdown import to_markdown, write_summary
+from cbam_deploy.report.result import Result
 
 
 def test_sections_become_headings_tables_and_lists():
@@ -19,3 +20,22 @@ def test_names_are_shown_as_they_are():
     assert r"# \*x\* &lt;script>" in text
     assert r"## \[y\](z)" in text
     assert r"| a\|b c |" in text
+
+
+class Said(Result):
+    title = "Parity"
+
+    def sections(self):
+        return (Section("Held", passed=True), Section("Machine", background=True))
+
+
+def test_a_summary_is_added_to_what_github_collects_and_replaces_any_other_file(
+    tmp_path, monkeypatch
+):
+    collected, other = tmp_path / "step", tmp_path / "s.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(collected))
+    for path in (collected, collected, other, other):
+        write_summary(Said(), path)
+    text = "# Parity\n\n## Held: passed\n"
+    assert collected.read_text() == f"{text}\n{text}\n"
+    assert other.read_text() == text
