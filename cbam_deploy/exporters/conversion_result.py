@@ -10,7 +10,7 @@ from cbam_deploy.exporters.half.conversion import HalfReport
 from cbam_deploy.exporters.half.rules import KeptNode
 from cbam_deploy.exporters.node_counts import NodeCounts, counts_table
 from cbam_deploy.provenance import Provenance
-from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.content import KeyFigure, Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import duration, size
 
@@ -66,6 +66,11 @@ class ConvertResult(Result):
         """Nodes in FP32 because 16 bits could not hold what they compute, with the reasons."""
         return self.half.kept if self.half else ()
 
+    @property
+    def subtitle(self) -> str:
+        """The file and its precision."""
+        return f"{self.path}, {self.precision}"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         skipped = [{"picture": name, "reason": reason} for name, reason in self.skipped]
@@ -86,6 +91,13 @@ class ConvertResult(Result):
         )
         parts = (self.quantization, self.half, self.budget)
         return (
-            Section("Converted ONNX file", tables=(Table.facts(facts), counts_table(self.nodes))),
+            Section(
+                "Converted ONNX file",
+                key_figures=(
+                    KeyFigure("Size", size(self.bytes), f"{share:.2f} of the FP32 file"),
+                    KeyFigure("Cosine to FP32", f"{self.cosine:.6f}", "the smallest of an output"),
+                ),
+                tables=(Table.facts(facts), counts_table(self.nodes)),
+            ),
             *(section for part in parts if part is not None for section in part.sections()),
         )

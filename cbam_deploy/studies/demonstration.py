@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from cbam_deploy.progress import announce
 from cbam_deploy.report.content import Section
 from cbam_deploy.report.result import Result
 
@@ -154,6 +154,6 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
 def _step(title: str) -> Iterator[None]:
     """Say on stderr what happens now, and in the end how long it took."""
     started = time.perf_counter()
-    sys.stderr.write(f"{title}\n")
+    announce(title)
     yield
-    sys.stderr.write(f"    {time.perf_counter() - started:.1f} s\n")
+    announce(f"    {time.perf_counter() - started:.1f} s")

@@ -59,6 +59,9 @@ class TrainResult(Result):
         provenance: the model, its preprocessing and classes, as recorded in `weights`.
         epochs: what happened in each epoch.
         started_from: where the weights before the first epoch came from.
+        pictures: number of those to learn from.
+        held_out: number of those to be tested on.
+        skipped: name and reason of each picture of both that could not be read, of this process.
     """
 
     schema: ClassVar[str] = "cbam_deploy.training"
@@ -68,6 +71,9 @@ class TrainResult(Result):
     provenance: Provenance
     epochs: tuple[Epoch, ...]
     started_from: str
+    pictures: int
+    held_out: int
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def best(self) -> Epoch:
@@ -94,6 +100,8 @@ class TrainResult(Result):
         facts = (
             ("model", f"{model.name}, attention {model.attention or 'its own'}" if model else ""),
             ("classes", _listed(self.provenance.class_names)),
+            ("pictures", f"{self.pictures:,}, and {self.held_out:,} held out"),
+            ("skipped", f"{len(self.skipped):,}, which cannot be read" if self.skipped else ""),
             ("started from", self.started_from),
             ("epochs", f"{len(self.epochs)} in {duration(self.seconds)}"),
             ("best epoch", str(best.number)),

@@ -17,6 +17,11 @@ from cbam_deploy.models.checkpoints import load_state
 from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
 from cbam_deploy.progress import progress as progress_bar
 from cbam_deploy.provenance import ModelIdentity, Provenance, package_versions
+from cbam_deploy.training.announcements import (
+    UnreadablePictures,
+    announce_epoch,
+    announce_sets,
+)
 from cbam_deploy.training.augment import augmentation_for
 from cbam_deploy.training.epoch import evaluate_epoch, train_epoch
 from cbam_deploy.training.precision import MixedPrecision
@@ -155,8 +160,12 @@ def train(
             earlier = open_run(folder, fixed, learner, resume) if processes.leads else None
             epochs_done = _go_on(learner, processes.from_first(earlier))
             learning = _Learning(learner, settings, processes, workers)
+            unreadable = UnreadablePictures(train_set, val_set)
+            if processes.leads:
+                announce_sets(train_set, val_set, batch_size)
             for epoch in _epochs(learning, train_set, val_set, len(epochs_done)):
                 epochs_done = (*epochs_done, epoch)
+                unreadable.warn()
                 if processes.leads:
                     save_epoch(folder, learning.progress(epochs_done), fixed, provenance)
             best = folder / BEST
@@ -169,6 +178,9 @@ def train(
             provenance=provenance,
             epochs=epochs_done,
             started_from=identity.weights_origin,
+            pictures=len(train_set),
+            held_out=0 if val_set is None else len(val_set),
+            skipped=unreadable.found,
         )
 
 
@@ -233,7 +245,7 @@ def _epochs(
                 tested = evaluate_epoch(
                     learner.network, val_set, settings.batch_size, run.processes, workers
                 )
-            yield Epoch(
+            epoch = Epoch(
                 number=number + 1,
                 lr=settings.lr_at(number),
                 train_loss=learnt.loss,
@@ -242,6 +254,9 @@ def _epochs(
                 val_accuracy=tested.accuracy if tested else None,
                 seconds=time.perf_counter() - started,
             )
+            if run.processes.leads and not bar.console.is_terminal:
+                announce_epoch(epoch, settings.epochs)
+            yield epoch
 
 
 def _copied(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

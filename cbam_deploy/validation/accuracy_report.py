@@ -102,6 +102,11 @@ class AccuracyReport(Result):
         """Whether no network falls further below the baseline than allowed."""
         return not self._too_low()
 
+    @property
+    def subtitle(self) -> str:
+        """The files and the pictures."""
+        return f"{', '.join(network.name for network in self.networks)} on {self.data}"
+
     def failure(self) -> tuple[str, str]:
         """What to tell a person when the check did not hold: a message and a hint."""
         assert self.max_drop is not None

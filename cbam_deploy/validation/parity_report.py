@@ -140,6 +140,11 @@ class ParityReport(Result):
             return message, "find the place in the ONNX file with --layers"
         return message, "the report lists every value that was compared"
 
+    @property
+    def subtitle(self) -> str:
+        """The file, and what it is held against."""
+        return f"{self.artefact} against {self.reference}"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data."""
         batches = [

@@ -163,6 +163,8 @@ TRAINING = TrainResult(
         for number in (1, 2)
     ),
     started_from="initial, seed 0",
+    pictures=1_442,
+    held_out=355,
 )
 
 EXPORT = ExportResult(
