@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +21,14 @@ _MOST_CHARACTERS = 300
 def foreign_code(what: str, hint: str = "--debug shows the traceback") -> Iterator[None]:
     """Turn whatever a factory or a module raises, `SystemExit` included, into `BadInput`.
 
-    Ctrl-C stays an interrupt, and a request to end the process one. What it prints goes to standard
-    error: standard output is the result's, which may be JSON.
+    Ctrl-C stays an interrupt, and a request to end the process one.
 
     Args:
         what: what was done, as the beginning of the message, such as ``net.py:f: the factory``.
         hint: what to do about it.
     """
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     except (DeployError, KeyboardInterrupt, Terminated):
         raise
     except BaseException as error:

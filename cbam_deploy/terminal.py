@@ -6,6 +6,7 @@ Names of classes, nodes and files are data: nothing in them is markup or a contr
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import unicodedata
@@ -35,8 +36,13 @@ def _is_control(char: str) -> bool:
     )
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console on which a plain string means itself; style comes as `rich.text.Text`."""
+def console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A rich console on which a plain string means itself; style comes as `rich.text.Text`.
+
+    Args:
+        stderr: write to standard error instead of standard output.
+        file: write to this instead of either.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -51,7 +57,7 @@ def console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(visible(text), **options)
 
-    return Terminal(stderr=stderr, markup=False, emoji=False)
+    return Terminal(stderr=stderr, file=file, markup=False, emoji=False)
 
 
 def show(result: Any) -> None:
@@ -61,6 +67,13 @@ def show(result: Any) -> None:
     paste, is left for the terminal to wrap.
     """
     console().print(result, soft_wrap=True)
+
+
+def plain_text(result: Any) -> str:
+    """What `show` prints, without styles and the last newline."""
+    text = io.StringIO()
+    console(file=text).print(result, soft_wrap=True)
+    return text.getvalue().rstrip("\n")
 
 
 class _Stream:

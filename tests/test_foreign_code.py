@@ -141,3 +141,23 @@ def test_what_a_network_prints_is_no_part_of_the_result(cli, tmp_path, monkeypat
     ended = cli("complexity", "net.py:Bare", "--image-size", "8", "--json")
     assert json.loads(ended.out)
     assert "imported" in ended.err
+
+
+def test_what_a_network_prints_while_it_is_tested_is_no_part_of_the_result(
+    cli, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.last = nn.Linear(3, 10)\n"
+        "    def forward(self, x):\n"
+        "        print('running')\n"
+        "        return self.last(x.mean((2, 3)))\n"
+    )
+    line = ("train", "net.py:Net", "--data", "digits", "--image-size", "8", "-o", "run")
+    ended = cli(*line, "--epochs", "1", "--batch-size", "512", "--json")
+    assert json.loads(ended.out)["epochs"]
+    assert "running" in ended.err

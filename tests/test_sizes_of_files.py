@@ -52,10 +52,10 @@ def test_it_is_converted_and_the_file_remembers(foreign, tmp_path):
 
 def test_it_is_timed(foreign, monkeypatch):
     monkeypatch.setattr("cbam_deploy.benchmarking.memory.applies_to", lambda _: False)
-    report = bench([foreign], sizes=SIZES, batches=[1], seconds=0.01)
+    report = bench([foreign], sizes=SIZES, batch_sizes=[1], seconds=0.01)
     assert json.loads(json.dumps(report.to_json()))["settings"]["sizes"] == SIZES
     with pytest.raises(BadInput, match="has no free axis D"):
-        bench([foreign], sizes=["D=3"], batches=[1])
+        bench([foreign], sizes=["D=3"], batch_sizes=[1])
 
 
 def test_it_is_compared(foreign):

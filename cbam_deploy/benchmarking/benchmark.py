@@ -59,7 +59,7 @@ def bench(
     pytorch: bool = False,
     reference: str | None = None,
     weights: str | Path | None = None,
-    batches: Sequence[int] = (1, 8),
+    batch_sizes: Sequence[int] = (1, 8),
     sizes: Sequence[str] = (),
     seconds: float = 3.0,
     relative_to: str | Path | None = None,
@@ -82,7 +82,7 @@ def bench(
         reference: that model as a MODEL string, like the next one implying `pytorch`; a factory
             must be named here (`models.recorded`).
         weights: its checkpoint, which must be named here if it has one.
-        batches: batch sizes, in images.
+        batch_sizes: batch sizes, in images.
         sizes: of free axes, such as ``H=640``, in every file that has them.
         seconds: timed duration per artefact and batch size; slow ones take longer, for there are
             never fewer than ten rounds.
@@ -104,7 +104,7 @@ def bench(
     """
     from cbam_deploy.machine import clocks, environment
 
-    _check_options(batches, seconds, max_slowdown, against, relative_to)
+    _check_options(batch_sizes, seconds, max_slowdown, against, relative_to)
     earlier = None if against is None else read_report(against)
     sources, baseline = list_sources(
         artefacts,
@@ -119,7 +119,7 @@ def bench(
     if earlier is not None and against is not None:
         check_baseline(baseline, earlier, against)
     with ExitStack() as stack:
-        contenders = prepare(stack, sources, batches, sizes, seed)
+        contenders = prepare(stack, sources, batch_sizes, sizes, seed)
         clocks_before = clocks()
         warm, rounds = _measure(contenders, seconds, seed)
         clocks_after = clocks()
@@ -129,7 +129,7 @@ def bench(
     report = BenchReport(
         entries=tuple(_relative(entries, baseline, seed)),
         settings={
-            "batches": list(batches),
+            "batches": list(batch_sizes),
             **({"sizes": list(sizes)} if sizes else {}),
             "seconds": seconds,
             "threads": threads,
@@ -156,15 +156,15 @@ def bench(
 
 
 def _check_options(
-    batches: Sequence[int],
+    batch_sizes: Sequence[int],
     seconds: float,
     max_slowdown: float | None,
     against: str | Path | None,
     relative_to: str | Path | None,
 ) -> None:
-    if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
+    if not batch_sizes or min(batch_sizes) < 1 or len(set(batch_sizes)) != len(batch_sizes):
         raise BadInput(
-            f"batch sizes {', '.join(map(str, batches)) or 'none'} cannot be measured",
+            f"batch sizes {', '.join(map(str, batch_sizes)) or 'none'} cannot be measured",
             "give each batch size once, all of them 1 or more",
         )
     if not (math.isfinite(seconds) and seconds > 0):
@@ -183,7 +183,7 @@ def _check_options(
 def prepare(
     stack: ExitStack,
     sources: Sequence[Source],
-    batches: Sequence[int],
+    batch_sizes: Sequence[int],
     sizes: Sequence[str],
     seed: int,
 ) -> list[Contender]:
@@ -200,10 +200,10 @@ def prepare(
         runner = source.open(file)
         # An engine's manifest tells its range, so a wrong batch is refused before a GPU is needed.
         if hasattr(runner, "inputs"):
-            source.check_batches(runner, batches)
+            source.check_batches(runner, batch_sizes)
         stack.enter_context(runner)
-        source.check_batches(runner, batches)
-        for batch in batches:
+        source.check_batches(runner, batch_sizes)
+        for batch in batch_sizes:
             feeds = source.feeds(runner, batch, seed)
             execution = runner.prepare(feeds)
             contenders.append(Contender(source, batch, file, runner, feeds, execution))

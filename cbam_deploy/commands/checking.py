@@ -158,7 +158,7 @@ def evaluate(
         metric=metric,
         preprocessing=preprocess,
         sizes=tuple(size or ()),
-        reference_pytorch=pytorch,
+        pytorch=pytorch,
         batch_size=batch,
         limit=limit,
         max_drop=max_drop,
@@ -197,7 +197,7 @@ def bench(
     return cbam_deploy.bench(
         artefacts,
         pytorch=pytorch,
-        batches=tuple(batch or (1, 8)),
+        batch_sizes=tuple(batch or (1, 8)),
         sizes=tuple(size or ()),
         seconds=seconds,
         threads=threads,
@@ -231,7 +231,7 @@ def profile(
     return cbam_deploy.profile(
         artefacts,
         pytorch=pytorch,
-        batch=batch,
+        batch_size=batch,
         sizes=tuple(size or ()),
         seconds=seconds,
         threads=threads,

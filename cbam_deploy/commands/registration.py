@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -58,7 +60,9 @@ def register(app: typer.Typer, panel: str, functions: Sequence[Callable[..., Any
 def _with_common_options(function: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        result = _call(function, values)
+        # Standard output is the result's, which may be JSON: code of a person's own may print.
+        with redirect_stdout(sys.stderr):
+            result = _call(function, values)
         if result is not None:
             files = {name: values[name] for name in ("report", "html", "summary")}
             deliver(result, as_json=values["as_json"], **files)

@@ -39,7 +39,7 @@ def profile(
     pytorch: bool = False,
     reference: str | None = None,
     weights: str | Path | None = None,
-    batch: int = 1,
+    batch_size: int = 1,
     sizes: Sequence[str] = (),
     seconds: float = 3.0,
     runtime: str | Sequence[str] | None = None,
@@ -59,7 +59,7 @@ def profile(
         reference: that model as a MODEL string, like the next one implying `pytorch`; a factory
             must be named here (`models.recorded`).
         weights: its checkpoint, which must be named here if it has one.
-        batch: images per run.
+        batch_size: images per run.
         sizes: of free axes, such as ``H=640``, in every file that has them.
         seconds: timed duration of each way to run each artefact.
         runtime: overrides the runtime that follows from the file; of several, each runs the file.
@@ -73,7 +73,7 @@ def profile(
         MissingCapability: this machine cannot run an artefact.
     """
     paths = [artefacts] if isinstance(artefacts, str | Path) else list(artefacts)
-    _check_options(paths, batch, seconds, top)
+    _check_options(paths, batch_size, seconds, top)
     sources, _ = list_sources(
         paths,
         pytorch=pytorch or (reference, weights) != (None, None),
@@ -85,7 +85,7 @@ def profile(
         threads=threads,
     )
     with ExitStack() as stack:
-        contenders = prepare(stack, sources, (batch,), sizes, seed)
+        contenders = prepare(stack, sources, (batch_size,), sizes, seed)
         timers = [stack.enter_context(open_timer(contender)) for contender in contenders]
         clocks_before = clocks()
         rounds = _measure(contenders, timers, seconds, seed)
@@ -99,7 +99,7 @@ def profile(
     return ProfileReport(
         networks=tuple(_relative(networks, seed)),
         settings={
-            "batch": batch,
+            "batch": batch_size,
             "seconds": seconds,
             "threads": threads,
             "seed": seed,

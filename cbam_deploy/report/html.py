@@ -6,11 +6,15 @@ import datetime
 import itertools
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cbam_deploy.outputs import write_text
 from cbam_deploy.report.content import Figure
 from cbam_deploy.report.result import Result
 from cbam_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def write_page(result: Result, path: str | Path) -> None:
@@ -23,16 +27,8 @@ def write_page(result: Result, path: str | Path) -> None:
         BadInput: `path` cannot be written.
         MissingCapability: the result has plots and matplotlib is not installed.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("cbam_deploy.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     numbers = itertools.count(1)
 
     def svg(figure: Figure) -> Markup:
@@ -40,7 +36,7 @@ def write_page(result: Result, path: str | Path) -> None:
 
     sections = result.sections()
     outcomes = [section.passed for section in sections if section.passed is not None]
-    page = environment.get_template("page.html").render(
+    page = _template("page.html").render(
         title=result.title,
         subtitle=result.subtitle,
         sections=sections,
@@ -51,6 +47,25 @@ def write_page(result: Result, path: str | Path) -> None:
     )
     # File names may hold bytes that are not UTF-8; they come here as lone surrogates.
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+
+
+def fragment(result: Result) -> str:
+    """The tables of `result`, for a notebook to show in its own style; no plots, no background."""
+    shown = [section for section in result.sections() if not section.background]
+    return _template("fragment.html").render(sections=shown)
+
+
+def _template(name: str) -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("cbam_deploy.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(name)
 
 
 def _with_own_ids(svg: str, prefix: str) -> str:

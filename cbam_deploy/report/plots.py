@@ -8,11 +8,15 @@ phone shows at nearly full size.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
 
 from cbam_deploy.errors import imports_for
 from cbam_deploy.report.units import Estimate
@@ -31,7 +35,24 @@ _VARIABLES = {
     _LINE: "var(--line)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)},
 }
-_STYLE = {
+_FONT = "DejaVu Sans"  # It comes with matplotlib.
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans JP",
+    "Noto Sans SC",
+    "Noto Sans KR",
+    "Source Han Sans",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "IPAexGothic",
+    "IPAGothic",
+    "NanumGothic",
+    "Arial Unicode MS",
+    "Unifont",
+)
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cbam-deploy",
     "figure.constrained_layout.h_pad": 0.07,
@@ -279,13 +300,41 @@ def plot_style() -> Any:
     """Context in which figures for a page are drawn; raises `MissingCapability`."""
     with imports_for("plots need matplotlib, which is not installed", "demo"):
         import matplotlib
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.rc_context({**_STYLE, "font.family": list(_families())})
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+    """The font, and those installed that have letters which it lacks."""
+    from matplotlib.font_manager import fontManager
+
+    return (_FONT, *(name for name in _OTHER_SCRIPTS if name in fontManager.get_font_names()))
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Code points of all letters that these fonts have, in bold too."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    def letters(weight: str) -> set[int]:
+        fonts = (findfont(FontProperties(family=f, weight=weight)) for f in _families())
+        return {code for font in fonts for code in get_font(font).get_charmap()}
+
+    return frozenset(letters("normal") & letters("bold"))
+
+
+def drawable(text: str) -> str:
+    """`text` with an empty box for every letter that no font here has, for pictures of pixels."""
+    return "".join(char if char == "\n" or ord(char) in _letters() else "□" for char in text)
 
 
 def to_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element without fixed size, background or metadata."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True)
+    with warnings.catch_warnings():
+        # Text stays text: a browser has the letters that matplotlib's fonts lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(text, format="svg", transparent=True)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -301,7 +350,17 @@ def _colour(series: int) -> str:
 
 
 def shortened(label: str, limit: int = 44) -> str:
-    """`label` with its middle left out where it is longer than `limit`."""
-    if len(label) <= limit:
+    """`label` with its middle left out where it is wider than `limit` letters.
+
+    Those of Chinese, Japanese and Korean are as wide as two.
+    """
+    if cell_len(label) <= limit:
         return label
-    return f"{label[: limit // 2]}…{label[len(label) - limit // 2 + 1 :]}"
+    begin, end = "", ""
+    for char, other in zip(label, reversed(label), strict=True):
+        if cell_len(begin + char) > limit // 2:
+            break
+        begin += char
+        if cell_len(other + end) < limit // 2:
+            end = other + end
+    return f"{begin}…{end}"

@@ -60,6 +60,22 @@ class Result(ABC):
         title = ": ".join(part for part in (self.title, self.subtitle) if part)
         return to_markdown(heading or title, shown)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # The command's table, also where Python shows a value: a dataclass keeps what is there.
+        cls.__repr__ = Result.__str__  # type: ignore[method-assign, assignment]
+
+    def __str__(self) -> str:
+        from cbam_deploy.terminal import plain_text
+
+        return plain_text(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from cbam_deploy.report.html import fragment
+
+        return fragment(self)
+
     def __rich__(self) -> Shown:
         from cbam_deploy.report.terminal import Shown
 

@@ -132,7 +132,7 @@ def demo(output: str | Path = "demo", *, seed: int = 0) -> DemoResult:
         )
     with _step("measure latency, against the same network without gates"):
         measured = bench(
-            [model], weights=training.weights, relative_to=plain, batches=BATCHES, seed=seed
+            [model], weights=training.weights, relative_to=plain, batch_sizes=BATCHES, seed=seed
         )
         write_json(folder / "bench.json", measured.to_json())
     result = DemoResult(

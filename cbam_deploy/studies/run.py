@@ -145,7 +145,7 @@ def _measure(files: dict[str, tuple[Path, Path | None]], seconds: float) -> list
     for paths in filter(None, groups):
         baseline = next(path for path in paths if path.stem == "plain")
         others = [path for path in paths if path != baseline]
-        measured = bench(others or paths, batches=(1,), seconds=seconds, relative_to=baseline)
+        measured = bench(others or paths, batch_sizes=(1,), seconds=seconds, relative_to=baseline)
         entries += measured.entries
     return entries
 

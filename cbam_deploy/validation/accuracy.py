@@ -39,7 +39,7 @@ def evaluate(
     metric: str = "top1",
     preprocessing: Asked | None = None,
     sizes: Sequence[str] = (),
-    reference_pytorch: bool = False,
+    pytorch: bool = False,
     reference: str | None = None,
     weights: str | Path | None = None,
     batch_size: int = 64,
@@ -60,8 +60,8 @@ def evaluate(
             what the artefacts record, else ImageNet's.
         sizes: of free axes where neither that nor a file says how large pictures become, such as
             ``H=640``, in every artefact that has them.
-        reference_pytorch: also the PyTorch model of the first artefact's provenance, as baseline.
-        reference: that model as a MODEL string, like the next one implying `reference_pytorch`; a
+        pytorch: also the PyTorch model of the first artefact's provenance, as baseline.
+        reference: that model as a MODEL string, like the next one implying `pytorch`; a
             factory must be named here (`models.recorded`).
         weights: its checkpoint, which must be named here if it has one.
         batch_size: pictures read at a time; cut to what each artefact takes.
@@ -80,8 +80,8 @@ def evaluate(
     paths = [Path(a) for a in ([artefacts] if isinstance(artefacts, str | Path) else artefacts)]
     if not paths:
         raise BadInput("no artefact to evaluate", "name at least one .onnx or .engine file")
-    reference_pytorch = reference_pytorch or (reference, weights) != (None, None)
-    if max_drop is not None and len(paths) + reference_pytorch < 2:
+    pytorch = pytorch or (reference, weights) != (None, None)
+    if max_drop is not None and len(paths) + pytorch < 2:
         raise BadInput(
             f"{paths[0]}: has nothing to drop below",
             "add --pytorch, or name the baseline's artefact first",
@@ -99,7 +99,7 @@ def evaluate(
         ]
         speaker = opened[0] if preprocessing is not None else _speaker(opened)
         task = open_metric(metric, data, speaker.preparation(data, preprocessing))
-        if reference_pytorch:
+        if pytorch:
             from cbam_deploy.models.recorded import reference_identity
 
             identity = reference_identity(paths[0], opened[0].provenance, reference, weights)

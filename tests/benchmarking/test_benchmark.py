@@ -11,7 +11,7 @@ from cbam_deploy.errors import BadInput
 
 
 def test_figures_are_those_of_the_machine(machine_of, bench_on):
-    report = bench_on(machine_of(), {"a.onnx": 0.001, "b.onnx": 0.002}, batches=(1, 8))
+    report = bench_on(machine_of(), {"a.onnx": 0.001, "b.onnx": 0.002}, batch_sizes=(1, 8))
     found = {(e.artefact, e.batch): e for e in report.entries}
     assert list(found) == [("a.onnx", 1), ("a.onnx", 8), ("b.onnx", 1), ("b.onnx", 8)]
     for (name, batch), measured in found.items():
@@ -30,7 +30,7 @@ def test_ratios_to_the_baseline_hold_on_a_machine_that_drifts_and_jumps(machine_
     report = bench_on(
         machine,
         {"base.onnx": 0.010, "new.onnx": 0.011},
-        batches=(1,),
+        batch_sizes=(1,),
         relative_to="base.onnx",
     )
     base, new = report.entries
@@ -42,7 +42,7 @@ def test_ratios_to_the_baseline_hold_on_a_machine_that_drifts_and_jumps(machine_
 
 def test_a_file_in_several_runtimes_is_relative_to_itself_in_the_first(machine_of, bench_on):
     runtimes = ("onnxruntime", "openvino")
-    options = {"batches": (1,), "relative_to": "a.onnx", "seconds": 1.0, "runtime": runtimes}
+    options = {"batch_sizes": (1,), "relative_to": "a.onnx", "seconds": 1.0, "runtime": runtimes}
     report = bench_on(machine_of(), {"a.onnx": 0.010}, **options)
     first, second = report.entries
     assert first.relative is None
@@ -53,16 +53,16 @@ def test_a_file_in_several_runtimes_is_relative_to_itself_in_the_first(machine_o
 
 def test_slower_than_the_baseline_does_not_pass(machine_of, bench_on):
     speeds = {"base.onnx": 0.010, "new.onnx": 0.011}
-    options = {"batches": (1,), "relative_to": "base.onnx", "seconds": 1.0}
+    options = {"batch_sizes": (1,), "relative_to": "base.onnx", "seconds": 1.0}
     assert not bench_on(machine_of(), speeds, max_slowdown=0.05, **options).passed
     assert bench_on(machine_of(), speeds, max_slowdown=0.15, **options).passed
     assert bench_on(machine_of(), speeds, **options).passed
 
 
 def test_slower_than_before_does_not_pass(machine_of, bench_on, tmp_path):
-    old = bench_on(machine_of(), {"a.onnx": 0.010}, batches=(1,))
+    old = bench_on(machine_of(), {"a.onnx": 0.010}, batch_sizes=(1,))
     (tmp_path / "old.json").write_text(json.dumps(old.to_json()))
-    options = {"batches": (1,), "against": "old.json"}  # A check asked for is judged: by 5%.
+    options = {"batch_sizes": (1,), "against": "old.json"}  # A check asked for is judged: by 5%.
     assert not bench_on(machine_of(), {"a.onnx": 0.011}, **options).passed
     assert bench_on(machine_of(), {"a.onnx": 0.0104}, **options).passed
     assert bench_on(machine_of(), {"a.onnx": 0.011}, max_slowdown=0.15, **options).passed
@@ -70,7 +70,7 @@ def test_slower_than_before_does_not_pass(machine_of, bench_on, tmp_path):
 
 def test_relative_to_a_baseline_a_slower_machine_passes(machine_of, bench_on, tmp_path):
     speeds = {"base.onnx": 0.010, "new.onnx": 0.012}
-    options: dict[str, object] = {"batches": (1,), "relative_to": "base.onnx"}
+    options: dict[str, object] = {"batch_sizes": (1,), "relative_to": "base.onnx"}
     old = bench_on(machine_of(), speeds, **options)
     (tmp_path / "old.json").write_text(json.dumps(old.to_json()))
     options |= {"against": "old.json", "max_slowdown": 0.05}
@@ -83,11 +83,11 @@ def test_a_baseline_that_the_earlier_report_lacks_is_refused_before_measuring(
     machine_of, bench_on, tmp_path
 ):
     speeds = {"base.onnx": 0.010, "new.onnx": 0.012}
-    old = bench_on(machine_of(), speeds, batches=(1,))
+    old = bench_on(machine_of(), speeds, batch_sizes=(1,))
     (tmp_path / "old.json").write_text(json.dumps(old.to_json()))
     machine = machine_of()
     with pytest.raises(BadInput, match=r"old\.json.*without a baseline"):
-        bench_on(machine, speeds, batches=(1,), relative_to="base.onnx", against="old.json")
+        bench_on(machine, speeds, batch_sizes=(1,), relative_to="base.onnx", against="old.json")
     assert machine.log == []
 
 
@@ -113,22 +113,24 @@ def test_interruption_passes_through_and_frees_the_runners(machine_of, bench_on)
 
 
 def test_durations_that_never_settle_are_noted(machine_of, bench_on):
-    report = bench_on(machine_of(lambda now: 1 + now), {"a.onnx": 0.01}, batches=(1,), seconds=1.0)
+    report = bench_on(
+        machine_of(lambda now: 1 + now), {"a.onnx": 0.01}, batch_sizes=(1,), seconds=1.0
+    )
     assert not report.entries[0].settled
     assert "a.onnx" in report.notes[0]
 
 
 def test_slow_networks_get_enough_rounds_for_an_interval(machine_of, bench_on):
-    report = bench_on(machine_of(), {"a.onnx": 5.0}, batches=(1,), seconds=1.0)
+    report = bench_on(machine_of(), {"a.onnx": 5.0}, batch_sizes=(1,), seconds=1.0)
     assert len(report.entries[0].round_seconds) == MIN_ROUNDS
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"batches": ()},
-        {"batches": (0,)},
-        {"batches": (1, 1)},
+        {"batch_sizes": ()},
+        {"batch_sizes": (0,)},
+        {"batch_sizes": (1, 1)},
         {"seconds": 0.0},
         {"seconds": float("nan")},
         {"max_slowdown": 0.05},
@@ -170,7 +172,7 @@ def median_ratio(measured, baseline):
 
 def test_real_files_are_measured_with_their_memory(matmul):
     small, large = matmul(64), matmul(2000)
-    report = bench([small, large], batches=(1,), seconds=0.05, relative_to=small)
+    report = bench([small, large], batch_sizes=(1,), seconds=0.05, relative_to=small)
     first, second = report.entries
     assert (first.artefact, first.runtime) == ("matmul64.onnx", "onnxruntime-cpu")
     # A thousand times the work: in this order on any machine, however busy.
@@ -189,7 +191,9 @@ def test_real_files_are_measured_with_their_memory(matmul):
 
 
 def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(network_onnx):
-    report = bench([network_onnx], pytorch=True, batches=(2,), seconds=0.1, relative_to="pytorch")
+    report = bench(
+        [network_onnx], pytorch=True, batch_sizes=(2,), seconds=0.1, relative_to="pytorch"
+    )
     artefact, torch = report.entries
     assert (torch.artefact, torch.runtime, torch.sha256) == ("pytorch", "pytorch-cpu", None)
     assert artefact.relative.value == median_ratio(artefact, torch)
@@ -198,4 +202,4 @@ def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(network_onnx
 
 def test_a_file_without_provenance_has_no_pytorch_model(matmul):
     with pytest.raises(BadInput, match=r"matmul64\.onnx.*PyTorch"):
-        bench([matmul(64)], pytorch=True, batches=(1,), seconds=0.05)
+        bench([matmul(64)], pytorch=True, batch_sizes=(1,), seconds=0.05)

@@ -15,7 +15,7 @@ from cbam_deploy.report.markdown import to_markdown
 
 @pytest.fixture(scope="module")
 def report(gated_file, int8_file):
-    return profile([gated_file, int8_file], seconds=0.01, threads=1, batch=2)
+    return profile([gated_file, int8_file], seconds=0.01, threads=1, batch_size=2)
 
 
 def test_layers_are_named_as_in_the_file_and_belong_to_modules(report):
@@ -84,7 +84,7 @@ def test_the_command_shows_the_longest_layers_and_how_many_more_there_are(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"batch": 0}, "a batch of 0"),
+        ({"batch_size": 0}, "a batch of 0"),
         ({"top": 0}, "0 layers to show"),
         ({"seconds": float("nan")}, "nan seconds"),
     ],

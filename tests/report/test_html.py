@@ -276,4 +276,4 @@ def test_templates_are_part_of_the_package():
     from importlib.resources import files
 
     names = {entry.name for entry in (files("cbam_deploy.report") / "templates").iterdir()}
-    assert names == {"page.html", "style.css"}
+    assert names == {"fragment.html", "page.html", "style.css"}

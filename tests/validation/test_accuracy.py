@@ -118,7 +118,7 @@ def test_networks_are_compared_picture_by_picture(network_onnx, with_weight):
     second = np.bincount(np.argsort(-one, axis=1)[:, 1]).argmax()
     gaps = one.max(axis=1) - one[:, second]
     other = with_weight(bias, lambda array: array + np.median(gaps) * (np.arange(10) == second))
-    report = evaluate([network_onnx, other], data="digits", reference_pytorch=True)
+    report = evaluate([network_onnx, other], data="digits", pytorch=True)
     assert [network.name for network in report.networks] == [
         "pytorch",
         str(network_onnx),
