@@ -35,7 +35,8 @@ def test_notes_are_text_and_the_grid_is_always_the_same():
 
 def height_of(svg):
     """Height of the figure in units of its width, as the SVG's box says."""
-    return [float(number) for number in re.search(r'viewBox="([^"]*)"', svg)[1].split()][3]
+    (box,) = re.findall(r'viewBox="([^"]*)"', svg.split(">")[0])
+    return float(box.split()[3])
 
 
 def test_names_that_do_not_fit_above_their_picture_are_listed_in_full_below():
