@@ -18,6 +18,7 @@ from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.json_data import parse, read
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.preprocessing.text import text_of
+from cbam_deploy.version import __version__
 
 METADATA_KEY = "cbam_deploy.provenance"
 SCHEMA_VERSION = 1
@@ -224,7 +225,9 @@ def package_versions(*names: str) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            # Of an editable installation the metadata are as old as the installation.
+            own = name == "cbam-deploy"
+            found[name] = __version__ if own else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

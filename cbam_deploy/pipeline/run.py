@@ -167,7 +167,8 @@ class _Session:
         # Before it runs: what changes meanwhile makes it run again.
         found = {path: self.at(path) for path in self._read(wanted, parsed)}
         inputs = {path: content for path, content in found.items() if content is not None}
-        result, error = parsed.call()
+        missing = next((read for read in step.reads if self.at(read) is None), None)
+        result, error = parsed.call() if missing is None else (None, _not_there(missing))
         seconds = time.perf_counter() - begin
         announce(f"    {seconds:.1f} s")
         summary = "" if result is None else result.markdown(step.name)
@@ -218,6 +219,10 @@ class _Session:
         for name in self.records.steps.keys() - names:
             del self.records.steps[name]
         write_records(self.state, self.records)
+
+
+def _not_there(path: str) -> BadInput:
+    return BadInput(f"reads names {path}, and nothing is there", "name a file or a folder")
 
 
 def versions() -> dict[str, str]:

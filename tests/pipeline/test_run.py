@@ -130,6 +130,13 @@ def test_what_a_step_says_it_reads_counts(states, folder):
     assert states() == ["unchanged", "unchanged", "done"]
 
 
+def test_what_a_step_says_it_reads_has_to_be_there(cli, folder):
+    (folder / "deploy.toml").write_text("[[step]]\ncommand = 'inspect in.onnx'\nreads = 'net.py'")
+    shown = cli("run", folder / "deploy.toml", "--quiet")
+    assert shown.code == 2
+    assert "step inspect: reads names net.py" in shown.error
+
+
 def test_a_file_replaced_in_place_is_made_once_and_again_after_what_it_is_made_from(states, folder):
     text = '[[step]]\ncommand = "inline in.onnx"\noutput = "a.onnx"\n'
     text += '[[step]]\ncommand = "fuse a.onnx"\noutput = "a.onnx"\n'
