@@ -36,10 +36,6 @@ def deliver(
         from cbam_deploy.report.json_file import write_json
 
         write_json(report, result.to_json())
-    if html is not None:
-        from cbam_deploy.report.html import write_page
-
-        write_page(result, html)
     if summary is not None:
         from cbam_deploy.report.markdown import write_summary
 
@@ -53,6 +49,10 @@ def deliver(
         sys.stdout.write(to_text(result.to_json()))
     else:
         show(result)
+    if html is not None:  # Last: it needs matplotlib where there are plots.
+        from cbam_deploy.report.html import write_page
+
+        write_page(result, html)
     if not getattr(result, "passed", True):
         raise getattr(result, "error", None) or CheckFailed(*result.failure())
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cbam_deploy.errors import BadInput, DeployError
 from cbam_deploy.machine import PACKAGES, gpus
-from cbam_deploy.outputs import check_place
+from cbam_deploy.outputs import check_place, write_errors
 from cbam_deploy.pipeline.contents import Content, Contents
 from cbam_deploy.pipeline.records import (
     Record,
@@ -163,7 +163,8 @@ class _Session:
         announce(f"[{number + 1}/{len(self.steps)}] {line}")
         begin = time.perf_counter()
         for output in parsed.outputs:
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            with write_errors(Path(output)):
+                Path(output).parent.mkdir(parents=True, exist_ok=True)
         # Before it runs: what changes meanwhile makes it run again.
         found = {path: self.at(path) for path in self._read(wanted, parsed)}
         inputs = {path: content for path, content in found.items() if content is not None}

@@ -203,6 +203,7 @@ def test_paths_begin_in_the_folder_of_the_file(cli, folder, monkeypatch):
     ("text", "said"),
     [
         ("", "is no table"),
+        ("[[step]]\ncommand = 'inspect in.onnx'\nreport = 'in.onnx/a.json'", "in.onnx does not"),
         ("step = 1", "step is no list of tables"),
         ("steps = []", "'steps' is no step"),
         ("[[step]]\noutput = 'a'", "step 1 has no command"),
