@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,10 @@ class Provenance:
         precision: one of `PRECISIONS`.
         gates: number of fused gate nodes, by operator name.
         calibration: source, images, seed and method of the ranges behind scales, or behind the
-            range check of FP16 and BF16; empty where there was no calibration.
+            range check of FP16 and BF16; empty where there was no calibration. `trained_epochs` of
+            training with fake quantization came after.
+        trained_scales: of a checkpoint that was trained so: the scale of each activation, by tensor
+            of the ONNX file.
         tolerance: error over the largest output that a person allowed between the file and PyTorch
             when it was exported; None where the usual bound held.
         lowered: for a file whose gates are nodes of TensorRT's plugin, what it was made of.
@@ -126,6 +130,7 @@ class Provenance:
     precision: str = "fp32"
     gates: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    trained_scales: dict[str, float] = field(default_factory=dict)
     tolerance: float | None = None
     lowered: Lowering | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -217,6 +222,9 @@ def _meaningful(provenance: Provenance) -> Provenance:
     for name, count in counts.items():
         if count is not None and not 1 <= count <= LARGEST:
             raise ValueError(f"{name} is out of range")
+    for name, scale in provenance.trained_scales.items():
+        if not 0 < scale < math.inf:
+            raise ValueError(f"the scale of {name} is not a positive number")
     return provenance
 
 

@@ -22,11 +22,13 @@ from cbam_deploy.commands.options import (
     RUNNING,
     SECONDS,
     THREADS,
+    CalibrationImagesOption,
     CalibrationOptions,
     ClassesOption,
     DataOption,
     EngineOutput,
     InitialGatesOption,
+    MethodOption,
     MetricOption,
     Model,
     ModelOptions,
@@ -80,9 +82,13 @@ def export(
     initial_gates: InitialGatesOption = False,
     no_fuse: Annotated[bool, option("Leave gates as plain ops.", None, "--no-fuse")] = False,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16", "int8", "int8+fp32", "fp8"],
-        option("int8 and fp8 leave the rest in FP16, int8+fp32 in FP32.", PRECISION),
-    ] = "fp32",
+        Literal["fp32", "fp16", "bf16", "int8", "int8+fp32", "fp8"] | None,
+        option(
+            "int8 and fp8 leave the rest in FP16, int8+fp32 in FP32 [default: fp32; int8+fp32 for"
+            " a checkpoint of train --quantize].",
+            PRECISION,
+        ),
+    ] = None,
     ranges: CalibrationOptions,
     portable: Annotated[
         bool,
@@ -394,12 +400,21 @@ def build_plugin(
 class RecipeOptions:
     """How a network is trained."""
 
-    epochs: Annotated[int, count(1, EPOCHS, "Passes over the pictures.", RECIPE)] = 90
+    epochs: Annotated[
+        int | None,
+        count(1, EPOCHS, "Passes over the pictures [default: 90; 10 with --quantize].", RECIPE),
+    ] = None
     batch_size: Annotated[
         int, count(1, BATCHES, "Pictures a step, of all processes together.", RECIPE)
     ] = 256
-    lr: Annotated[float, number(0, 1e6, "Initial learning rate.", RECIPE)] = 0.1
-    lr_step: Annotated[int, count(1, EPOCHS, "Epochs between decays.", RECIPE)] = 30
+    lr: Annotated[
+        float | None,
+        number(0, 1e6, "Initial learning rate [default: 0.1; 0.001 with --quantize].", RECIPE),
+    ] = None
+    lr_step: Annotated[
+        int | None,
+        count(1, EPOCHS, "Epochs between decays [default: 30; 5 with --quantize].", RECIPE),
+    ] = None
     lr_gamma: Annotated[float, number(0, 1e6, "Factor of each decay.", RECIPE)] = 0.1
     momentum: Annotated[float, number(0, 1, "Momentum of SGD.", RECIPE)] = 0.9
     weight_decay: Annotated[float, number(0, 1e6, "Weight decay of SGD.", RECIPE)] = 1e-4
@@ -412,6 +427,22 @@ class RecipeOptions:
     ] = "none"
 
 
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How a network is trained for INT8."""
+
+    quantize: Annotated[
+        bool,
+        option("Fine-tune --weights with INT8 rounding in place.", PRECISION, "--quantize"),
+    ] = False
+    calibration: Annotated[
+        str | None,
+        source("Images that INT8 ranges start from [default: those of --data].", PRECISION),
+    ] = None
+    method: MethodOption = "percentile"
+    images: CalibrationImagesOption = 64
+
+
 def train(
     model: Model,
     output: Annotated[Path, output("Folder for the run.", written_in(*RUN_FILES), "/")],
@@ -421,6 +452,7 @@ def train(
     which: ModelOptions,
     initial_gates: InitialGatesOption = False,
     recipe: RecipeOptions,
+    int8: QuantizeOptions,
     workers: Annotated[int | None, count(0, THREADS, "Threads that read pictures.")] = None,
     resume: Annotated[bool, option("Go on with an earlier run.", None, "--resume")] = False,
     seed: SeedOption = 0,
@@ -441,6 +473,7 @@ def train(
         output=output,
         **vars(which),
         **vars(recipe),
+        **vars(int8),
         val_data=val_data,
         initial_gates=initial_gates,
         workers=workers,

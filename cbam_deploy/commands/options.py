@@ -290,6 +290,13 @@ class ModelOptions:
     ] = None
 
 
+MethodOption = Annotated[
+    Literal["minmax", "entropy", "percentile"] | None,
+    option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
+]
+CalibrationImagesOption = Annotated[int, count(1, PICTURES, "Pictures to calibrate on.", PRECISION)]
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """What ranges INT8 and FP8 scales are made from."""
@@ -299,11 +306,8 @@ class CalibrationOptions:
         source("Typical pictures, for INT8 and FP8: a SOURCE as of --data.", PRECISION),
     ] = None
     preprocessing: PreprocessOption = None
-    method: Annotated[
-        Literal["minmax", "entropy", "percentile"] | None,
-        option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
-    ] = None
-    images: Annotated[int, count(1, PICTURES, "Pictures to calibrate on.", PRECISION)] = 64
+    method: MethodOption = None
+    images: CalibrationImagesOption = 64
     io_dtype: Annotated[
         Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)
     ] = "fp32"

@@ -20,10 +20,11 @@ from cbam_deploy.runtimes.pytorch import own_array, own_tensor, tensors_of
 
 @dataclass(frozen=True)
 class Reference:
-    """A module in evaluation mode and what to call it in a report."""
+    """A module in evaluation mode, what to call it in a report, and which it is by name."""
 
     module: nn.Module
     label: str
+    identity: ModelIdentity | None = None
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the module's order, float32 for floating-point inputs of any width.
@@ -76,7 +77,7 @@ def open_reference(
     from cbam_deploy.models.recorded import reference_identity
 
     identity = reference_identity(artefact, provenance, given, weights)
-    return Reference(load_model(identity).float().eval(), _label(identity))
+    return Reference(load_model(identity).float().eval(), _label(identity), identity)
 
 
 def _label(identity: ModelIdentity) -> str:

@@ -89,6 +89,7 @@ def convert(
     seed: int = 0,
     called: str | None = None,
     chooser: Chooser | None = None,
+    trained: Provenance | None = None,
 ) -> ConvertResult:
     """Convert an FP32 ONNX file; the same file, pictures and seed give the same bytes.
 
@@ -117,6 +118,8 @@ def convert(
         chooser: gives who chooses which nodes stay in a higher precision, in place of a budget, for
             the file and how its pictures are prepared; None for none but those that the range check
             keeps.
+        trained: of the checkpoint that `source` was exported from, where its scales were trained
+            with it: INT8 takes them instead of calibrating.
 
     Raises:
         BadInput: an option is wrong or missing, `source` cannot be read, is converted already or
@@ -126,7 +129,7 @@ def convert(
     """
     begin = time.perf_counter()
     source, output = Path(source), Path(output)
-    check_options(precision, calibration, io_dtype)
+    check_options(precision, calibration, io_dtype, trained)
     if precision == "fp8" and method == "entropy":
         raise BadInput(
             "method entropy chooses among the even levels of INT8, which FP8 has not",
@@ -157,7 +160,7 @@ def convert(
     choose = None if chooser is None else chooser(opened, preprocessing)
     model = in_newer_opset(opened, precision, pictures, seed).model
     request = _Request(
-        source, history, precision, method, io_dtype, pictures, preprocessing, images, seed
+        source, history, precision, method, io_dtype, pictures, preprocessing, images, seed, trained
     )
     network = _calibrated(request, model, searched=choose is not None)
     choice, budget = Choice(), None
@@ -207,6 +210,7 @@ class _Request:
     preprocessing: Preprocessing | None
     images: int
     seed: int
+    trained: Provenance | None
 
     def batches(self, model: ir.Model) -> Iterator[Feeds]:
         """Samples to calibrate `model` on."""
@@ -285,9 +289,12 @@ def _calibrated(request: _Request, model: ir.Model, *, searched: bool) -> _Calib
         found = _activation_ranges(request, model)
         return _Calibrated(request, model, found, None if found is None else found.ranges)
     from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
-    from cbam_deploy.exporters.int8.quantization import prepare
+    from cbam_deploy.exporters.int8.quantization import prepare, trained_ranges
 
     prepared = prepare(model, kind)
+    if request.trained is not None:
+        found = trained_ranges(prepared, request.trained.trained_scales)
+        return _Calibrated(request, prepared, found, found.ranges)
     chosen = quantized_nodes(prepared, kind=kind)
     if not chosen:
         raise BadInput(
@@ -361,7 +368,9 @@ def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport 
         )
     forget_names_of_sizes(step.model.graph)
     facts: dict[str, Any] = {}
-    if calibration is not None and request.pictures is not None:
+    if request.trained is not None:
+        facts = request.trained.calibration
+    elif calibration is not None and request.pictures is not None:
         facts = {
             "source": request.pictures.name,
             "images": calibration.images,
@@ -380,7 +389,9 @@ def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport 
     return half, provenance
 
 
-def check_options(precision: str, calibration: str | None, io_dtype: str) -> None:
+def check_options(
+    precision: str, calibration: str | None, io_dtype: str, trained: Provenance | None = None
+) -> None:
     """Refuse what cannot be converted to, before the work begins; raises `BadInput`."""
     for option, value, choices in (
         ("precision", precision, get_args(Precision)),
@@ -393,7 +404,12 @@ def check_options(precision: str, calibration: str | None, io_dtype: str) -> Non
         raise BadInput(
             f"{precision} has no FP16 inputs and outputs", f"use {other}, or --io-dtype fp32"
         )
-    if precision not in _HALF_ONLY and calibration is None:
+    if trained is not None and calibration is not None:
+        raise BadInput(
+            "the checkpoint's INT8 scales were trained; calibration would replace them",
+            "leave --calibration out; or export in fp32, and convert that file",
+        )
+    if precision not in _HALF_ONLY and calibration is None and trained is None:
         raise BadInput(
             f"{precision} needs pictures to calibrate on",
             "give --calibration: a folder of typical pictures, digits or photos",

@@ -36,6 +36,7 @@ from cbam_deploy.graphs.opset import check_opset, converted_to
 from cbam_deploy.models import (
     default_image_size,
     load_identified,
+    load_state,
     resolve_identity,
     resolve_preprocessing,
     state_dict_sha256,
@@ -83,7 +84,7 @@ def export_onnx(
     initial_gates: bool = False,
     fuse: bool = True,
     preprocessing: Asked | None = None,
-    precision: Literal["fp32"] | Precision = "fp32",
+    precision: Literal["fp32"] | Precision | None = None,
     calibration: str | None = None,
     method: Method | None = None,
     images: int = CALIBRATION_IMAGES,
@@ -120,8 +121,9 @@ def export_onnx(
         preprocessing: how inputs are made from pictures (`preprocessing.choice.Asked`); None for
             what the checkpoint records, or ImageNet's for a network of the zoo. Of another network
             nothing is recorded then.
-        precision: ``fp32``, or what `convert` takes; the next four are as there.
-        calibration: SOURCE of typical pictures; INT8 and FP8 need it.
+        precision: ``fp32``, or what `convert` takes; the next four are as there. None is ``fp32``,
+            and ``int8+fp32`` for a checkpoint whose INT8 scales were trained: what training saw.
+        calibration: SOURCE of typical pictures; INT8 and FP8 need it, but for trained scales.
         method: how their ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
@@ -163,8 +165,12 @@ def export_onnx(
     check_opset(opset)
     trace_as = partial(_traced, output_names=tuple(output_names), opset=opset)
     load = partial(_subject, model, asked, image_size, given, preprocessing)
+    trained = None if weights is None else _with_trained_scales(weights)
+    precision = precision or ("int8+fp32" if trained else "fp32")
+    if not precision.startswith("int8"):
+        trained = None
     if precision != "fp32":
-        check_options(precision, calibration, io_dtype)
+        check_options(precision, calibration, io_dtype, trained)
     elif calibration is not None or io_dtype != "fp32":
         raise BadInput(
             "an FP32 file takes no calibration and no FP16 inputs", "add --precision fp16 or int8"
@@ -188,11 +194,18 @@ def export_onnx(
                 io_dtype=io_dtype,
                 seed=seed,
                 called=str(output),
+                trained=trained,
             )
             exported = replace(exported, provenance=converted.provenance, conversion=converted)
         if portable:
             inline(last, output)
     return _placed(exported, output, begin)
+
+
+def _with_trained_scales(weights: str | Path) -> Provenance | None:
+    """What a checkpoint records, if INT8 scales were trained with its weights."""
+    recorded = load_state(weights).provenance
+    return recorded if recorded is not None and recorded.trained_scales else None
 
 
 def _placed(exported: ExportResult, path: Path, begin: float) -> ExportResult:

@@ -26,6 +26,7 @@ def open_session(
     arena: bool = True,
     profile: Path | None = None,
     optimized: Path | None = None,
+    as_written: bool = False,
 ) -> InferenceSession:
     """Load a model into ONNX Runtime, all graph optimizations on.
 
@@ -39,6 +40,7 @@ def open_session(
         profile: beginning of the name of a file for the time of each node, which is written by
             the session's `end_profiling`; None takes no times.
         optimized: where to write the graph as ONNX Runtime runs it, if anywhere.
+        as_written: run the graph without optimizations; they round an INT8 network's biases too.
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
@@ -49,6 +51,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = arena
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimized is not None:

@@ -18,8 +18,9 @@ from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.models.factory import is_factory
 from cbam_deploy.preprocessing import Preprocessing
-from cbam_deploy.provenance import ModelIdentity
+from cbam_deploy.provenance import ModelIdentity, Provenance
 from cbam_deploy.training.processes import Processes
+from cbam_deploy.training.quantization import Quantization
 from cbam_deploy.training.settings import Settings
 
 
@@ -86,11 +87,18 @@ def open_sets(
     return train_set, val_set
 
 
-def with_classes(identity: ModelIdentity, classes: int) -> ModelIdentity:
-    """`identity` with an output per class; raises `BadInput` for weights of another number."""
+def with_classes(
+    identity: ModelIdentity, classes: int, recorded: Provenance | None
+) -> ModelIdentity:
+    """`identity` with an output per class.
+
+    Raises:
+        BadInput: the checkpoint records another number. Of one that records nothing its tensors
+            tell, when it is loaded.
+    """
     if is_factory(identity.name) or identity.num_classes == classes:
         return identity
-    if identity.weights is not None:
+    if recorded is not None and recorded.model is not None:
         raise BadInput(
             f"{identity.weights}: is for {identity.num_classes} classes, the data have {classes}",
             "train without --weights, or on data of the same classes",
@@ -99,10 +107,15 @@ def with_classes(identity: ModelIdentity, classes: int) -> ModelIdentity:
 
 
 def configuration(
-    identity: ModelIdentity, preprocessing: Preprocessing, settings: Settings, data: ImageSource
+    identity: ModelIdentity,
+    preprocessing: Preprocessing,
+    settings: Settings,
+    data: ImageSource,
+    quantization: Quantization | None = None,
 ) -> dict[str, Any]:
-    """What must not change in a run, flat: model, preprocessing, hyperparameters, data."""
+    """What must not change in a run, flat: model, preprocessing, hyperparameters, data, INT8."""
     configuration = {
+        "quantize": None if quantization is None else str(quantization),
         "model": identity.name,
         **asdict(identity),
         **asdict(preprocessing),

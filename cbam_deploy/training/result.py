@@ -93,6 +93,7 @@ class TrainResult(Result):
     def sections(self) -> tuple[Section, ...]:
         """What was trained, the accuracy reached, and both over the epochs."""
         model, best = self.provenance.model, self.best
+        scales = len(self.provenance.trained_scales)
         validated = "" if best.val_accuracy is None else percent(best.val_accuracy)
         taken = KeyFigure("Training time", duration(self.seconds), f"{len(self.epochs)} epochs")
         note = f"held-out pictures, after epoch {best.number}, whose weights were kept"
@@ -103,6 +104,7 @@ class TrainResult(Result):
             ("pictures", f"{self.pictures:,}, and {self.held_out:,} held out"),
             ("skipped", f"{len(self.skipped):,}, which cannot be read" if self.skipped else ""),
             ("started from", self.started_from),
+            ("INT8", f"{scales} activations with trained scales" if scales else ""),
             ("epochs", f"{len(self.epochs)} in {duration(self.seconds)}"),
             ("best epoch", str(best.number)),
             ("validation accuracy", validated),

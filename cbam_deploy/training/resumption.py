@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.int8.qdq import SMALLEST_SCALE
 from cbam_deploy.models.checkpoints import load_torch_file, state_dict_sha256
 from cbam_deploy.preprocessing import Preprocessing
 from cbam_deploy.training.precision import MixedPrecision
+from cbam_deploy.training.quantization import QuantizedNetwork
 from cbam_deploy.training.result import Epoch
+from cbam_deploy.training.settings import FLT_MAX
 
 HASH = "sha256"
-_HASHED = ("model", "optimizer", "epochs", "precision", "configuration")
+_HASHED = ("model", "optimizer", "epochs", "precision", "configuration", "scales")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -31,13 +34,15 @@ _PLAIN = (bool, int, float, str, type(None))
 class Progress:
     """Where a run stands after an epoch: weights, optimizer state and the epochs so far.
 
-    `precision` is the state of mixed precision, empty where that has none.
+    `precision` is the state of mixed precision, empty where that has none; `scales` are those of
+    fake quantization, by tensor, empty where there is none.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     epochs: tuple[Epoch, ...]
     precision: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class Learner:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     precision: MixedPrecision
+    quantized: QuantizedNetwork | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is trained: `network`, or `quantized`, which computes with its weights."""
+        return self.quantized or self.network
 
 
 class _Fault(Exception):
@@ -79,7 +90,7 @@ def content_sha256(state: Mapping[str, Any]) -> str:
     """Hash of what resuming takes: tensors by their content, all else as Python writes it."""
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
-    for path, value in _leaves({key: state[key] for key in _HASHED}):
+    for path, value in _leaves({key: state[key] for key in _HASHED if key in state}):
         if isinstance(value, Tensor) and _is_array(value):
             tensors[path] = value
         else:
@@ -104,7 +115,7 @@ def _is_array(tensor: Tensor) -> bool:
 
 
 def _checked(state: Any, configuration: dict[str, Any], learner: Learner) -> Progress:
-    if not isinstance(state, dict) or not {*_HASHED} - {"precision"} <= state.keys():
+    if not isinstance(state, dict) or not {*_HASHED} - {"precision", "scales"} <= state.keys():
         raise _Fault("is not from a training run")
     state = {"precision": {}, **state}  # Older runs knew no mixed precision.
     _check_configuration(state["configuration"], configuration)
@@ -115,6 +126,7 @@ def _checked(state: Any, configuration: dict[str, Any], learner: Learner) -> Pro
         _optimizer(state["optimizer"], learner.optimizer),
         epochs,
         _precision(state["precision"], learner.precision.state()),
+        _scales(state.get("scales", {}), learner.quantized.scales() if learner.quantized else {}),
     )
     if HASH in state and state[HASH] != content_sha256(state):
         raise _Fault("was altered after it was written: its content has another hash")
@@ -126,8 +138,8 @@ def _check_configuration(found: Any, configuration: dict[str, Any]) -> None:
         isinstance(value, _PLAIN) for _, value in _leaves(found)
     ):
         raise _Fault("is not from a training run: its configuration is no plain data")
-    # Older runs knew no mixed precision, and one way only to prepare pictures.
-    before = {"amp": "none", **asdict(Preprocessing()), **found}
+    # Older runs knew no mixed precision, no INT8, and one way only to prepare pictures.
+    before = {"amp": "none", "quantize": None, **asdict(Preprocessing()), **found}
     for key, value in configuration.items():
         if before.get(key) != value:
             raise _Fault(f"the run was made with {key} {before.get(key)}, not {value}")
@@ -227,6 +239,15 @@ def _precision(found: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in own.items():
         if not _in(found[name], 0, integer=isinstance(value, int)):
             raise _Fault(f"mixed precision has {name} {_shown(found[name])}")
+    return found
+
+
+def _scales(found: Any, own: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(found, dict) or found.keys() != own.keys():
+        raise _Fault("its scales are of another network")
+    for name, scale in found.items():
+        if not _in(scale, SMALLEST_SCALE, FLT_MAX):
+            raise _Fault(f"{name} has the scale {_shown(scale)}")
     return found
 
 

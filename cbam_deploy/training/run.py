@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.data.source import ImageSource, check_workers
+from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoints import load_state
 from cbam_deploy.models.identity import load_identified, resolve_identity, resolve_preprocessing
@@ -34,10 +35,16 @@ from cbam_deploy.training.preparation import (
     with_classes,
 )
 from cbam_deploy.training.processes import Processes, batch_share, joined
+from cbam_deploy.training.quantization import (
+    CALIBRATION_IMAGES,
+    Quantization,
+    check_quantization,
+    quantized_network,
+)
 from cbam_deploy.training.result import Epoch, TrainResult
 from cbam_deploy.training.resumption import Learner, Progress
 from cbam_deploy.training.run_folder import BEST, claimed, open_run, save_epoch
-from cbam_deploy.training.settings import Amp, Augmentation, Settings
+from cbam_deploy.training.settings import FINE_TUNING, Amp, Augmentation, Settings
 
 
 def train(
@@ -52,10 +59,10 @@ def train(
     weights: str | Path | None = None,
     initial_gates: bool = False,
     image_size: int | None = None,
-    epochs: int = 90,
+    epochs: int | None = None,
     batch_size: int = 256,
-    lr: float = 0.1,
-    lr_step: int = 30,
+    lr: float | None = None,
+    lr_step: int | None = None,
     lr_gamma: float = 0.1,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
@@ -65,6 +72,10 @@ def train(
     workers: int | None = None,
     device: str | None = None,
     resume: bool = False,
+    quantize: bool = False,
+    calibration: str | None = None,
+    method: Method = "percentile",
+    images: int = CALIBRATION_IMAGES,
 ) -> TrainResult:
     """Train MODEL on labelled pictures by the paper's recipe, everything overridable.
 
@@ -87,7 +98,8 @@ def train(
         weights: checkpoint to start from instead of initial weights.
         initial_gates: let gates start from initial weights where the checkpoint has none.
         image_size: side of the input in pixels; default 224, or 32 with the CIFAR stem.
-        epochs: see `Settings`, as for the following up to `seed`.
+        epochs: see `Settings`, as for the following up to `seed`. None for this, `lr` and
+            `lr_step` is the recipe's, or with `quantize` that of `settings.FINE_TUNING`.
         batch_size: pictures a step, those of all processes together.
         lr: learning rate at the start.
         lr_step: epochs after which it changes.
@@ -102,6 +114,12 @@ def train(
         device: ``cpu`` or ``cuda``; default CUDA where there is one.
         resume: go on with the run in `output`, which must have the same options; only `epochs`
             may differ.
+        quantize: fine-tune `weights` with fake quantization (`training.quantization`), BatchNorm
+            folded and dropout off; `export` then writes the INT8 file with the trained scales.
+        calibration: SOURCE that activations' scales are first found on; None for the pictures of
+            `data`.
+        method: how: ``minmax``, ``entropy`` or ``percentile``.
+        images: on how many.
 
     Raises:
         BadInput: options, data, checkpoint or folder cannot work.
@@ -117,11 +135,11 @@ def train(
         weights=None if weights is None else str(weights),
         initial_gates=initial_gates,
     )
+    length = {"epochs": epochs, "lr": lr, "lr_step": lr_step}
     settings = Settings(
-        epochs=epochs,
+        **(FINE_TUNING if quantize else {})
+        | {name: value for name, value in length.items() if value is not None},
         batch_size=batch_size,
-        lr=lr,
-        lr_step=lr_step,
         lr_gamma=lr_gamma,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -131,6 +149,8 @@ def train(
     )
     with joined() as processes:
         settings.check()
+        quantization = Quantization(calibration, method, images) if quantize else None
+        check_quantization(quantize, asked.weights, amp, calibration)
         check_workers(workers)
         batch_share(batch_size, processes)
         where = choose_device(device, processes)
@@ -138,23 +158,34 @@ def train(
         identity, recorded = resolve_identity(asked)
         preprocessing = resolve_preprocessing(identity, recorded, image_size=image_size)
         train_set, val_set = open_sets(data, val_data, preprocessing)
-        identity = with_classes(identity, len(train_set.class_names))
+        identity = with_classes(identity, len(train_set.class_names), recorded)
         network, identity = load_identified(identity)
-        fixed = configuration(identity, preprocessing, settings, train_set)
+        fixed = configuration(identity, preprocessing, settings, train_set, quantization)
         check_outputs(network, identity.name, preprocessing, len(train_set.class_names))
-        if where.type == "cuda" and processes.count > 1:
+        memory_format = fastest_format(network, preprocessing)
+        quantized = None
+        if quantization is not None:
+            quantized = quantized_network(
+                network, identity, quantization, train_set, seed, recorded
+            )
+        elif where.type == "cuda" and processes.count > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        network.to(where, memory_format=fastest_format(network, preprocessing))  # type: ignore[call-overload]
+        trained = quantized or network
+        trained.to(where, memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
-            network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+            quantized.parameter_groups() if quantized else network.parameters(),
+            lr=settings.lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
         )
         provenance = Provenance(
             model=identity,
             preprocessing=preprocessing,
             class_names=train_set.class_names,
+            calibration=quantized.facts if quantized else {},
             versions=package_versions("cbam-deploy", "torch"),
         )
-        learner = Learner(network, optimizer, precision)
+        learner = Learner(network, optimizer, precision, quantized)
         folder = Path(output)
         with claimed(folder) if processes.leads else nullcontext():
             earlier = open_run(folder, fixed, learner, resume) if processes.leads else None
@@ -189,6 +220,8 @@ def _go_on(learner: Learner, earlier: Progress | None) -> tuple[Epoch, ...]:
     if earlier is None:
         return ()
     learner.network.load_state_dict(earlier.model)
+    if learner.quantized is not None:
+        learner.quantized.load_scales(earlier.scales)
     learner.optimizer.load_state_dict(earlier.optimizer)
     learner.precision.restore(earlier.precision)
     return earlier.epochs
@@ -207,7 +240,8 @@ class _Learning:
         """Where the run stands after `epochs`."""
         state = _copied(self.learner.network.state_dict())
         optimizer, precision = self.learner.optimizer, self.learner.precision
-        return Progress(state, optimizer.state_dict(), epochs, precision.state())
+        scales = self.learner.quantized.scales() if self.learner.quantized else {}
+        return Progress(state, optimizer.state_dict(), epochs, precision.state(), scales)
 
 
 def _epochs(
@@ -229,7 +263,7 @@ def _epochs(
             bar.update(task, description=f"epoch {number + 1}/{settings.epochs}")
             started = time.perf_counter()
             learnt = train_epoch(
-                learner.network,
+                learner.trained,
                 learner.optimizer,
                 learner.precision,
                 train_set,
@@ -243,7 +277,7 @@ def _epochs(
             tested = None
             if val_set is not None:
                 tested = evaluate_epoch(
-                    learner.network, val_set, settings.batch_size, run.processes, workers
+                    learner.trained, val_set, settings.batch_size, run.processes, workers
                 )
             epoch = Epoch(
                 number=number + 1,

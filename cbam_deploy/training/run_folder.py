@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.models.checkpoint_names import OWN
@@ -126,7 +125,7 @@ def save_epoch(
     epochs = [asdict(epoch) for epoch in progress.epochs]
     if best_epoch(progress.epochs) is progress.epochs[-1]:
         with atomic_output(folder / BEST) as temporary:
-            metadata = _metadata(provenance, BEST, progress.model)
+            metadata = _metadata(provenance, BEST, progress)
             temporary.write_bytes(save(progress.model, metadata))
     history = {"schema_version": 1, "configuration": configuration, "epochs": epochs}
     write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")
@@ -137,8 +136,10 @@ def save_epoch(
         "precision": progress.precision,
         "configuration": configuration,
     }
+    if progress.scales:
+        state["scales"] = progress.scales
     state[HASH] = content_sha256(state)
-    state["metadata"] = _metadata(provenance, LAST, progress.model)
+    state["metadata"] = _metadata(provenance, LAST, progress)
     # Through memory, so that a full disk is an OSError as for every other file.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -146,14 +147,21 @@ def save_epoch(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _metadata(provenance: Provenance, name: str, state: dict[str, Tensor]) -> dict[str, str]:
-    identity = provenance.model
+def _metadata(provenance: Provenance, name: str, progress: Progress) -> dict[str, str]:
+    identity, calibration = provenance.model, provenance.calibration
     if identity is not None:
         identity = replace(
             identity,
             weights=name,
-            weights_sha256=state_dict_sha256(state),
+            weights_sha256=state_dict_sha256(progress.model),
             naming=None if is_factory(identity.name) else OWN,
             initial_gates=False,
         )
-    return {METADATA_KEY: replace(provenance, model=identity).dumps()}
+    if progress.scales:
+        before = calibration.get("trained_epochs")
+        epochs = (before if isinstance(before, int) else 0) + len(progress.epochs)
+        calibration = {**calibration, "trained_epochs": epochs}
+    recorded = replace(
+        provenance, model=identity, calibration=calibration, trained_scales=progress.scales
+    )
+    return {METADATA_KEY: recorded.dumps()}

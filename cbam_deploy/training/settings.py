@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cbam_deploy.data.source import LARGEST
 from cbam_deploy.errors import BadInput
 
+# What fine-tuning has otherwise than the recipe, where nobody says: see docs/training.md.
+FINE_TUNING: dict[str, Any] = {"epochs": 10, "lr": 0.001, "lr_step": 5}
 Augmentation = Literal["auto", "crop-flip", "shift", "none"]
 Amp = Literal["none", "bf16", "fp16"]
 

@@ -136,6 +136,14 @@ def validate(
             )
         else:
             other = open_reference(path, opened.provenance, reference, weights)
+            if as_trained := _as_trained(other, opened):
+                other = as_trained
+                if layers is not None:
+                    raise BadInput(
+                        f"{path}: its values are rounded as training rounded them; inside the"
+                        " network in PyTorch they have no such names",
+                        "leave --layers out, or name another ONNX file with --reference",
+                    )
         of_file = isinstance(other, FileReference)
         # What a person bounds, and what other precisions are held to, does not follow from FP64.
         relax = opened.precision == "fp32" and max_relative is None and not of_file
@@ -160,6 +168,27 @@ def validate(
             reference_kind="ONNX Runtime" if of_file else "PyTorch",
             remark=remark,
         )
+
+
+def _as_trained(reference: Reference, artefact: Artefact) -> Reference | None:
+    """`reference` with its INT8 rounding, where `artefact` has it from training; else None.
+
+    Weights trained with rounding are held against that: without it they compute something else.
+    """
+    from cbam_deploy.models import load_state
+
+    identity, history = reference.identity, artefact.provenance
+    if identity is None or identity.weights is None or history is None:
+        return None
+    if artefact.precision != "int8" or "trained_epochs" not in history.calibration:
+        return None
+    recorded = load_state(identity.weights).provenance
+    if recorded is None or not recorded.trained_scales:
+        return None
+    from cbam_deploy.training.quantization import trained_network
+
+    module = trained_network(reference.module, identity, recorded)
+    return replace(reference, module=module, label=f"{reference.label}, rounded as in training")
 
 
 def is_file(reference: object) -> bool:

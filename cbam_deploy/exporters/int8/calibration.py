@@ -65,13 +65,14 @@ class Calibration:
     """The ranges found.
 
     Attributes:
-        method: ``minmax``, ``entropy`` or ``percentile``.
-        images: number of pictures they were found on.
+        method: ``minmax``, ``entropy`` or ``percentile``; ``trained`` where training with fake
+            quantization found them.
+        images: number of pictures they were found on; 0 for trained ones.
         ranges: least and greatest value by tensor; clipped to the threshold of the method.
         idle: channels that never changed, by tensor that has any.
     """
 
-    method: Method
+    method: Method | Literal["trained"]
     images: int
     ranges: Mapping[str, tuple[float, float]] = field(repr=False)
     idle: Mapping[str, IdleChannels] = field(default_factory=dict, repr=False)

@@ -132,6 +132,16 @@ def calibrated_tensors(chosen: Iterable[QuantizedNode]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def borrowed_scales(chosen: Iterable[QuantizedNode]) -> dict[str, str]:
+    """The activation whose scale another one has, by the latter, as behind maximum pooling."""
+    found: dict[str, str] = {}
+    for operation in chosen:
+        if operation.same_scale and operation.writes is not None:
+            source = operation.reads[0]
+            found[operation.writes] = found.get(source, source)
+    return found
+
+
 def is_feature_map(value: ir.Value | None) -> bool:
     """Whether a tensor is [N, C, H, W] with more than two channels and more than one place.
 

@@ -8,9 +8,9 @@ calibration (`calibration`); in FP8 it is 448 in place of 127. `placement` tells
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +22,12 @@ from cbam_deploy.exporters.half.rules import check_single_precision, is_standard
 from cbam_deploy.exporters.int8.calibration import Calibration, Images, Method, calibrate
 from cbam_deploy.exporters.int8.channels import IdleChannels, named
 from cbam_deploy.exporters.int8.feature_maps import float_feature_maps
-from cbam_deploy.exporters.int8.placement import QuantizedNode, calibrated_tensors, quantized_nodes
+from cbam_deploy.exporters.int8.placement import (
+    QuantizedNode,
+    borrowed_scales,
+    calibrated_tensors,
+    quantized_nodes,
+)
 from cbam_deploy.exporters.int8.qdq import SMALLEST_SCALE, insert_pairs
 from cbam_deploy.exporters.int8.quantized_types import INT8, QuantizedType
 from cbam_deploy.graphs.opset import ADDS_ONLY_FROM, raise_opset
@@ -38,8 +43,8 @@ class QuantizationReport(Result):
     """What was quantized.
 
     Attributes:
-        method: of calibration.
-        images: number of pictures calibrated on.
+        method: of calibration, or ``trained``.
+        images: number of pictures calibrated on; 0 for trained scales.
         quantized: the operations that run in 8 bits.
         kept_float: names of the operations that would, and were kept in float.
         scales: of activations, by tensor.
@@ -50,7 +55,7 @@ class QuantizationReport(Result):
 
     schema: ClassVar[str] = "cbam_deploy.quantization"
 
-    method: Method
+    method: Method | Literal["trained"]
     images: int
     quantized: tuple[QuantizedNode, ...]
     kept_float: tuple[str, ...]
@@ -67,8 +72,9 @@ class QuantizationReport(Result):
         """What computes in 8 bits and what does not."""
         counts = Counter(node.operator for node in self.quantized)
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
+        trained = self.method == "trained"
         facts = (
-            ("calibration", f"{self.method} over {self.images} pictures"),
+            ("calibration", "trained" if trained else f"{self.method} over {self.images} pictures"),
             ("quantized", listed or "nothing"),
             ("kept in float", ", ".join(self.kept_float) or "nothing"),
             ("float feature maps", str(len(self.float_feature_maps))),
@@ -78,7 +84,7 @@ class QuantizationReport(Result):
                 named({name: one.constant for name, one in self.idle_channels.items()}),
             ),
         )
-        notes = () if self.images >= FEW_IMAGES else (_too_few(self.images),)
+        notes = () if trained or self.images >= FEW_IMAGES else (_too_few(self.images),)
         return (Section(self.type, tables=(Table.facts(facts),), notes=notes),)
 
 
@@ -107,6 +113,28 @@ def quantize(
     tensors = calibrated_tensors(quantized_nodes(model, keep_float, kind))
     calibration = calibrate(model, tensors, batches, method=method)
     return insert(model, calibration, keep_float=keep_float, kind=kind)
+
+
+def trained_ranges(model: ir.Model, scales: Mapping[str, float]) -> Calibration:
+    """What calibration would have to find for an INT8 file with exactly these `scales`.
+
+    Args:
+        model: as `prepare` gives it.
+        scales: of activations, by tensor; borrowed ones (`placement.borrowed_scales`) left out.
+
+    Raises:
+        BadInput: they are not those of the network's INT8 tensors.
+    """
+    chosen = quantized_nodes(model)
+    wanted, borrowed = calibrated_tensors(chosen), borrowed_scales(chosen)
+    if different := sorted(scales.keys() ^ {borrowed.get(name, name) for name in wanted}):
+        raise BadInput(
+            f"the trained scales are not those of this ONNX graph, such as that of {different[0]}",
+            "export as it was trained: gates fused, and with the same version of torch",
+        )
+    magnitudes = {name: INT8.largest * scales[borrowed.get(name, name)] for name in wanted}
+    ranges = {name: (-magnitude, magnitude) for name, magnitude in magnitudes.items()}
+    return Calibration("trained", 0, ranges)
 
 
 def prepare(source: ir.Model, kind: QuantizedType = INT8) -> ir.Model:
@@ -179,10 +207,7 @@ def activation_scales(
     for name in calibrated_tensors(chosen):
         scale = max(calibration.magnitude(name) / kind.largest, SMALLEST_SCALE)
         scales[name] = float(np.float32(scale))
-    for operation in chosen:
-        if operation.same_scale and operation.writes is not None:
-            scales[operation.writes] = scales[operation.reads[0]]
-    return scales
+    return scales | {name: scales[like] for name, like in borrowed_scales(chosen).items()}
 
 
 def fake_quantize(values: NDArray[np.float32], scale: NDArray[Any] | float) -> NDArray[np.float32]:
