@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from cbam_deploy.data.open_source import open_source
 from cbam_deploy.data.source import ImageSource
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.convert import CALIBRATION_IMAGES
 from cbam_deploy.exporters.gates.fusion import fuse_model
 from cbam_deploy.exporters.int8.calibration import (
     Calibration,
@@ -44,7 +45,6 @@ from cbam_deploy.tracing.torch_graph import EXAMPLE_BATCH, export_program
 from cbam_deploy.training.fake_quantization import ActivationQuantizer
 from cbam_deploy.training.quantized_graph import QuantizedGraph
 
-CALIBRATION_IMAGES = 64
 # Both compute the same but for float rounding, which moves single values to the next level.
 _SMALLEST_COSINE = 0.999
 

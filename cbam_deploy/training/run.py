@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam_deploy.data.source import ImageSource, check_workers
+from cbam_deploy.exporters.convert import CALIBRATION_IMAGES
 from cbam_deploy.exporters.int8.calibration import Method
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoints import load_state
@@ -36,7 +37,6 @@ from cbam_deploy.training.preparation import (
 )
 from cbam_deploy.training.processes import Processes, batch_share, joined
 from cbam_deploy.training.quantization import (
-    CALIBRATION_IMAGES,
     Quantization,
     check_quantization,
     quantized_network,

@@ -29,6 +29,7 @@ from cbam_deploy.training.fake_quantization import (
     fake_quantize,
     fake_quantize_weight,
 )
+from cbam_deploy.training.preparation import with_classes
 from cbam_deploy.training.quantization import Quantization, QuantizedNetwork, quantized_network
 from cbam_deploy.training.quantized_graph import fold_batch_norm
 from cbam_deploy.training.result import TrainResult
@@ -390,6 +391,13 @@ def test_validation_holds_the_file_against_what_training_saw(
             folder / "int8.onnx", reference=f"{folder}/network.py:build", weights=trained.weights,
             layers="all",
         )  # fmt: skip
+
+
+def test_weights_that_record_no_number_of_classes_are_taken_for_those_of_the_data() -> None:
+    asked = ModelIdentity("resnet20", num_classes=1000, weights="own.pth")
+    assert with_classes(asked, 10, None).num_classes == 10
+    with pytest.raises(BadInput, match="is for 1000 classes, the data have 10"):
+        with_classes(asked, 10, Provenance(model=asked))
 
 
 def test_what_does_not_go_with_it_is_refused(folder: Path, trained: TrainResult) -> None:
