@@ -7,7 +7,7 @@ before training begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +108,17 @@ class QuantizedNetwork(nn.Module):
         facts: how the scales were found at first, as `Provenance.calibration` has it.
     """
 
-    def __init__(self, original: nn.Module, graph: nn.Module, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        graph: nn.Module,
+        quantizers: Mapping[str, ActivationQuantizer],
+        facts: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.original = original
         self.graph = graph
+        self._quantizers = tuple(quantizers.items())
         self.facts = dict(facts)
         used = {id(parameter) for parameter in graph.parameters()}
         for parameter in original.parameters():
@@ -138,11 +145,9 @@ class QuantizedNetwork(nn.Module):
         weights = [p for p in self.original.parameters() if p.requires_grad]
         return [{"params": weights}, {"params": scales, "weight_decay": 0.0}]
 
-    def quantizers(self) -> Iterator[tuple[str, ActivationQuantizer]]:
-        """Those of activations, by tensor of the ONNX file."""
-        for name, module in self.graph.named_children():
-            if isinstance(module, ActivationQuantizer):
-                yield name.removeprefix("quantizer_"), module
+    def quantizers(self) -> tuple[tuple[str, ActivationQuantizer], ...]:
+        """Those of activations, by tensor of the ONNX file, in its order."""
+        return self._quantizers
 
 
 def quantized_network(
@@ -244,8 +249,9 @@ class _Traced:
         """The same with fake quantization, of the scales that follow from `calibration`."""
         scales = activation_scales(calibration, self.chosen)
         graph = QuantizedGraph(self.program, network)
-        graph.quantize(self.chosen, scales, [value.name or "" for value in self.model.graph.inputs])
-        return QuantizedNetwork(network, graph.module(), facts).eval()
+        inputs = [value.name or "" for value in self.model.graph.inputs]
+        quantizers = graph.quantize(self.chosen, scales, inputs)
+        return QuantizedNetwork(network, graph.module(), quantizers, facts).eval()
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from cbam_deploy.training.fake_quantization import ActivationQuantizer, fake_qua
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.conv1d, _aten.conv2d, _aten.conv3d)
 _NORM = _aten._native_batch_norm_legit_no_training.default
-_QUANTIZER = "quantizer_{}"
 
 
 class QuantizedGraph:
@@ -55,13 +54,16 @@ class QuantizedGraph:
 
     def quantize(
         self, chosen: Iterable[QuantizedNode], scales: Mapping[str, float], inputs: Iterable[str]
-    ) -> None:
+    ) -> dict[str, ActivationQuantizer]:
         """Round what the operations `chosen` read and write.
 
         Args:
             chosen: of the ONNX graph of the same program.
             scales: of its activations at first.
             inputs: names of that graph's inputs, in order.
+
+        Returns:
+            What rounds each activation; one that borrows another's scale has none of its own.
 
         Raises:
             BadInput: one of these tensors is not in the program.
@@ -70,13 +72,20 @@ class QuantizedGraph:
         placeholders = self._graph.find_nodes(op="placeholder")
         values = {**self._values, **dict(zip(inputs, placeholders, strict=True))}
         borrowed = borrowed_scales(chosen)
-        for tensor, scale in scales.items():
-            name = _QUANTIZER.format(borrowed.get(tensor, tensor))
-            self._attributes.setdefault(name, ActivationQuantizer(scale))
+        quantizers = {
+            tensor: ActivationQuantizer(scale)
+            for tensor, scale in scales.items()
+            if tensor not in borrowed
+        }
+        names = {tensor: f"quantizer_{tensor}" for tensor in quantizers}
+        self._attributes |= {names[tensor]: module for tensor, module in quantizers.items()}
+        for tensor in scales:
+            name = names[borrowed.get(tensor, tensor)]
             self._round(_known(values, tensor), "call_module", name)
         weights = {node.target: node for node in self._graph.find_nodes(op="get_attr")}
         for weight in dict.fromkeys(one.weight for one in chosen if one.weight is not None):
             self._round(_known(weights, weight), "call_function", fake_quantize_weight)
+        return quantizers
 
     def module(self) -> GraphModule:
         """The graph as a module that shares the network's parameters."""

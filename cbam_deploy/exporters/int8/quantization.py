@@ -118,22 +118,31 @@ def quantize(
 def trained_ranges(model: ir.Model, scales: Mapping[str, float]) -> Calibration:
     """What calibration would have to find for an INT8 file with exactly these `scales`.
 
+    They are taken in their order. Names count without their numbers, such as ``mul`` of ``mul_34``:
+    torch gives others when axes are free.
+
     Args:
         model: as `prepare` gives it.
-        scales: of activations, by tensor; borrowed ones (`placement.borrowed_scales`) left out.
+        scales: of activations, in the order of `placement.calibrated_tensors`; borrowed ones
+            (`placement.borrowed_scales`) left out.
 
     Raises:
         BadInput: they are not those of the network's INT8 tensors.
     """
     chosen = quantized_nodes(model)
-    wanted, borrowed = calibrated_tensors(chosen), borrowed_scales(chosen)
-    if different := sorted(scales.keys() ^ {borrowed.get(name, name) for name in wanted}):
+    borrowed = borrowed_scales(chosen)
+    wanted = [name for name in calibrated_tensors(chosen) if name not in borrowed]
+    if [name.rstrip("_0123456789") for name in scales] != [
+        name.rstrip("_0123456789") for name in wanted
+    ]:
         raise BadInput(
-            f"the trained scales are not those of this ONNX graph, such as that of {different[0]}",
+            f"the {len(scales)} trained scales are not those of this ONNX graph, which has"
+            f" {len(wanted)} INT8 tensors",
             "export as it was trained: gates fused, and with the same version of torch",
         )
-    magnitudes = {name: INT8.largest * scales[borrowed.get(name, name)] for name in wanted}
-    ranges = {name: (-magnitude, magnitude) for name, magnitude in magnitudes.items()}
+    found = dict(zip(wanted, scales.values(), strict=True))
+    found |= {name: found[source] for name, source in borrowed.items()}
+    ranges = {name: (-INT8.largest * one, INT8.largest * one) for name, one in found.items()}
     return Calibration("trained", 0, ranges)
 
 
