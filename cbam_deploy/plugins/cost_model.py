@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
-from cbam_deploy.plugins.stages import described, pools, workspace_shapes
+from cbam_deploy.plugins.stages import branches, described, pools, workspace_shapes
 
 LAUNCH_SECONDS = 1.3e-6
 """From one kernel's end to the next one's start on one stream of a CUDA graph. Guess."""
+PROGRAMMATIC_LAUNCH_SECONDS = 0.7e-6
+"""The same where the next one's blocks have started by then, and only wait. Guess."""
 WAVE_SECONDS = 0.5e-6
 """To start the blocks of a wave and to drain their last writes. Guess."""
 CLUSTER_BARRIER_SECONDS = 0.6e-6
@@ -130,6 +132,7 @@ class Work:
         memory_trips, l2_trips: that one block waits for one after the other.
         barriers, cluster_barriers: that one block waits for.
         shared_bytes: of the map that one block keeps and reads again, in shared memory.
+        programmatic: whether its blocks start while those of the launch before still run.
     """
 
     memory_bytes: int
@@ -140,6 +143,7 @@ class Work:
     barriers: int = 0
     cluster_barriers: int = 0
     shared_bytes: int = 0
+    programmatic: bool = False
 
     def seconds(self, on: Chip) -> float:
         """Predicted duration, with the launch; never shorter where any count is larger."""
@@ -155,7 +159,8 @@ class Work:
             + self.cluster_barriers * CLUSTER_BARRIER_SECONDS
             + self.shared_bytes / (SHARED_BYTES_PER_CLOCK * on.clock_hz)
         )
-        return LAUNCH_SECONDS + moving + self.waves * waiting
+        launch = PROGRAMMATIC_LAUNCH_SECONDS if self.programmatic else LAUNCH_SECONDS
+        return launch + moving + self.waves * waiting
 
 
 def seconds(plan: LaunchPlan, batch: int, on: Chip) -> float:
@@ -193,6 +198,7 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     slices = _slices(gate, launch)
     blocks = batch * launch.blocks_per_image
     resident = min(blocks, max(1, resident_blocks(launch, on)))
+    waves = -(-blocks // resident)
     held = L2_SHARE * on.l2_bytes
     trip = launch.threads * LOADS * gate.vector * gate.element_bytes
     slice_bytes = _slice_bytes(gate, launch)
@@ -201,8 +207,11 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     read = _others_read(gate, launch, plan.splits, slices)
     written = _written(gate, launch, plan.splits, image)
     l2 = sum(read.values()) + sum(written.values())
-    word_trips = launch.blocks_per_image * launch.threads * LOADS * 4
-    l2_trips = sum(-(-size // word_trips) for size in read.values())
+    threads = launch.blocks_per_image * launch.threads
+    l2_trips = sum(
+        -(-size // (threads * LOADS * _bytes_of_load(gate, launch, name)))
+        for name, size in read.items()
+    )
     memory = batch * written.get("y", 0)
     memory += sum(size for name, size in _weights(gate).items() if name in {*read} - known)
     memory_trips, barriers, shared = 0, 0, 0
@@ -227,6 +236,8 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
             l2_trips += lost_trips
         shared = parts * (slice_bytes - lost)
         barriers = 1 + 3 * spec.has_channel + spec.has_spatial
+    elif fresh and launch.programmatic and fresh == ["r"] and waves == 1:
+        l2_trips += walk  # it was brought to L2 while the launch before still ran
     elif fresh:
         memory_trips = walk  # r along with x
     elif maps:
@@ -234,12 +245,13 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     return Work(
         memory,
         batch * l2,
-        -(-blocks // resident),
+        waves,
         memory_trips,
         l2_trips,
         barriers if launch.cluster == 1 else 0,
         barriers if launch.cluster > 1 else 0,
         shared,
+        launch.programmatic,
     )
 
 
@@ -273,20 +285,36 @@ def _others_read(gate: Gate, launch: Launch, splits: int, slices: list[int]) -> 
     """Bytes that all blocks of an image read, by name, of what is no map."""
     blocks = launch.blocks_per_image
     # What the blocks share among them; all else each reads whole.
-    shared = {"fused": ("w0", "w1", "b1"), "channel_excitation": ("w1", "b1")}
+    shared = {
+        "fused": ("w0", "w1", "b1"),
+        "channel_statistics": ("w0",),
+        "channel_excitation": ("w1", "b1"),
+    }
     read = {
         name: size * (1 if name in shared.get(launch.stage, ()) else blocks)
         for name, size in _weights(gate).items()
         if name in launch.inputs
     }
     if "partials" in launch.inputs:
-        read["partials"] = blocks * splits * gate.channels * pools(gate) * 4
+        of_split = gate.channels * pools(gate)
+        if gate.hidden and "w0" not in launch.inputs:
+            of_split = gate.hidden * branches(gate)
+        read["partials"] = blocks * splits * of_split * 4
     if "channel_gates" in launch.inputs:
         times = len(slices) if launch.stage == "apply" else blocks
         read["channel_gates"] = times * gate.stored * 4
     if "pooled" in launch.inputs:
         read["pooled"] = blocks // len(slices) * _windows(gate, slices) * described(gate) * 4
     return read
+
+
+def _bytes_of_load(gate: Gate, launch: Launch, name: str) -> int:
+    """That a thread reads at once of what is no map."""
+    if name in ("w0", "w1"):
+        row = gate.channels if name == "w0" else gate.hidden or gate.channels
+        share = launch.integer("channels_per_block") if launch.stage == "channel_statistics" else 4
+        return 16 if (row | share) % 4 == 0 else 4
+    return 4 * {"partials": pools(gate), "pooled": described(gate)}.get(name, 1)
 
 
 def _windows(gate: Gate, slices: list[int]) -> int:
@@ -300,6 +328,6 @@ def _windows(gate: Gate, slices: list[int]) -> int:
 
 def _written(gate: Gate, launch: Launch, splits: int, image: int) -> dict[str, int]:
     """Bytes of one image that a launch writes, by name."""
-    shapes = workspace_shapes(gate, splits)
+    shapes = workspace_shapes(gate, splits, first_layer="w0" in launch.inputs)
     sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
     return {name: sizes.get(name, image) for name in launch.outputs}

@@ -34,9 +34,13 @@ class NoRoom(Exception):
     """A cluster of a plan's blocks has no room on the device, which may be a part of a GPU."""
 
 
-def compile_plan(plan: LaunchPlan, capability: int) -> CompiledKernels:
-    """Machine code of a plan's kernels for one compute capability, 90 for 9.0; no driver needed."""
-    return compile_kernels((launch.kernel for launch in plan.launches), f"sm_{capability}")
+def compile_plan(plan: LaunchPlan, capability: int, without: str = "") -> CompiledKernels:
+    """Machine code of a plan's kernels for one compute capability, 90 for 9.0; no driver needed.
+
+    `without` is as in `compile_kernels`.
+    """
+    kernels = (launch.kernel for launch in plan.launches)
+    return compile_kernels(kernels, f"sm_{capability}", without=without)
 
 
 class Parameters:
@@ -69,11 +73,11 @@ class LoadedPlan:
             same time; None without clusters.
     """
 
-    def __init__(self, plan: LaunchPlan, device: int) -> None:
+    def __init__(self, plan: LaunchPlan, device: int, without: str = "") -> None:
         self.plan = plan
         self._device = device
         self._limits = device_limits(device)
-        compiled = compile_plan(plan, self._limits.capability)
+        compiled = compile_plan(plan, self._limits.capability, without)
         with current_device(device), _loading_allowed():
             self._module = call("cuModuleLoadData", compiled.image)
             self._functions = [
@@ -111,24 +115,21 @@ class LoadedPlan:
                 self.plan.launches, self._functions, blocks, strict=True
             ):
                 parameters = Parameters(launch, buffers, batch)
-                block = (launch.threads, 1, 1)
-                call(
-                    "cuLaunchKernel",
-                    *(function, count, 1, 1, *block, launch.shared_bytes, stream),
-                    *(parameters.address, 0),
-                )
+                _enqueue(function, launch, count, parameters.address, stream)
 
 
 @functools.lru_cache(maxsize=1024)
-def load(plan: LaunchPlan, device: int) -> LoadedPlan:
+def load(plan: LaunchPlan, device: int, without: str = "") -> LoadedPlan:
     """`plan` with its kernels loaded on GPU number `device`, from memory when asked again.
+
+    `without` is as in `compile_kernels`.
 
     Raises:
         MissingCapability: the driver or NVRTC is missing.
         BadInput: NVRTC does not know this GPU's architecture.
         NoRoom: the driver cannot have a single one of its clusters running.
     """
-    return LoadedPlan(plan, device)
+    return LoadedPlan(plan, device, without)
 
 
 def load_first(plans: Sequence[LaunchPlan], device: int) -> LoadedPlan:
@@ -232,15 +233,34 @@ def _function(module: Any, name: str, launch: Launch) -> Any:
     return function
 
 
+def _config(launch: Launch, blocks: int) -> Any:
+    config = driver().CUlaunchConfig()  # the cluster's size is the kernel's own
+    config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
+    config.sharedMemBytes = launch.shared_bytes
+    return config
+
+
+def _enqueue(function: Any, launch: Launch, blocks: int, parameters: int, stream: int) -> None:
+    if not launch.programmatic:
+        block = (launch.threads, 1, 1)
+        shape = (blocks, 1, 1, *block, launch.shared_bytes)
+        call("cuLaunchKernel", function, *shape, stream, parameters, 0)
+        return
+    known = driver().CUlaunchAttributeID
+    allowed = driver().CUlaunchAttribute()
+    allowed.id = known.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    allowed.value.programmaticStreamSerializationAllowed = 1
+    config = _config(launch, blocks)
+    config.hStream, config.attrs, config.numAttrs = stream, [allowed], 1
+    call("cuLaunchKernelEx", config, function, parameters, 0)
+
+
 def _active_clusters(function: Any, launch: Launch) -> int | None:
     if launch.cluster == 1:
         return None
-    config = driver().CUlaunchConfig()  # the cluster's size is the kernel's own
-    config.gridDimX, config.gridDimY, config.gridDimZ = launch.cluster, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
-    config.sharedMemBytes = launch.shared_bytes
     try:
-        return int(call("cuOccupancyMaxActiveClusters", function, config))
+        return int(call("cuOccupancyMaxActiveClusters", function, _config(launch, launch.cluster)))
     except RuntimeError as error:
         if _NO_SUCH_CLUSTER in str(error):
             return 0

@@ -31,6 +31,18 @@ class Kernel:
     name: str
     text: str
 
+    @property
+    def programmatic(self) -> Kernel:
+        """The same for launches that may start before what they read is there.
+
+        It does not compile for GPUs on which it would not wait for that, so that no image of it
+        can be taken for one that waits.
+        """
+        kind, _, digest = self.name.rpartition("_")
+        name = f"{kind}_programmatic_{digest}"
+        text = self.text.replace(f" {self.name}(", f" {name}(")
+        return Kernel(name, f"static_assert(cbam::kOverlaps);\n{text}")
+
 
 def entry_point(
     kind: str,

@@ -37,7 +37,8 @@ PORTABLE_CLUSTER = 8
 DEFAULT_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may use without opting in to more."""
 
-_MOST_SPLITS = 16  # parts of one channel's sum; blocks that excite channels
+_MOST_SPLITS = 16  # parts of one channel's sum; blocks that share a layer's weights
+_ROWS_OF_WARP = 4  # of weights, at once: multiply_rows
 _BLOCKS_PER_MULTIPROCESSOR = (4, 1)  # that staged launches are cut into, as far as the map allows
 _MOST_POSITIONS = 2048  # of a block of the last launch: their gates stand in shared memory
 
@@ -75,6 +76,11 @@ class DeviceLimits:
         if self.capability < 90:
             return 1
         return CLUSTER_SIZES[-1] if self.large_clusters else PORTABLE_CLUSTER
+
+    @property
+    def programmatic(self) -> bool:
+        """Whether a launch may start before the one in front of it has ended."""
+        return self.capability >= 90
 
     @property
     def chip(self) -> Chip:
@@ -199,16 +205,23 @@ def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[Lau
     Raises:
         BadInput: the gate's statistics exceed the shared memory of a block.
     """
-    in_place = {
-        threads: not _gating_fits(gate, limits, threads)
-        for threads in (limits.small_block, limits.large_block)
-    }
-    plans = (
-        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), *block)
+    plans = [
+        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads, first_layer)
         for blocks in _BLOCKS_PER_MULTIPROCESSOR
-        for block in in_place.items()
-    )
-    return tuple(dict.fromkeys(plans))
+        for threads in (limits.small_block, limits.large_block)
+        for first_layer in ((False, True) if gate.hidden else (False,))
+    ]
+    fitting = [
+        one
+        for one in dict.fromkeys(plans)
+        if all(launch.shared_bytes <= limits.block_shared_bytes for launch in one.launches)
+    ]
+    if not fitting:
+        raise BadInput(
+            f"{gate}: its statistics exceed the shared memory of a block",
+            "leave this gate unfused: its standard operators run everywhere",
+        )
+    return tuple(fitting)
 
 
 def grid(launch: Launch, batch: int, limits: DeviceLimits, running: int) -> int:
@@ -245,15 +258,17 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
 
 def _staged(
-    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, in_place: bool
+    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, first_layer: bool
 ) -> LaunchPlan:
     """The staged kernels on about `wanted` blocks per image, each of so many `threads`.
 
-    `in_place` is as in `spatial_statistics`.
+    `first_layer` is as in `channel_statistics`.
     """
     shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
-    statistics_cut = _statistics_cut(gate, wanted, in_place)
-    parts, _ = statistics_cut.splits(gate)
+    statistics_cut = _statistics_cut(gate, wanted, first_layer)
+    position_parts, channel_parts = statistics_cut.splits(gate)
+    parts = channel_parts if first_layer else position_parts
+    order = stages(gate.operator, first_layer=first_layer)
 
     def tiling(positions: int, channels: int) -> Tiling:
         rows, columns = gate.matrix(positions, channels)
@@ -262,36 +277,33 @@ def _staged(
     def launch(stage: Stage) -> Launch:
         if stage == "channel_statistics":
             cut = statistics_cut
-            return channel_statistics(gate, tiling(cut.positions, cut.channels), cut, shared)
+            block = tiling(cut.positions, cut.channels)
+            return channel_statistics(gate, block, cut, shared, first_layer=first_layer)
         if stage == "channel_excitation":
-            # Only C^2 weights are worth several blocks: each pools all channels anew.
-            linear = gate.operator.gate.mixer == "linear"
-            blocks = min(_MOST_SPLITS, wanted) if linear else 1
-            channels = _part(gate.channels, threads // limits.warp, blocks)
+            # Several blocks share the second layer, where not each has to do the first one anew.
+            shares = first_layer or gate.operator.gate.mixer == "linear"
+            blocks = min(_MOST_SPLITS, wanted) if shares else 1
+            channels = _part(gate.channels, threads // limits.warp * _ROWS_OF_WARP, blocks)
             whole = tiling(gate.positions, gate.stored)
-            return channel_excitation(gate, whole, channels, parts, in_place=in_place)
+            return channel_excitation(gate, whole, channels, parts, first_layer=first_layer)
         if stage == "spatial_statistics":
-            most = 1 if in_place else wanted
-            positions = _part(gate.positions, _positions_unit(gate), most)
+            positions = _part(gate.positions, _positions_unit(gate), wanted)
             whole = tiling(positions, gate.stored)
-            return spatial_statistics(gate, whole, positions, parts, in_place=in_place)
+            return spatial_statistics(gate, whole, positions, parts, first_layer=first_layer)
         cut = _apply_cut(gate, wanted)
         return apply(gate, tiling(cut.positions, cut.channels), cut, shared)
 
-    launches = tuple(map(launch, stages(gate.operator)))
-    if any(one.shared_bytes > limits.block_shared_bytes for one in launches):
-        raise BadInput(
-            f"{gate}: its statistics exceed the shared memory of a block",
-            "leave this gate unfused: its standard operators run everywhere",
-        )
-    return staged_plan(gate, launches)
+    return staged_plan(gate, map(launch, order), programmatic=limits.programmatic)
 
 
-def _statistics_cut(gate: Gate, wanted: int, in_place: bool) -> Cut:
+def _statistics_cut(gate: Gate, wanted: int, first_layer: bool) -> Cut:
     """Slices of the launch that computes the channels' statistics."""
+    if first_layer:
+        parts = min(_MOST_SPLITS, wanted)
+        return Cut(gate.positions, _part(gate.stored, _channel_unit(gate), parts))
     channels = _part(gate.stored, _channel_unit(gate), wanted)
     blocks = -(-wanted * channels // gate.stored)
-    least, most = 1, 1 if in_place else _MOST_SPLITS
+    least, most = 1, _MOST_SPLITS
     if gate.operator.gate.arrangement == "spatial-channel":
         least = -(-gate.positions // _MOST_POSITIONS)  # as in the last launch
         most = max(least, most)
@@ -304,19 +316,6 @@ def _apply_cut(gate: Gate, wanted: int) -> Cut:
     positions = _part(min(gate.positions, _MOST_POSITIONS), unit, wanted)
     blocks = -(-wanted * positions // gate.positions)
     return Cut(positions, _part(gate.stored, _channel_unit(gate), blocks))
-
-
-def _gating_fits(gate: Gate, limits: DeviceLimits, threads: int) -> bool:
-    """Whether one block has the shared memory for all channels' statistics and gates."""
-    if not gate.operator.gate.has_channel:
-        return True
-    rows, columns = gate.matrix(gate.positions, gate.stored)
-    tiling = choose_tiling(gate, rows, columns, threads, limits.warp)
-    if "channel_excitation" in stages(gate.operator):
-        launch = channel_excitation(gate, tiling, gate.channels, 1, in_place=False)
-    else:
-        launch = spatial_statistics(gate, tiling, gate.positions, 1, in_place=False)
-    return launch.shared_bytes <= limits.block_shared_bytes
 
 
 def _positions_unit(gate: Gate) -> int:

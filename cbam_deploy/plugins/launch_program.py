@@ -16,11 +16,12 @@ A node carries it as text, which `text` writes and `read_program` reads; the lib
     buffer partials 4096                                    workspace, bytes per image
     launch ENTRY 16 1 256 2048 : x 256 56 56 partials       see `ProgramLaunch`
     launch ENTRY 8 8 512 4096 persistent : x 256 batch y    of blocks that take several images
+    launch ENTRY 4 1 256 2048 programmatic : partials 256 y that may start before the last one ends
 
 An image's KEY starts the sha256 of its bytes. OFFSET is its place among the images that the node
 carries, ``-`` where another node of the network does. A format belongs to the target above it, a
 tactic to the format, buffers and launches to the tactic. In programs that begin ``cbam_deploy 1``
-no launch is persistent; they are read like these.
+no launch is either; they are read like these.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cbam_deploy.plugins.layouts import Dtype
 
 _FIRST_LINE = "cbam_deploy 2"
 _FIRST_LINES = ("cbam_deploy 1", _FIRST_LINE)  # of all that are read
-_PERSISTENT = "persistent"
+_FLAGS = ("persistent", "programmatic")  # of a launch, in this order; fields of `ProgramLaunch`
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class ProgramLaunch:
         arguments: the kernel's parameters, in order: names of tensors and buffers, 32-bit integers,
             and ``batch`` for the number of images.
         persistent: whether there are at most as many blocks as the GPU runs at the same time.
+        programmatic: whether it may start before the launch in front of it has ended; for compute
+            capability 9.0 and later.
     """
 
     entry: str
@@ -78,6 +81,7 @@ class ProgramLaunch:
     shared_bytes: int
     arguments: tuple[str | int, ...]
     persistent: bool = False
+    programmatic: bool = False
 
     @classmethod
     def of(cls, launch: Launch) -> ProgramLaunch:
@@ -90,6 +94,7 @@ class ProgramLaunch:
             shared_bytes=launch.shared_bytes,
             arguments=launch.arguments,
             persistent=launch.persistent,
+            programmatic=launch.programmatic,
         )
 
 
@@ -186,7 +191,7 @@ def _lines(program: LaunchProgram) -> Iterator[str]:
                     yield _line("buffer", name, size)
                 for one in tactic.launches:
                     shape = (one.blocks_per_image, one.cluster, one.threads, one.shared_bytes)
-                    flags = [_PERSISTENT] if one.persistent else []
+                    flags = [flag for flag in _FLAGS if getattr(one, flag)]
                     yield _line("launch", one.entry, *shape, *flags, ":", *one.arguments)
 
 
@@ -261,10 +266,12 @@ class _Reader:
     def read_launch(self, rest: str) -> None:
         shape, arguments = rest.split(" : ")
         entry, *numbers = shape.split(" ")
-        persistent = numbers[-1] == _PERSISTENT
-        blocks, cluster, threads, shared = map(int, numbers[:-1] if persistent else numbers)
+        blocks, cluster, threads, shared = map(int, numbers[:4])
+        flags = {flag: flag in numbers[4:] for flag in _FLAGS}
+        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]]:
+            raise ValueError(shape)
         words = tuple(map(_argument, arguments.split(" ")))
-        launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words, persistent)
+        launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words, **flags)
         self._extend(launches=(launch,))
 
     def _extend(

@@ -76,7 +76,8 @@ class HostDevice:
             blocks = grid(launch, batch, LIMITS, clusters * launch.cluster)
             lines.append(
                 f"launch {self.kernels.index(launch.kernel.name)} {blocks} "
-                f"{launch.cluster} {launch.threads} {launch.shared_bytes} {len(arguments)}"
+                f"{launch.cluster} {launch.threads} {launch.shared_bytes} "
+                f"{int(launch.programmatic)} {len(arguments)}"
             )
             lines += arguments
         lines.append(f"save y {folder / 'y'}")

@@ -33,12 +33,13 @@ maps x r
 sizes 256 56 56
 image some_entry sm_87 00112233445566aa 0 4096
 image some_entry compute_87 8899aabbccddeeff - 2048
-target 87
+target 90
 format int8 CHW32
 tactic 1
 buffer partials 4096
 launch some_entry 16 1 256 2048 : x 256 -5 partials
 launch some_entry 8 8 512 0 persistent : partials batch y
+launch some_entry 4 1 256 0 programmatic : partials y
 """
 
 
@@ -61,6 +62,7 @@ def test_the_text_is_that_of_the_contract_with_the_library():
     launches = (
         ProgramLaunch("some_entry", 16, 1, 256, 2048, ("x", 256, -5, "partials")),
         ProgramLaunch("some_entry", 8, 8, 512, 0, ("partials", "batch", "y"), persistent=True),
+        ProgramLaunch("some_entry", 4, 1, 256, 0, ("partials", "y"), programmatic=True),
     )
     assert found == LaunchProgram(
         gate="CbamGateAddRelu on 256x56x56 at layer1.0",
@@ -73,7 +75,7 @@ def test_the_text_is_that_of_the_contract_with_the_library():
         ),
         targets=(
             Target(
-                87, (MapFormat("int8", "CHW32", (Tactic(1, (("partials", 4096),), launches),)),)
+                90, (MapFormat("int8", "CHW32", (Tactic(1, (("partials", 4096),), launches),)),)
             ),
         ),
     )
@@ -82,9 +84,11 @@ def test_the_text_is_that_of_the_contract_with_the_library():
 
 
 def test_a_program_of_the_version_before_is_still_read():
-    written = WRITTEN.replace("cbam_deploy 2", "cbam_deploy 1").replace("persistent ", "")
+    written = WRITTEN.replace("cbam_deploy 2", "cbam_deploy 1")
+    for flag in ("persistent ", "programmatic "):
+        written = written.replace(flag, "")
     launches = read_program(written).targets[0].formats[0].tactics[0].launches
-    assert [one.persistent for one in launches] == [False, False]
+    assert not any(one.persistent or one.programmatic for one in launches)
 
 
 def test_a_planned_gate_is_read_back_as_it_was_written():
@@ -107,7 +111,8 @@ def test_workspace_is_counted_in_bytes():
         lambda t: t[:-1],
         lambda t: t.replace("cbam_deploy 2", "cbam_deploy 3"),
         lambda t: t.replace("persistent", "other"),
-        lambda t: t.replace("target 87\n", ""),
+        lambda t: t.replace("programmatic", "programmatic persistent"),
+        lambda t: t.replace("target 90\n", ""),
         lambda t: t.replace("format int8", "format int4"),
         lambda t: t.replace("tactic 1\n", ""),
         lambda t: t.replace(" : ", " "),

@@ -30,6 +30,24 @@ __device__ __forceinline__ float shuffle_xor(float v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
 }
 
+// Whether a launch may start before the one in front of it has ended, where the host asks for that:
+// programmatic dependent launch.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kOverlaps = true;
+#else
+constexpr bool kOverlaps = false;
+#endif
+
+// Let blocks of the next launch start once all of this one's have said so.
+__device__ __forceinline__ void allow_next_launch() {
+  if constexpr (kOverlaps) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Wait until the launch in front of this one has ended, and all that it wrote is there.
+__device__ __forceinline__ void await_previous_launch() {
+  if constexpr (kOverlaps) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // Rank of this block in its cluster of `blocks`.
 template <int blocks>
 __device__ __forceinline__ int cluster_rank() {

@@ -13,6 +13,25 @@
 
 namespace cbam {
 
+// What `make gpu-check` leaves out, one at a time, to see what it takes: results mean nothing then.
+// Everything is still read, but for weights and what y is made of, and all that blocks tell one
+// another is sent.
+enum class Phase { none, channel_statistics, mlp, position_statistics, convolution, output };
+#ifndef CBAM_WITHOUT
+#define CBAM_WITHOUT none
+#endif
+constexpr Phase kWithout = Phase::CBAM_WITHOUT;
+
+// In place of a reduction of rows or columns: read, and emit statistics of nothing.
+template <class Stat, class G, class Read, class Emit>
+__device__ __forceinline__ void read_only(const Tile<G>& tile, int count, Read read, Emit emit) {
+  typename G::Vector vectors[G::batch];
+  for (int col = G::column_lane(); col < tile.cols; col += G::Q)
+    for (int row = G::row_lane(); row < tile.rows; row += G::R * G::batch)
+      read(row, G::R, col, vectors);
+  for (int i = threadIdx.x; i < count; i += G::T) emit(i, Stat{}, Holder<1>{});
+}
+
 // Multiply a vector by the weight of its row, or by those of its elements' columns.
 template <class G, bool by_row>
 __device__ __forceinline__ void weigh(const float* weight, int row, int col,
@@ -33,6 +52,8 @@ __device__ __forceinline__ void weigh(const float* weight, int row, int col,
 template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float* weight,
                                                 Stat* scratch, Read read, Emit emit) {
+  if constexpr (kWithout == Phase::channel_statistics)
+    return read_only<Stat>(tile, G::rows_are_channels ? tile.rows : tile.cols * G::V, read, emit);
   const auto reduce = [&](const auto& weighed) {
     if constexpr (G::rows_are_channels) {
       reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
@@ -56,6 +77,8 @@ template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channels,
                                                  const float* weight, Stat* scratch, Read read,
                                                  Emit emit) {
+  if constexpr (kWithout == Phase::position_statistics)
+    return read_only<Stat>(tile, G::rows_are_channels ? tile.cols * G::V : tile.rows, read, emit);
   const auto weighed = [=](int row, int col, float (&values)[G::V]) {
     if constexpr (weighted) weigh<G, G::rows_are_channels>(weight, row, col, values);
     return G::padded && !G::rows_are_channels ? min(G::V, channels - col * G::V) : G::V;
@@ -105,9 +128,23 @@ __device__ __forceinline__ void multiply_rows_by(const float* weights, int strid
 template <class Value, int threads, class ValueAt, class Emit>
 __device__ __forceinline__ void multiply_rows(const float* weights, int stride, int rows, int count,
                                               ValueAt value, Emit emit) {
+  if constexpr (kWithout == Phase::mlp) {
+    for (int row = threadIdx.x; row < rows; row += threads) emit(row, Value{}, Holder<1>{});
+    return;
+  }
   const bool in_fours = (stride | count) % 4 == 0 && reinterpret_cast<size_t>(weights) % 16 == 0;
   if (in_fours) multiply_rows_by<4, Value, threads>(weights, stride, rows, count, value, emit);
   else multiply_rows_by<1, Value, threads>(weights, stride, rows, count, value, emit);
+}
+
+// Ask for `count` weights of each of `rows` rows, [rows, stride], to be brought to L2.
+template <int threads>
+__device__ __forceinline__ void prefetch_rows(const float* weights, int stride, int rows,
+                                              int count) {
+  constexpr int line = 128 / sizeof(float);
+  const int lines = (count + line - 1) / line;
+  for (int i = threadIdx.x; i < rows * lines; i += threads)
+    prefetch_to_l2<true>(weights + size_t(i / lines) * stride + i % lines * line, 128);
 }
 
 // First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in, holder)`
@@ -216,6 +253,7 @@ template <class K>
 __device__ __forceinline__ float spatial_gate(const Shape& shape, int p,
                                               const typename K::PositionStat* window,
                                               int window_start, const float* weight, float bias) {
+  if constexpr (kWithout == Phase::convolution) return bias;
   constexpr int reach = K::kernel_size / 2;
   const int y = p / shape.width, x = p % shape.width;
   float sum = bias;
@@ -244,6 +282,7 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
                                             const typename G::Element* x,
                                             const typename G::Element* r,
                                             typename G::Element* y) {
+  if constexpr (kWithout == Phase::output) return;
   using Vector = typename G::Vector;
   const float r_ratio = __fdividef(scales.r, K::y_scale(scales));
   const float y_unit = K::last_is_homogeneous ? 1.0f : __fdividef(1.0f, scales.y);

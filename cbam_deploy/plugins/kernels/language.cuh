@@ -126,10 +126,6 @@ struct Gate {
   static constexpr bool last_is_homogeneous =
       last == Function::none || last == Function::relu || last == Function::leaky_relu;
 
-  // Whether the staged kernels compute Mc in a launch of its own, in several blocks: C^2 weights
-  // are too many for every block to read them all.
-  static constexpr bool excites_apart = mixer == Mixer::linear;
-
   // What is in front of the second layer: the hidden units, or the channels themselves.
   __device__ __forceinline__ static int width(int hidden, int channels) {
     return mixer == Mixer::mlp ? hidden : channels;

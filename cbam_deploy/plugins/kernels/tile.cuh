@@ -268,10 +268,13 @@ struct Tile {
         await(chunks + min(row + u * step, rows - 1) / G::chunk);
   }
 
-  // Have the slice, of all channels stored, of a tensor of this shape brought to L2: run by run of
-  // what is contiguous, or in cache lines where the machine or the alignment allows no more.
+  // Have the slice, of all channels stored unless it `cuts` them, of a tensor of this shape brought
+  // to L2: run by run of what is contiguous, or in cache lines where the machine or the alignment
+  // allows no more.
+  template <bool cuts = false>
   __device__ __forceinline__ void prefetch(const Element* x) const {
     constexpr int piece = sizeof(Vector) == 16 ? kLongestPrefetch : 128;
+    constexpr bool by_rows = Tile::by_rows || (cuts && !in_blocks);
     const int runs = by_rows ? rows : in_blocks ? cols / G::run : 1;
     const int length = sizeof(Element) * (by_rows ? cols * G::V : rows * row_stride);
     const int pieces = piece > 128 ? 1 : (length + piece - 1) / piece;

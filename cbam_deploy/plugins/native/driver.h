@@ -38,6 +38,8 @@ struct LaunchAttribute {
   unsigned value[16];
 };
 inline constexpr int kClusterDimension = 4;
+inline constexpr int kProgrammaticStreamSerialization = 6;
+inline constexpr int kProgrammaticCapture = 12030;  // the first driver whose graphs hold such launches
 
 struct LaunchConfig {
   unsigned grid[3];
@@ -61,6 +63,7 @@ struct Driver {
   int (*cuFuncSetAttribute)(Function, int, int);
   int (*cuLaunchKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                         unsigned, Stream, void**, void**);
+  int (*cuLaunchKernelEx)(LaunchConfig const*, Function, void**, void**);  // null before CUDA 12.3
   int (*cuGetErrorName)(int, char const**);
   int (*cuThreadExchangeStreamCaptureMode)(int*);
   int (*cuOccupancyMaxActiveBlocksPerMultiprocessor)(int*, Function, int, std::size_t);

@@ -9,6 +9,32 @@ namespace {
 
 std::string sm(int capability) { return "sm_" + std::to_string(capability); }
 
+cuda::LaunchConfig config_of(Launch const& launch, unsigned blocks, cuda::Stream stream,
+                             cuda::LaunchAttribute* attribute) {
+  cuda::LaunchConfig config{};
+  config.grid[0] = blocks;
+  config.block[0] = static_cast<unsigned>(launch.threads);
+  config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+  config.shared_bytes = static_cast<unsigned>(launch.shared_bytes);
+  config.stream = stream;
+  config.attributes = attribute;
+  config.attribute_count = 1;
+  return config;
+}
+
+int enqueue(cuda::Driver const& driver, cuda::Function function, Launch const& launch,
+            unsigned blocks, cuda::Stream stream, void** arguments) {
+  if (!launch.programmatic || !driver.cuLaunchKernelEx)
+    return driver.cuLaunchKernel(function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1,
+                                 1, static_cast<unsigned>(launch.shared_bytes), stream, arguments,
+                                 nullptr);
+  cuda::LaunchAttribute allowed{};
+  allowed.id = cuda::kProgrammaticStreamSerialization;
+  allowed.value[0] = 1;
+  auto const config = config_of(launch, blocks, stream, &allowed);
+  return driver.cuLaunchKernelEx(&config, function, arguments, nullptr);
+}
+
 // Blocks of `launch` that the GPU runs at the same time, as far as it matters. None where it has no
 // room for one cluster: partitions of a GPU may have too few multiprocessors together.
 std::int64_t running_blocks(Gpu const& gpu, cuda::Function function, Launch const& launch) {
@@ -25,13 +51,8 @@ std::int64_t running_blocks(Gpu const& gpu, cuda::Function function, Launch cons
   size.id = cuda::kClusterDimension;
   size.value[0] = static_cast<unsigned>(launch.cluster);
   size.value[1] = size.value[2] = 1;
-  cuda::LaunchConfig config{};
-  config.grid[0] = static_cast<unsigned>(launch.blocks_per_image);
-  config.block[0] = static_cast<unsigned>(launch.threads);
-  config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
-  config.shared_bytes = static_cast<unsigned>(launch.shared_bytes);
-  config.attributes = &size;
-  config.attribute_count = 1;
+  auto const config =
+      config_of(launch, static_cast<unsigned>(launch.blocks_per_image), nullptr, &size);
   int clusters = 0;
   if (driver.cuOccupancyMaxActiveClusters(&clusters, function, &config)) return 0;
   return std::int64_t{clusters} * launch.cluster;
@@ -166,9 +187,8 @@ std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, 
     }
     std::int64_t blocks = launch.blocks_per_image * batch;
     if (launch.persistent) blocks = std::min(blocks, running_blocks[index]);
-    int const result = gpu.driver->cuLaunchKernel(
-        kernels[index]->function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(launch.threads), 1, 1,
-        static_cast<unsigned>(launch.shared_bytes), stream, addresses, nullptr);
+    int const result = enqueue(*gpu.driver, kernels[index]->function, launch,
+                               static_cast<unsigned>(blocks), stream, addresses);
     if (result) return gpu.driver->failure("cuLaunchKernel", result) + " for " + launch.entry;
   }
   return {};

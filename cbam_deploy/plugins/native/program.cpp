@@ -219,6 +219,9 @@ class Parser {
       return false;
     one.persistent = word == "persistent";
     if (one.persistent && !words.word(word)) return false;
+    // Kernels wait for the launch in front of them on GPUs of compute capability 9.0 and later.
+    one.programmatic = word == "programmatic" && program_.targets.back().capability >= 90;
+    if (one.programmatic && !words.word(word)) return false;
     if (word != ":") return false;
     while (words.word(word)) {
       Argument argument;
@@ -399,7 +402,9 @@ std::string write(Program const& program) {
             }
           add("launch", launch.entry, digits(launch.blocks_per_image), digits(launch.cluster),
               digits(launch.threads), digits(launch.shared_bytes),
-              launch.persistent ? "persistent :" : ":", join(words));
+              std::string(launch.persistent ? "persistent " : "") +
+                  (launch.programmatic ? "programmatic :" : ":"),
+              join(words));
         }
       }
     }

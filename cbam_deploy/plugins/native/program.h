@@ -36,7 +36,8 @@ struct Argument {
 struct Launch {
   std::string entry;
   std::int32_t blocks_per_image, cluster, threads, shared_bytes;
-  bool persistent;  // at most as many blocks as run at the same time
+  bool persistent;    // at most as many blocks as run at the same time
+  bool programmatic;  // may start before the launch in front of it has ended
   std::vector<Argument> arguments;
 };
 

@@ -1,6 +1,6 @@
 // CUDA on C++20 threads: what the kernels of cbam_deploy/plugins/kernels need to run on a host.
 //
-// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, a
+// One std::thread per CUDA thread, a barrier for __syncthreads, another for the cluster barrier, a
 // count of bytes for what blocks send each other and what is copied in the background, one
 // allocation of exactly the launch's size for each block's shared memory, filled with NaN. So the
 // sanitizers see what a GPU would do: AddressSanitizer a step outside a buffer or shared memory,
@@ -23,10 +23,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <latch>
 #include <memory>
 #include <optional>
 #include <thread>
 #include <vector>
+
+#include <pthread.h>
 
 #define CBAM_DEPLOY_HOST
 #define CBAM_CLUSTER(blocks)
@@ -96,8 +99,15 @@ class Warp {
     const unsigned round = rounds_[lane]++;
     slots_[round % 2][lane].store(v, std::memory_order_relaxed);
     const unsigned all = (round + 1) * CBAM_HOST_WARP;
-    if (arrived_.fetch_add(1, kPublish) + 1 == all) arrived_.notify_all();
-    for (unsigned now; (now = arrived_.load(kObserve)) < all;) arrived_.wait(now, kObserve);
+    const unsigned now = arrived_.fetch_add(1, kPublish) + 1;
+#ifdef __SANITIZE_THREAD__
+    // libstdc++ waits by way of atomics that all waiting threads share, which would order memory.
+    while (arrived_.load(kObserve) < all) std::this_thread::yield();
+    static_cast<void>(now);
+#else
+    if (now == all) arrived_.notify_all();
+    for (unsigned seen; (seen = arrived_.load(kObserve)) < all;) arrived_.wait(seen, kObserve);
+#endif
     return slots_[round % 2][other].load(std::memory_order_relaxed);
   }
 
@@ -134,6 +144,18 @@ inline void wait(unsigned long long& state) {
   }
 }
 
+// For the threads of a block. std::barrier would order memory between blocks as well.
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  Barrier(const Barrier&) = delete;
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 struct Block {
   Block(int threads, std::size_t shared_bytes, int number)
       : number(number), barrier(threads), warps(threads / CBAM_HOST_WARP),
@@ -141,7 +163,7 @@ struct Block {
 
   int number;
   bool announced = false;  // not atomic: who asks without a barrier in between is in a race
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<Warp> warps;
   Memory shared;
 };
@@ -162,6 +184,31 @@ inline thread_local Block* block;
 inline thread_local int rank;
 inline thread_local std::optional<std::barrier<>::arrival_token> announcement;
 
+// The end of the launch in front of the one that a thread belongs to, where that did not wait.
+inline thread_local std::latch* previous_launch = nullptr;
+
+// Launches one after the other, but for those that are programmatic: they run at the same time as
+// what is in front of them, from the start.
+class Stream {
+ public:
+  template <class Run>
+  void enqueue(bool programmatic, Run run) {
+    if (!programmatic) wait();
+    std::latch* const before = programmatic && !ends_.empty() ? &ends_.back() : nullptr;
+    std::latch& end = ends_.emplace_back(1);
+    running_.emplace_back([before, &end, run] {
+      previous_launch = before;
+      run();
+      end.count_down();
+    });
+  }
+  void wait() { running_.clear(); }
+
+ private:
+  std::deque<std::latch> ends_;
+  std::vector<std::jthread> running_;
+};
+
 // Run `kernel`, a callable, over a grid; clusters one after the other.
 template <class Kernel>
 void launch(int grid, int cluster_size, int threads, std::size_t shared_bytes, Kernel kernel);
@@ -180,6 +227,12 @@ inline unsigned char* dynamic_shared() { return cuda_on_threads::block->shared.g
 inline float shuffle_xor(float v, int mask) {
   const int lane = threadIdx.x % kWarp;
   return cuda_on_threads::block->warps[threadIdx.x / kWarp].exchange(lane, lane ^ mask, v);
+}
+
+constexpr bool kOverlaps = true;
+inline void allow_next_launch() {}
+inline void await_previous_launch() {
+  if (cuda_on_threads::previous_launch) cuda_on_threads::previous_launch->wait();
 }
 
 template <int blocks>
@@ -265,8 +318,10 @@ void cuda_on_threads::launch(int grid, int cluster_size, int threads, std::size_
     for (int i = 0; i < cluster_size; ++i)
       now.blocks.emplace_back(threads, shared_bytes, first + i);
     std::vector<std::jthread> running;
+    std::latch* const before = previous_launch;
     for (int i = 0; i < threads * cluster_size; ++i) {
       running.emplace_back([&, i] {
+        previous_launch = before;
         cluster = &now, rank = i / threads, block = &now.blocks[rank];
         blockIdx.x = block->number, threadIdx.x = i % threads;
         kernel();
