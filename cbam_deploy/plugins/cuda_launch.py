@@ -22,7 +22,7 @@ from cbam_deploy.plugins.geometry import (
     DeviceLimits,
     grid,
 )
-from cbam_deploy.plugins.launches import Launch, LaunchPlan
+from cbam_deploy.plugins.launches import BATCH, Launch, LaunchPlan
 
 _HINT = installation_of("kernels")
 _LARGE_CLUSTERS = (90, 100, 103)
@@ -45,19 +45,13 @@ class Parameters:
     The driver copies the values when the kernel is enqueued.
     """
 
-    def __init__(self, launch: Launch, buffers: Mapping[str, int]) -> None:
-        names = (*launch.inputs, *launch.outputs)
-        self._pointers = (ctypes.c_void_p * len(names))(*[buffers[name] for name in names])
-        values = [value for _, value in launch.integers]
-        self._integers = (ctypes.c_int * len(values))(*values)
-        first, integers = ctypes.addressof(self._pointers), ctypes.addressof(self._integers)
-        pointers = [first + 8 * position for position in range(len(names))]
-        split = len(launch.inputs)
-        addresses = [
-            *pointers[:split],
-            *(integers + 4 * position for position in range(len(values))),
-            *pointers[split:],
-        ]
+    def __init__(self, launch: Launch, buffers: Mapping[str, int], batch: int) -> None:
+        known = {**buffers, BATCH: batch}
+        values = [known[one] if isinstance(one, str) else one for one in launch.arguments]
+        # Eight bytes for each: of an integer the kernel takes the lower four, which come first.
+        self._values = (ctypes.c_int64 * len(values))(*values)
+        first = ctypes.addressof(self._values)
+        addresses = [first + 8 * position for position in range(len(values))]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
 
     @property
@@ -86,6 +80,12 @@ class LoadedPlan:
                 _function(self._module, launch.kernel.name, launch) for launch in plan.launches
             ]
             self.active_clusters = tuple(map(_active_clusters, self._functions, plan.launches))
+            self._running = [
+                clusters * launch.cluster if clusters else _running_blocks(function, launch, device)
+                for function, launch, clusters in zip(
+                    self._functions, plan.launches, self.active_clusters, strict=True
+                )
+            ]
         if 0 in self.active_clusters:
             raise NoRoom(f"{plan.gate}: a cluster of its blocks has no room on GPU {device}")
 
@@ -102,12 +102,15 @@ class LoadedPlan:
             BadInput: the batch is too large for the device's grid.
             RuntimeError: the driver refuses.
         """
-        blocks = [grid(launch, batch, self._limits) for launch in self.plan.launches]
+        blocks = [
+            grid(launch, batch, self._limits, running)
+            for launch, running in zip(self.plan.launches, self._running, strict=True)
+        ]
         with current_device(self._device):
             for launch, function, count in zip(
                 self.plan.launches, self._functions, blocks, strict=True
             ):
-                parameters = Parameters(launch, buffers)
+                parameters = Parameters(launch, buffers, batch)
                 block = (launch.threads, 1, 1)
                 call(
                     "cuLaunchKernel",
@@ -242,6 +245,19 @@ def _active_clusters(function: Any, launch: Launch) -> int | None:
         if _NO_SUCH_CLUSTER in str(error):
             return 0
         raise
+
+
+def _running_blocks(function: Any, launch: Launch, device: int) -> int:
+    """How many blocks of a launch without clusters the device runs at once, where it matters."""
+    if not launch.persistent:
+        return 0
+    of_one = int(
+        call(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+            *(function, launch.threads, launch.shared_bytes),
+        )
+    )
+    return of_one * device_limits(device).multiprocessors
 
 
 @contextmanager

@@ -211,10 +211,14 @@ def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[Lau
     return tuple(dict.fromkeys(plans))
 
 
-def grid(launch: Launch, batch: int, limits: DeviceLimits) -> int:
-    """Blocks of `launch` for `batch` images; `BadInput` if the device's grid is too small."""
-    blocks = launch.blocks_per_image * batch
-    if blocks > limits.grid_blocks:
+def grid(launch: Launch, batch: int, limits: DeviceLimits, running: int) -> int:
+    """Blocks of `launch` for `batch` images, of which the device runs `running` at the same time.
+
+    Raises:
+        BadInput: the device's grid is too small, or its integers for the number of images.
+    """
+    blocks = launch.blocks(batch, running)
+    if max(blocks, batch) > limits.grid_blocks:
         raise BadInput(f"batch {batch} needs a grid of {blocks} blocks", "split the batch")
     return blocks
 

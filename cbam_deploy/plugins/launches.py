@@ -34,21 +34,26 @@ from cbam_deploy.plugins.stages import (
 )
 from cbam_deploy.plugins.tiling import Tiling
 
+BATCH = "batch"
+"""Stands for the number of images among the `arguments` of a launch."""
+
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch; its parameters are `inputs`, then `integers`, then `outputs`.
+    """One kernel launch.
 
     Attributes:
         stage: what it computes.
         kernel: its entry point.
         tiling: of its slices; None where it reads no map.
-        blocks_per_image: the grid is this times the batch.
+        blocks_per_image: the grid is this times the batch, but for what `persistent` says.
         cluster: blocks of a cluster, fixed in the kernel.
         threads: of a block.
         shared_bytes: dynamic shared memory of a block.
         inputs, outputs: names of buffers: x, r, y, the gate's weights, or the plan's workspace.
         integers: 32-bit parameters by name.
+        persistent: whether there are at most as many blocks as the device runs at the same time,
+            which then take several images; the kernel is told the batch.
     """
 
     stage: Stage
@@ -61,6 +66,18 @@ class Launch:
     inputs: tuple[str, ...]
     integers: tuple[tuple[str, int], ...]
     outputs: tuple[str, ...]
+    persistent: bool = False
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        """The kernel's parameters in order: names of buffers, integers, and `BATCH` for one."""
+        integers = tuple(value for _, value in self.integers)
+        return (*self.inputs, *integers, *([BATCH] if self.persistent else []), *self.outputs)
+
+    def blocks(self, batch: int, running: int) -> int:
+        """The grid for `batch` images on a device that runs `running` blocks at the same time."""
+        blocks = self.blocks_per_image * batch
+        return min(blocks, running) if self.persistent else blocks
 
     def integer(self, name: str) -> int:
         """The value of one of `integers`."""

@@ -120,6 +120,12 @@ class RecordingDriver:
             return Result.CUDA_ERROR_INVALID_CLUSTER_SIZE, None
         return Result.CUDA_SUCCESS, 3 * self.room_for // launch.cluster
 
+    def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, function, threads, shared):  # noqa: N802
+        assert self.context == self.OWN_CONTEXT
+        launch = self.launches_by_name[function]
+        assert (threads, shared) == (launch.threads, launch.shared_bytes)
+        return Result.CUDA_SUCCESS, 2
+
     def cuLaunchKernel(self, function, *rest):  # noqa: N802
         assert self.context == self.OWN_CONTEXT
         *grid_and_block, shared, stream, parameters, extra = rest
@@ -133,10 +139,9 @@ class RecordingDriver:
 
 def values(parameters, launch):
     """What lies at the addresses that `parameters` points to."""
+    buffers = {*launch.inputs, *launch.outputs}
     kinds: list[Any] = [
-        *[ctypes.c_void_p] * len(launch.inputs),
-        *[ctypes.c_int] * len(launch.integers),
-        *[ctypes.c_void_p] * len(launch.outputs),
+        ctypes.c_void_p if one in buffers else ctypes.c_int for one in launch.arguments
     ]
     addresses = (ctypes.c_void_p * len(kinds)).from_address(parameters)
     return [kind.from_address(at).value for kind, at in zip(kinds, addresses, strict=True)]

@@ -34,6 +34,7 @@ struct Loaded {
     FIND(cuModuleGetFunction);
     FIND(cuFuncSetAttribute);
     FIND(cuLaunchKernel);
+    FIND(cuOccupancyMaxActiveBlocksPerMultiprocessor);
     FIND(cuGetErrorName);
     FIND(cuThreadExchangeStreamCaptureMode);
 #undef FIND

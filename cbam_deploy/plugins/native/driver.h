@@ -22,6 +22,7 @@ using Stream = CUstream_st*;
 enum Attribute {
   kCapabilityMajor = 75,
   kCapabilityMinor = 76,
+  kMultiprocessors = 16,
   kOptInSharedBytes = 97,  // of one block
 };
 // CUfunction_attribute
@@ -62,6 +63,7 @@ struct Driver {
                         unsigned, Stream, void**, void**);
   int (*cuGetErrorName)(int, char const**);
   int (*cuThreadExchangeStreamCaptureMode)(int*);
+  int (*cuOccupancyMaxActiveBlocksPerMultiprocessor)(int*, Function, int, std::size_t);
   int (*cuOccupancyMaxActiveClusters)(int*, Function, LaunchConfig const*);  // null before CUDA 11.8
 
   // Null, and why in `fault`, where there is no usable driver.

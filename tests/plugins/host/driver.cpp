@@ -11,6 +11,7 @@
 //   STAND_IN_CAPABILITY=87      compute capability 8.7
 //   STAND_IN_SHARED_BYTES=n     of one block, with opting in
 //   STAND_IN_CLUSTER=n          blocks of the largest cluster that fits
+//   STAND_IN_MULTIPROCESSORS=n  each of which runs one block at a time
 //   STAND_IN_DRY=1              launches are checked, not carried out
 //
 // An image is anything that begins like an ELF file. One that goes on " sm_87" is refused as a GPU
@@ -45,10 +46,11 @@ const int kGpus = setting("STAND_IN_GPUS", 1);
 const int kCapability = setting("STAND_IN_CAPABILITY", 80);
 const int kBlockSharedBytes = setting("STAND_IN_SHARED_BYTES", 163 * 1024);
 const int kLargestCluster = setting("STAND_IN_CLUSTER", 8);
+const int kMultiprocessors = setting("STAND_IN_MULTIPROCESSORS", 108);
 const bool kDry = setting("STAND_IN_DRY", 0);
 // CUdevice_attribute: block's and multiprocessor's shared memory, multiprocessors, grid, capability.
 // Those of an A100: its blocks run alone, where a cluster would take thousands of threads at a time.
-const std::map<int, int> kAttributes = {{97, kBlockSharedBytes}, {81, 164 * 1024}, {16, 108},
+const std::map<int, int> kAttributes = {{97, kBlockSharedBytes}, {81, 164 * 1024}, {16, kMultiprocessors},
                                         {5, 0x7fffffff}, {75, kCapability / 10},
                                         {76, kCapability % 10}};
 
@@ -268,7 +270,18 @@ int cuOccupancyMaxActiveClusters(int* clusters, void* handle, const LaunchConfig
       static_cast<int>(config->shared_bytes) > function->most_shared_bytes)
     return kInvalidValue;
   if (kernel.cluster == 1 || kCapability < 90) return kInvalidCluster;
-  *clusters = kernel.cluster <= kLargestCluster ? 108 / kernel.cluster : 0;
+  *clusters = kernel.cluster <= kLargestCluster ? kMultiprocessors / kernel.cluster : 0;
+  return kSuccess;
+}
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads,
+                                                std::size_t shared_bytes) {
+  const std::lock_guard held(lock);
+  const Function* const function = function_of(handle);
+  if (!function) return kInvalidHandle;
+  if (threads != function->kernel->threads ||
+      static_cast<int>(shared_bytes) > function->most_shared_bytes)
+    return kInvalidValue;
+  *blocks = 1;
   return kSuccess;
 }
 int cuLaunchKernel(void* handle, unsigned grid, unsigned grid_y, unsigned grid_z, unsigned threads,
