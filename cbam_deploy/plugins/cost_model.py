@@ -4,8 +4,8 @@ Of every launch are counted the bytes that come from device memory and from L2, 
 the barriers that a block waits for, and the round trips to memory that one block makes one after
 the other, because no more loads than `LOADS` are in flight per thread. A launch then takes
 
-    launch + max(device memory, L2, waves x round trips)
-           + waves x (start + barriers + shared memory)
+    launch + max(device memory, L2, starts x round trips to memory + waves x those to L2)
+           + starts x start + waves x (barriers + shared memory)
 
 Arithmetic is left out: every plan of one gate does much the same. So are bank conflicts. All
 constants stand in this module with their source; ``make gpu-check`` sets the predicted beside the
@@ -128,7 +128,8 @@ class Work:
         memory_bytes: read from and written to device memory.
         l2_bytes: read and written by the multiprocessors, whether they come from device memory or
             not.
-        waves: of blocks that run at the same time.
+        waves: of blocks, or of images, that are worked on at the same time.
+        starts: waves that find nothing of their map under way.
         memory_trips, l2_trips: that one block waits for one after the other.
         barriers, cluster_barriers: that one block waits for.
         shared_bytes: of the map that one block keeps and reads again, in shared memory.
@@ -138,6 +139,7 @@ class Work:
     memory_bytes: int
     l2_bytes: int
     waves: int
+    starts: int
     memory_trips: int = 0
     l2_trips: int = 0
     barriers: int = 0
@@ -147,20 +149,19 @@ class Work:
 
     def seconds(self, on: Chip) -> float:
         """Predicted duration, with the launch; never shorter where any count is larger."""
-        trips = self.memory_trips * MEMORY_SECONDS + self.l2_trips * L2_SECONDS
         moving = max(
             self.memory_bytes / on.memory_bytes_per_s,
             self.l2_bytes / on.l2_bytes_per_s,
-            self.waves * trips,
+            self.starts * self.memory_trips * MEMORY_SECONDS
+            + self.waves * self.l2_trips * L2_SECONDS,
         )
         waiting = (
-            WAVE_SECONDS
-            + self.barriers * BLOCK_BARRIER_SECONDS
+            self.barriers * BLOCK_BARRIER_SECONDS
             + self.cluster_barriers * CLUSTER_BARRIER_SECONDS
             + self.shared_bytes / (SHARED_BYTES_PER_CLOCK * on.clock_hz)
         )
         launch = PROGRAMMATIC_LAUNCH_SECONDS if self.programmatic else LAUNCH_SECONDS
-        return launch + moving + self.waves * waiting
+        return launch + moving + self.starts * WAVE_SECONDS + self.waves * waiting
 
 
 def seconds(plan: LaunchPlan, batch: int, on: Chip) -> float:
@@ -177,6 +178,8 @@ def resident_blocks(launch: Launch, on: Chip) -> int:
     """Blocks that run at the same time; 0 where no cluster of the launch fits."""
     of_shared = on.shared_bytes // (launch.shared_bytes + RESERVED_SHARED_BYTES)
     per_multiprocessor = min(of_shared, REGISTERS // (REGISTERS_PER_THREAD * launch.threads))
+    if launch.images > 1:  # whose kernels have more registers
+        per_multiprocessor = min(1, per_multiprocessor)
     if launch.cluster == 1:
         return per_multiprocessor * on.multiprocessors
     groups = max(1, on.multiprocessors // CLUSTER_MULTIPROCESSORS)
@@ -198,23 +201,26 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     slices = _slices(gate, launch)
     blocks = batch * launch.blocks_per_image
     resident = min(blocks, max(1, resident_blocks(launch, on)))
-    waves = -(-blocks // resident)
+    together = min(launch.images, -(-blocks // resident))  # images that a cluster takes at a time
+    waves = -(-blocks // (resident * together))
     held = L2_SHARE * on.l2_bytes
     trip = launch.threads * LOADS * gate.vector * gate.element_bytes
-    slice_bytes = _slice_bytes(gate, launch)
+    slice_bytes = together * _slice_bytes(gate, launch)
     walk = -(-slice_bytes // trip)
 
     read = _others_read(gate, launch, plan.splits, slices)
     written = _written(gate, launch, plan.splits, image)
-    l2 = sum(read.values()) + sum(written.values())
+    for_images = _SHARED["fused"] if launch.stage == "fused" else ()
+    l2 = sum(written.values())
+    l2 += sum(-(-size // together) if name in for_images else size for name, size in read.items())
     threads = launch.blocks_per_image * launch.threads
     l2_trips = sum(
         -(-size // (threads * LOADS * _bytes_of_load(gate, launch, name)))
         for name, size in read.items()
     )
     memory = batch * written.get("y", 0)
-    memory += sum(size for name, size in _weights(gate).items() if name in {*read} - known)
-    memory_trips, barriers, shared = 0, 0, 0
+    memory += sum(size for name, size in weight_bytes(gate).items() if name in {*read} - known)
+    memory_trips, barriers, shared, copies = 0, 0, 0, False
 
     maps = [name for name in ("x", "r") if name in launch.inputs]
     l2 += image * len(maps)
@@ -235,6 +241,8 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
         else:
             l2_trips += lost_trips
         shared = parts * (slice_bytes - lost)
+        # The next image's map is copied to where this one's was.
+        copies = launch.persistent and not lost and gate.vector * gate.element_bytes == 16
         barriers = 1 + 3 * spec.has_channel + spec.has_spatial
     elif fresh and launch.programmatic and fresh == ["r"] and waves == 1:
         l2_trips += walk  # it was brought to L2 while the launch before still ran
@@ -246,6 +254,7 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
         memory,
         batch * l2,
         waves,
+        1 if copies else waves,
         memory_trips,
         l2_trips,
         barriers if launch.cluster == 1 else 0,
@@ -255,7 +264,15 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     )
 
 
-def _weights(gate: Gate) -> dict[str, int]:
+_SHARED = {
+    "fused": ("w0", "w1", "b1"),
+    "channel_statistics": ("w0",),
+    "channel_excitation": ("w1", "b1"),
+}
+"""By stage, the weights that an image's blocks share among them; all others each block reads."""
+
+
+def weight_bytes(gate: Gate) -> dict[str, int]:
     """Bytes of each of the weights."""
     sizes = (gate.channels, gate.hidden, gate.kernel_size, gate.channel_kernel_size)
     shapes = gate.operator.weight_shapes(*sizes)
@@ -284,15 +301,9 @@ def _not_kept(gate: Gate, launch: Launch, positions: int) -> int:
 def _others_read(gate: Gate, launch: Launch, splits: int, slices: list[int]) -> dict[str, int]:
     """Bytes that all blocks of an image read, by name, of what is no map."""
     blocks = launch.blocks_per_image
-    # What the blocks share among them; all else each reads whole.
-    shared = {
-        "fused": ("w0", "w1", "b1"),
-        "channel_statistics": ("w0",),
-        "channel_excitation": ("w1", "b1"),
-    }
     read = {
-        name: size * (1 if name in shared.get(launch.stage, ()) else blocks)
-        for name, size in _weights(gate).items()
+        name: size * (1 if name in _SHARED.get(launch.stage, ()) else blocks)
+        for name, size in weight_bytes(gate).items()
         if name in launch.inputs
     }
     if "partials" in launch.inputs:

@@ -51,6 +51,7 @@ def entry_point(
     *,
     cluster: int,
     threads: int,
+    resident: int,
     inputs: Iterable[str],
     integers: Iterable[str],
     outputs: Iterable[str],
@@ -65,6 +66,7 @@ def entry_point(
         element: C++ type of the maps.
         cluster: blocks of a cluster.
         threads: of a block.
+        resident: blocks that a multiprocessor is to have registers for.
         inputs: names of the pointers it reads, fields of ``Arguments``.
         integers: names of the integers.
         outputs: names of the pointers it writes.
@@ -80,7 +82,7 @@ def entry_point(
     parameters += [pointer(name, "") for name in outputs]
     names = [parameter.rpartition(" ")[2] for parameter in parameters]
     attributes = f"CBAM_CLUSTER({cluster}) " if cluster > 1 else ""
-    attributes += f"__launch_bounds__({threads}, {512 // threads})"
+    attributes += f"__launch_bounds__({threads}, {resident})"
     body = [f"  cbam::Arguments<{element}> arguments;"]
     body += [f"  arguments.{name} = {name};" for name in names]
     body += [f"  {function}(arguments);"]

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.plugins.cost_model import DATASHEETS, Chip, chip, resident_blocks, seconds
+from cbam_deploy.plugins.cost_model import (
+    DATASHEETS,
+    Chip,
+    chip,
+    resident_blocks,
+    seconds,
+    weight_bytes,
+)
 from cbam_deploy.plugins.gate import Gate, round_up
 from cbam_deploy.plugins.launches import (
     Cut,
@@ -170,7 +177,8 @@ def ranked_plans(
 
     def rank(one: LaunchPlan) -> tuple[float, ...]:
         # Of equals, the one that can have more loads in flight.
-        return seconds(one, batch, on), len(one.launches), -one.launches[0].threads
+        first = one.launches[0]
+        return seconds(one, batch, on), len(one.launches), first.images, -first.threads
 
     return tuple(sorted(plans, key=rank))
 
@@ -194,9 +202,19 @@ def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
             if free < 0:
                 continue
             kept = min(rows, free // 16 * 16 // (columns * gate.vector * gate.element_bytes))
-            candidate = fused_plan(gate, tiling, cluster, kept)
-            if resident_blocks(candidate.launches[0], limits.chip):
-                yield candidate
+            several = (2, 4) if kept == rows and threads == limits.small_block else ()
+            for images in (1, *(several if _weights_are_most(gate) else ())):
+                candidate = fused_plan(gate, tiling, cluster, kept, images)
+                launch = candidate.launches[0]
+                fits = launch.shared_bytes <= limits.block_shared_bytes
+                if fits and resident_blocks(launch, limits.chip):
+                    yield candidate
+
+
+def _weights_are_most(gate: Gate) -> bool:
+    """Whether an image's maps are less than the weights that every image needs."""
+    image = gate.stored * gate.positions * gate.element_bytes
+    return sum(weight_bytes(gate).values()) > (len(gate.operator.maps) + 1) * image
 
 
 def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[LaunchPlan, ...]:

@@ -56,6 +56,7 @@ class Launch:
             which then take several images; the kernel is told the batch.
         programmatic: whether it may start before the launch in front of it has ended, whose results
             its kernel waits for: CUDA's programmatic dependent launch.
+        images: the most that a cluster takes at a time, where it takes several.
     """
 
     stage: Stage
@@ -70,6 +71,7 @@ class Launch:
     outputs: tuple[str, ...]
     persistent: bool = False
     programmatic: bool = False
+    images: int = 1
 
     @property
     def arguments(self) -> tuple[str | int, ...]:
@@ -116,25 +118,31 @@ class LaunchPlan:
 
 
 def fused_plan(
-    gate: Gate, tiling: Tiling, cluster: int, kept_rows: int | None = None
+    gate: Gate, tiling: Tiling, cluster: int, kept_rows: int | None = None, images: int = 1
 ) -> LaunchPlan:
     """One launch of the fused kernel on `cluster` blocks per image.
 
-    `kept_rows` rows of each block's slice stay in shared memory; None: all.
+    Args:
+        gate: the gate.
+        tiling: of a block's slice.
+        cluster: blocks.
+        kept_rows: of each block's slice, that stay in shared memory; None: all.
+        images: the most that a cluster takes at a time, of which it keeps all.
     """
     per_block = positions_per_block(gate, cluster)
     rows, columns = gate.matrix(per_block, gate.stored)
     kept_rows = rows if kept_rows is None else min(rows, kept_rows)
-    kept_bytes = kept_rows * columns * gate.vector * gate.element_bytes
+    kept_bytes = images * kept_rows * columns * gate.vector * gate.element_bytes
     launch = _launch(
         gate,
         "fused",
         f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}, "
-        f"{boolean(kept_rows == rows)}>",
+        f"{boolean(kept_rows == rows)}{f', {images}' if images > 1 else ''}>",
         tiling,
         blocks=cluster,
         cluster=cluster,
-        shared_bytes=fused_fixed_bytes(gate, tiling, cluster) + _aligned(kept_bytes),
+        shared_bytes=fused_fixed_bytes(gate, tiling, cluster, images) + _aligned(kept_bytes),
+        images=images,
         integers=(
             *_shape(gate),
             *_hidden(gate),
@@ -152,25 +160,25 @@ def positions_per_block(gate: Gate, cluster: int) -> int:
     return round_up(-(-gate.positions // cluster), unit)
 
 
-def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
+def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int, images: int = 1) -> int:
     """Shared memory of the fused kernel but for the kept map, in the order it takes the pieces."""
     spec = gate.operator.gate
     share = -(-gate.channels // cluster)
     per_block = positions_per_block(gate, cluster)
     rows, _ = gate.matrix(per_block, gate.stored)
-    arrivals = (4 if cluster > 1 else 0, -(-rows // tiling.chunk))
+    arrivals = (4 if cluster > 1 else 0, images * -(-rows // tiling.chunk))
     pieces, first_phase, later = [8 * count for count in arrivals], 0, []
     if spec.has_channel:
-        pieces.append(cluster * share * pools(gate) * 4)
-        pieces.append(cluster * gate.hidden * branches(gate) * 4)
-        pieces.append(_second_layer_bytes(gate))
+        pieces.append(images * cluster * share * pools(gate) * 4)
+        pieces.append(images * cluster * gate.hidden * branches(gate) * 4)
+        pieces.append(images * _second_layer_bytes(gate))
         first_phase = _aligned(tiling.channel_scratch * pools(gate) * 4)
-        later.append(gate.stored * 4)
+        later.append(images * gate.stored * 4)
     if spec.has_spatial:
-        pieces += [_convolution_bytes(gate), *_described(gate)]
+        pieces += [_convolution_bytes(gate), *(images * size for size in _described(gate))]
         pieces.append(tiling.position_scratch * described(gate) * 4)
         window = min(gate.positions, per_block + 2 * gate.halo)
-        later += [window * described(gate) * 4, per_block * 4]
+        later += [images * window * described(gate) * 4, images * per_block * 4]
     if spec.arrangement == "spatial-channel":
         return _sum(pieces) + first_phase + _sum(later)
     return _sum(pieces) + max(first_phase, _sum(later))
@@ -338,10 +346,12 @@ def _launch(
     integers: tuple[tuple[str, int], ...],
     cluster: int = 1,
     first_layer: bool = False,
+    images: int = 1,
 ) -> Launch:
     inputs, outputs = buffers(gate.operator, stage, first_layer=first_layer)
     reads_maps = "x" in inputs
     last = stage in ("fused", "apply")
+    persistent = stage == "fused"
     kind = (gate.operator if last else before_the_last(gate.operator)).function
     return Launch(
         stage=stage,
@@ -352,8 +362,9 @@ def _launch(
             element_type(gate) if reads_maps else "signed char",
             cluster=cluster,
             threads=tiling.threads,
+            resident=1 if images > 1 else 512 // tiling.threads,
             inputs=inputs,
-            integers=[name for name, _ in integers],
+            integers=[*(name for name, _ in integers), *([BATCH] if persistent else [])],
             outputs=outputs,
         ),
         tiling=tiling if reads_maps else None,
@@ -364,6 +375,8 @@ def _launch(
         inputs=inputs,
         integers=integers,
         outputs=outputs,
+        persistent=persistent,
+        images=images,
     )
 
 

@@ -64,11 +64,13 @@ class Variant:
     first_layer: bool = False  # by the launch of the channels' statistics, where it is staged
     channel_kernel_size: int = 0
     keeps_all: bool = True  # in shared memory, where the kernel is fused
+    images: int = 1  # that a cluster takes at a time
 
     def __str__(self) -> str:
         kind = f"cluster{self.cluster}" if self.cluster else "staged"
         flags = "-padded" * self.padded + "-first_layer" * self.first_layer
         flags += "-keeps_part" * (not self.keeps_all)
+        flags += f"-images{self.images}" * (self.images > 1)
         sizes = f"-k{self.kernel_size}" * bool(self.kernel_size)
         sizes += f"-taps{self.channel_kernel_size}" * bool(self.channel_kernel_size)
         return (
@@ -94,7 +96,7 @@ def V(  # noqa: N802
     kernel_size: int,
     residual: bool,
     cluster: int | None,
-    **flags: bool,
+    **flags: int,
 ) -> Variant:
     """CBAM, or without a kernel size SE, alone or with residual and ReLU."""
     gate = CBAM if kernel_size else SE
@@ -105,12 +107,12 @@ def V(  # noqa: N802
 
 VARIANTS = (
     # Row reductions inside a warp, across warps; column reductions with idle and with many rows.
-    V("float32", "nchw", 4, 16, 4, 7, True, 2),
+    V("float32", "nchw", 4, 16, 4, 7, True, 2, images=4),
     V("float32", "nchw", 1, 16, 8, 3, False, None),
     V("float32", "nhwc", 4, 32, 16, 3, True, 4, keeps_all=False),
     V("float32", "nhwc", 1, 16, 1, 0, True, None),
     V("float16", "nchw", 8, 16, 2, 3, False, 1, keeps_all=False),
-    V("float16", "nchw", 4, 32, 8, 0, True, 2),
+    V("float16", "nchw", 4, 32, 8, 0, True, 2, images=2),
     V("float16", "nhwc", 8, 16, 4, 7, True, 2),
     V("float16", "nhwc", 8, 16, 16, 7, False, None, padded=True),
     V("float16", "nhwc", 2, 32, 32, 7, True, None, first_layer=True),
@@ -119,7 +121,7 @@ VARIANTS = (
     V("bfloat16", "nhwc", 4, 16, 8, 3, True, None),
     V("int8", "nchw", 16, 16, 2, 7, True, None),
     V("int8", "nchw", 2, 16, 8, 0, False, 1),
-    V("int8", "nhwc", 16, 16, 4, 3, False, 2),
+    V("int8", "nhwc", 16, 16, 4, 3, False, 2, images=2),
     V("int8", "nhwc", 1, 32, 16, 0, True, None, first_layer=True),
     V("int8", "chw32", 16, 16, 4, 7, True, 2, padded=True),
     V("int8", "chw32", 16, 32, 8, 0, False, 4),
@@ -267,7 +269,7 @@ def plans(draw, v: Variant) -> LaunchPlan:
     if v.cluster:
         rows, _ = gate.matrix(positions_per_block(gate, v.cluster), gate.stored)
         kept = rows if v.keeps_all else draw(st.integers(0, rows - 1))
-        return fused_plan(gate, tiling, v.cluster, kept)
+        return fused_plan(gate, tiling, v.cluster, kept, v.images)
     first, last = (Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2))
     positions = draw(_positions(gate))
     if v.first_layer:
@@ -325,7 +327,7 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     )
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
-        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0)
+        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0, v.images)
     unit = gate.vector if gate.storage.rows_are_channels else 1
     half = round_up(-(-gate.positions // 2), unit)
     last = Cut(half, gate.stored)

@@ -73,7 +73,7 @@ def test_ptx_is_for_cuda_13_0_and_has_the_cluster_in_it(cache):
     assert f".entry {launch.kernel.name}(" in ptx
     assert f".reqnctapercluster {launch.cluster}, 1, 1" in ptx
     parameters = ptx.partition(".entry")[2].partition(")")[0].count(".param")
-    assert parameters == len(launch.inputs) + len(launch.integers) + len(launch.outputs)
+    assert parameters == len(launch.arguments)
 
 
 def test_a_launch_may_overlap_only_where_its_kernel_waits(cache):

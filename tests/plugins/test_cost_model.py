@@ -122,6 +122,27 @@ def test_bytes_of_the_staged_kernels_are_those_that_their_blocks_touch(layout):
         ]
 
 
+def test_a_kept_map_comes_while_the_image_before_it_is_worked_on():
+    gate = Gate(CBAM_ADD_RELU, 32, 7, 5, 4, 3)
+    for kept_rows, starts in ((35, 1), (34, 10)):
+        one = fused_plan(gate, Tiling(gate, 256, 4), 1, kept_rows)
+        running = resident_blocks(one.launches[0], H100)
+        (work,) = works(one, 10 * running, H100)
+        assert (work.waves, work.starts) == (10, starts)
+
+
+def test_images_that_a_cluster_takes_at_a_time_share_a_reading_of_the_weights():
+    gate = gate_on(2048, 7)
+    alone, pairs = (fused_plan(gate, Tiling(gate, 256, 256), 8, None, n) for n in (1, 2))
+    read = sum(weight_bytes(gate)[name] for name in ("w0", "w1", "b1"))
+    running = resident_blocks(pairs.launches[0], H100) // 8
+    for batch, shared in ((running, 0), (2 * running, running)):
+        (one,), (two,) = (works(plan, batch, H100) for plan in (alone, pairs))
+        assert one.l2_bytes - two.l2_bytes == shared * read
+        assert two.waves == 1
+        assert two.shared_bytes == one.shared_bytes * (2 if shared else 1)
+
+
 def test_what_l2_does_not_hold_comes_from_device_memory_again():
     gate = gate_on(256, 56)
     (one, *_) = staged_candidates(gate, HOPPER, 8)
@@ -144,9 +165,9 @@ every_constant = pytest.mark.parametrize(
 @every_constant
 def test_more_of_anything_is_never_cheaper(name, factor, monkeypatch):
     scaled(monkeypatch, name, factor)
-    work = Work(10**6, 10**6, 3, 20, 20, 5, 5, 10**4)
+    work = Work(10**6, 10**6, 3, 2, 20, 20, 5, 5, 10**4)
     counts = [field for field in fields(work) if field.name != "programmatic"]
-    assert len(counts) == 8
+    assert len(counts) == 9
     for field in counts:
         count = getattr(work, field.name)
         durations = [
@@ -157,7 +178,7 @@ def test_more_of_anything_is_never_cheaper(name, factor, monkeypatch):
 
 
 def test_a_launch_that_starts_before_the_last_one_ends_costs_less():
-    work = Work(10**6, 10**6, 3)
+    work = Work(10**6, 10**6, 3, 3)
     assert replace(work, programmatic=True).seconds(H100) < work.seconds(H100)
 
 

@@ -204,6 +204,7 @@ def test_launches_are_those_of_the_plan_in_order(plan, driver):
         assert parameters == [
             *[buffers[buffer] for buffer in launch.inputs],
             *[value for _, value in launch.integers],
+            *([3] if launch.stage == "fused" else []),
             *[buffers[buffer] for buffer in launch.outputs],
         ]
 
@@ -214,6 +215,17 @@ def test_only_launches_behind_another_may_start_before_it_ends(driver):
         cuda_launch.load(one, 0).launch(addresses(one), 1, 0)
     assert driver.programmatic == [launch.kernel.name for launch in staged.launches[1:]]
     assert len(driver.launched) == sum(len(one.launches) for one in (FUSED, STAGED, staged))
+
+
+def test_a_fused_kernel_has_as_many_blocks_as_run_at_the_same_time(driver):
+    """48 in clusters; of blocks without clusters two on each of 132 multiprocessors."""
+    alone = fused_candidates(Gate(CBAM_ADD_RELU, 64, 8, 8, 4, 7), KNOWN_DEVICES[90])[0]
+    assert alone.launches[0].cluster == 1
+    for one in (FUSED, alone, STAGED):
+        cuda_launch.load(one, 0).launch(addresses(one), batch=1000, stream=0)
+    grids = [grid_and_block[0] for _, grid_and_block, *_ in driver.launched]
+    assert grids[:2] == [48, 2 * 132]
+    assert grids[2:] == [1000 * launch.blocks_per_image for launch in STAGED.launches]
 
 
 def test_more_than_48_kib_of_shared_memory_is_asked_for(driver):

@@ -169,6 +169,22 @@ def test_plans_of_every_size_and_kind_are_ranked():
     assert plan(gate, KNOWN_DEVICES[90], batch=8) == ranked[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((2048, 7, 7), "float16", {1, 2}),
+        ((2048, 7, 7), "int8", {1, 2, 4}),
+        ((1024, 14, 14), "float16", {1}),
+    ],
+)
+def test_a_cluster_may_take_as_many_images_as_fit_where_weights_are_most(shape, dtype, expected):
+    gate = Gate(CBAM_ADD_RELU, *shape, hidden=shape[0] // 16, kernel_size=7, dtype=dtype)
+    candidates = fused_candidates(gate, KNOWN_DEVICES[90])
+    assert {
+        one.launches[0].images for one in candidates if one.launches[0].cluster == 8
+    } == expected
+
+
 def test_large_clusters_are_for_devices_that_say_so():
     gate = Gate(CBAM_GATE, 256, 56, 56, 16, 7)
     clusters = [

@@ -90,7 +90,8 @@ def both_tactics(*formats: str) -> dict[str, list[int]]:
 def session(request, programs, tmp_path_factory) -> Session:
     case, folder = request.param, tmp_path_factory.mktemp("session")
     lines = in_contexts(case, case.node, both_tactics(*case.formats), folder)
-    return Session(case, programs.run(lines), folder)
+    # Room for two clusters: in batches of three and four, one of them has several images.
+    return Session(case, programs.run(lines, STAND_IN_MULTIPROCESSORS="4"), folder)
 
 
 def check_results(
@@ -180,6 +181,16 @@ def test_timing_cache_tells_programs_apart_but_not_what_people_call_them(program
     same, as_well, other = said.of("timing cache id")
     assert same == as_well != other
     assert said.of("metadata") == [program.gate, renamed.gate, fewer.gate]
+
+
+def test_a_program_of_the_version_before_is_still_read(programs, tmp_path):
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
+    field = next(line for line in lines if line.startswith("field program"))
+    file = Path(field.split(" ")[4])
+    file.write_bytes(file.read_bytes().replace(b"cbam_deploy 2\n", b"cbam_deploy 1\n"))
+    said = programs.run([*lines, "build float16 HWC8 1 2 4", f"run {STAGED} {tmp_path}/y 1@0"])
+    assert file.read_bytes().startswith(b"cbam_deploy 1\n")
+    assert f"ran {STAGED}" in said
 
 
 def with_shared_memory(node: Node, shared_bytes: int) -> Node:

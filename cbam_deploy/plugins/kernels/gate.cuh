@@ -147,15 +147,24 @@ __device__ __forceinline__ void prefetch_rows(const float* weights, int stride, 
     prefetch_to_l2<true>(weights + size_t(i / lines) * stride + i % lines * line, 128);
 }
 
-// First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in, holder)`
-// receives W0 times these, for each hidden unit, before factors and bias.
-template <class K, int threads, class Emit>
+// First layer over channels [c0, c0 + count) with the statistics of some images, each `apart` from
+// the next: `emit(unit, in, holder)` receives W0 times these, for each hidden unit, before factors
+// and bias, as parts of `in`. Weights are read once for all images.
+template <class K, int threads, int images = 1, class Emit>
 __device__ __forceinline__ void first_layer(const float* w0, int hidden, int channels, int c0,
                                             int count, const typename K::ChannelStat* stats,
-                                            int positions, Emit emit) {
-  multiply_rows<typename K::Pooled, threads>(
+                                            int positions, Emit emit, int apart = 0) {
+  using All = Values<images * K::Pooled::count>;
+  multiply_rows<All, threads>(
       w0 + c0, channels, hidden, count,
-      [&](int c) { return K::pooled(stats[c], positions); }, emit);
+      [&](int c) {
+        All all;
+#pragma unroll
+        for (int m = 0; m < images; ++m)
+          all.set_part(m, K::pooled(stats[m * apart + c], positions));
+        return all;
+      },
+      emit);
 }
 
 // What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it
@@ -187,29 +196,43 @@ __device__ __forceinline__ float channel_gate(typename K::Hidden logits, float b
   return gate;
 }
 
-// Second layer and gate function for channels [c0, c0 + count): `emit(channel, gate, holder)`,
-// channels from 0.
-template <class K, int threads, class Element, class Emit>
+// Second layer and gate function for channels [c0, c0 + count) of some images, `hidden` of each
+// being `apart` from the next one's: `emit(channel, gates, holder)`, channels from 0.
+template <class K, int threads, int images = 1, class Element, class Emit>
 __device__ __forceinline__ void second_layer(const Arguments<Element>& a, int c0, int count,
-                                             const typename K::Hidden* hidden, Emit emit) {
+                                             const typename K::Hidden* hidden, Emit emit,
+                                             int apart = 0) {
+  using All = Values<images * K::Hidden::count>;
+  const auto seen = [&](int at) {
+    All all;
+#pragma unroll
+    for (int m = 0; m < images; ++m) all.set_part(m, hidden[m * apart + at]);
+    return all;
+  };
+  const auto gates = [&](const All& sums, float bias) {
+    Values<images> gates;
+#pragma unroll
+    for (int m = 0; m < images; ++m)
+      gates.of[m] = channel_gate<K>(sums.template part<typename K::Hidden>(m), bias);
+    return gates;
+  };
   if constexpr (K::mixer == Mixer::conv) {
     const float bias = __ldg(a.bc);
     for (int c = c0 + threadIdx.x; c < c0 + count; c += threads) {
-      typename K::Hidden sum;
+      All sum;
 #pragma unroll
       for (int tap = 0; tap < K::taps; ++tap) {
         const int from = c + tap - K::taps / 2;
-        if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), hidden[from]);
+        if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), seen(from));
       }
-      emit(c, channel_gate<K>(sum, bias), Holder<1>{});
+      emit(c, gates(sum, bias), Holder<1>{});
     }
   } else {
     const int width = K::width(a.hidden, a.channels);
-    multiply_rows<typename K::Hidden, threads>(
-        a.w1 + size_t(c0) * width, width, count, width, [&](int unit) { return hidden[unit]; },
-        [&](int row, const typename K::Hidden& sum, auto holder) {
-          emit(c0 + row, channel_gate<K>(sum, __ldg(a.b1 + c0 + row)), holder);
-        });
+    multiply_rows<All, threads>(a.w1 + size_t(c0) * width, width, count, width, seen,
+                                [&](int row, const All& sums, auto holder) {
+                                  emit(c0 + row, gates(sums, __ldg(a.b1 + c0 + row)), holder);
+                                });
   }
 }
 
@@ -274,15 +297,15 @@ __device__ __forceinline__ float spatial_gate(const Shape& shape, int p,
 }
 
 // Write y over the block's slice. `channel_gate` is indexed by channels and `spatial_gate` by
-// positions, both from the slice's first.
-template <class G, class K, class Read>
+// positions, both from the slice's first. `and_then(chunk, row, col)` is called when a batch of x
+// has been read, by every thread in every chunk whose column is not behind the last.
+template <class G, class K, class Read, class Then>
 __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
                                             const float* channel_gate, const float* spatial_gate,
-                                            const Scales& scales, Read read,
+                                            const Scales& scales, Read read, Then and_then,
                                             const typename G::Element* x,
                                             const typename G::Element* r,
                                             typename G::Element* y) {
-  if constexpr (kWithout == Phase::output) return;
   using Vector = typename G::Vector;
   const float r_ratio = __fdividef(scales.r, K::y_scale(scales));
   const float y_unit = K::last_is_homogeneous ? 1.0f : __fdividef(1.0f, scales.y);
@@ -302,10 +325,13 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
         else if constexpr (K::has_channel) column_gate[i] = channel_gate[at];
       }
     }
-    for (int base = row_lane; base < tile.rows; base += G::R * G::batch) {
+    for (int chunk = 0; chunk * G::chunk < tile.rows; ++chunk) {
+      const int base = chunk * G::chunk + row_lane;
       typename G::Element* const to = tile.at(y, base, col);
       Vector xs[G::batch], rs[G::batch];
       read(base, G::R, col, xs);
+      and_then(chunk, base, col);
+      if constexpr (kWithout == Phase::output) continue;
       if constexpr (K::residual) {
         if (!K::residual_may_be_x || r != x) {
           tile.read(r, base, G::R, col, rs);

@@ -167,9 +167,10 @@ __device__ __forceinline__ void channel_gate_of_image(Arena& arena, const Argume
                               });
   }
   const float unit_gate = K::channel_unit(scales);
-  second_layer<K, threads>(a, c0, count, hidden, [&](int channel, float value, auto holder) {
-    if (holder.number == 0) gate[channel] = value * unit_gate;
-  });
+  second_layer<K, threads>(a, c0, count, hidden,
+                           [&](int channel, const Values<1>& gates, auto holder) {
+                             if (holder.number == 0) gate[channel] = gates.of[0] * unit_gate;
+                           });
   __syncthreads();
 }
 
@@ -252,6 +253,7 @@ __device__ __forceinline__ void apply_gate(const Arguments<typename G::Element>&
   write_gated<G, K>(
       tile, shape.channels - work.slice.c0, channel_gates, spatial_gates, a.scales(),
       [&](int row, int step, int col, auto& vectors) { tile.read(a.x, row, step, col, vectors); },
+      [](int, int, int) {},
       a.x, a.r, a.y);
 }
 
