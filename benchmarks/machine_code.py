@@ -125,7 +125,7 @@ def _is_over_the_map(instructions: list[str], loop: Loop) -> bool:
 
 def _accesses(instructions: list[str], loop: Loop) -> int:
     """Those of 16 bytes."""
-    return _count(instructions[loop[0] : loop[1] + 1], r"(LDS|LDG|STG)[\w.]*\.128")
+    return _count(instructions[loop[0] : loop[1] + 1], r"(LDS|LDG|STG)\.[\w.]*\b128")
 
 
 def _count(instructions: list[str], pattern: str) -> int:

@@ -28,7 +28,6 @@ FORMATS = (("float16", "nhwc"), ("int8", "nhwc"))
 @torch.no_grad()
 def run(job: Job) -> None:
     """Time all plans of each gate in turns."""
-    job.note("Phases were not left out one at a time: the kernels have no switch for it.")
     device = limits(job.dry)
     if job.dry:
         for case in job.in_time(job.each(candidate_cases())):

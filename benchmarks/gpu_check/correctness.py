@@ -150,7 +150,7 @@ def _rehearse(case: Case, inputs: Inputs, expected: Bounded) -> None:
     gate = case.gate
     names = {name for one in case.plan.launches for name in (*one.inputs, *one.outputs)}
     for launch in case.plan.launches:
-        Parameters(launch, dict.fromkeys(names, _DRY_ADDRESS))
+        Parameters(launch, dict.fromkeys(names, _DRY_ADDRESS), batch=1)
     value = expected.value
     if gate.dtype == "int8":
         value = np.nan_to_num(np.rint(np.clip(value, -128, 127)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.gpu_check.buffers import held_buffers
 from benchmarks.gpu_check.cases import Case, draw
 from benchmarks.gpu_check.correctness import limits, put_inputs
-from benchmarks.gpu_check.gate_cases import BATCHES, MAPS, gate_cases
+from benchmarks.gpu_check.gate_cases import large_cases
 from benchmarks.gpu_check.job import Job, Skipped
 from benchmarks.gpu_check.process import command_of, find_program
 from cbam_deploy.plugins.cuda_launch import call, current_device, load
@@ -84,9 +84,8 @@ def counted_rows(text: str) -> list[dict[str, object]]:
 
 def counted_cases(dry: bool) -> list[Case]:
     """The planned gates of ResNet-50 in FP16, channels last, at the first batch."""
-    device, batch = limits(dry), BATCHES[0]
-    gates = [case.gate for case in gate_cases()[: len(MAPS) * len(BATCHES) : len(BATCHES)]]
-    return [Case(plan(gate, device, batch=batch), batch) for gate in gates]
+    device = limits(dry)
+    return [Case(plan(one.gate, device, batch=one.batch), one.batch) for one in large_cases()]
 
 
 def counted(job: Job) -> None:

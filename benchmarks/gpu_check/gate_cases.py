@@ -64,3 +64,8 @@ def gate_cases() -> list[GateCase]:
                 gate = replace(gate, x_scale=0.05, r_scale=0.04, y_scale=0.03)
             cases += [GateCase(gate, batch) for batch in BATCHES]
     return cases
+
+
+def large_cases() -> list[GateCase]:
+    """The gates of what the targets speak of first, at the first batch."""
+    return gate_cases()[: len(MAPS) * len(BATCHES) : len(BATCHES)]

@@ -10,7 +10,9 @@ def described(plan: LaunchPlan) -> str:
     """Such as ``fused 8 x 512`` (blocks per image, threads) or ``staged 64, 49, 49 x 256``."""
     kind = "fused" if len(plan.launches) == 1 else "staged"
     blocks = ", ".join(str(launch.blocks_per_image) for launch in plan.launches)
-    return f"{kind} {blocks} x {plan.launches[0].threads}"
+    images = plan.launches[0].images
+    several = f", {images} images" if images > 1 else ""
+    return f"{kind} {blocks} x {plan.launches[0].threads}{several}"
 
 
 def predicted(plan: LaunchPlan, batch: int, on: Chip) -> dict[str, float]:

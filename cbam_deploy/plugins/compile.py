@@ -61,8 +61,16 @@ class _Entry:
     log: str
 
 
-def compile_kernels(kernels: Iterable[Kernel], architecture: str) -> CompiledKernels:
+def compile_kernels(
+    kernels: Iterable[Kernel], architecture: str, *, without: str = ""
+) -> CompiledKernels:
     """Compile `kernels` for `architecture`, or take them from the cache.
+
+    Args:
+        kernels: entry points.
+        architecture: as in `CompiledKernels`.
+        without: what ``make gpu-check`` leaves out to see what it takes: a ``Phase`` of
+            ``kernels/gate.cuh``.
 
     Raises:
         MissingCapability: NVRTC or the CUDA headers are not installed.
@@ -75,6 +83,8 @@ def compile_kernels(kernels: Iterable[Kernel], architecture: str) -> CompiledKer
     nvrtc = _nvrtc()
     headers = _header_folders()
     options = _options(architecture, headers)
+    if without:
+        options += (f"-DCBAM_WITHOUT={without}".encode(),)
     file = cache_folder() / f"{_key(nvrtc, source, options, headers[0])}.json"
     compiled = _read(file)
     if compiled is None or (compiled.architecture, compiled.names) != (architecture, names):

@@ -4,8 +4,8 @@ Of every launch are counted the bytes that come from device memory and from L2, 
 the barriers that a block waits for, and the round trips to memory that one block makes one after
 the other, because no more loads than `LOADS` are in flight per thread. A launch then takes
 
-    launch + max(device memory, L2, waves x round trips)
-           + waves x (start + barriers + shared memory)
+    launch + max(device memory, L2, starts x round trips to memory + waves x those to L2)
+           + starts x start + waves x (barriers + shared memory)
 
 Arithmetic is left out: every plan of one gate does much the same. So are bank conflicts. All
 constants stand in this module with their source; ``make gpu-check`` sets the predicted beside the
@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
-from cbam_deploy.plugins.stages import described, pools, workspace_shapes
+from cbam_deploy.plugins.stages import branches, described, pools, workspace_shapes
 
 LAUNCH_SECONDS = 1.3e-6
 """From one kernel's end to the next one's start on one stream of a CUDA graph. Guess."""
+PROGRAMMATIC_LAUNCH_SECONDS = 0.7e-6
+"""The same where the next one's blocks have started by then, and only wait. Guess."""
 WAVE_SECONDS = 0.5e-6
 """To start the blocks of a wave and to drain their last writes. Guess."""
 CLUSTER_BARRIER_SECONDS = 0.6e-6
@@ -126,36 +128,40 @@ class Work:
         memory_bytes: read from and written to device memory.
         l2_bytes: read and written by the multiprocessors, whether they come from device memory or
             not.
-        waves: of blocks that run at the same time.
+        waves: of blocks, or of images, that are worked on at the same time.
+        starts: waves that find nothing of their map under way.
         memory_trips, l2_trips: that one block waits for one after the other.
         barriers, cluster_barriers: that one block waits for.
         shared_bytes: of the map that one block keeps and reads again, in shared memory.
+        programmatic: whether its blocks start while those of the launch before still run.
     """
 
     memory_bytes: int
     l2_bytes: int
     waves: int
+    starts: int
     memory_trips: int = 0
     l2_trips: int = 0
     barriers: int = 0
     cluster_barriers: int = 0
     shared_bytes: int = 0
+    programmatic: bool = False
 
     def seconds(self, on: Chip) -> float:
         """Predicted duration, with the launch; never shorter where any count is larger."""
-        trips = self.memory_trips * MEMORY_SECONDS + self.l2_trips * L2_SECONDS
         moving = max(
             self.memory_bytes / on.memory_bytes_per_s,
             self.l2_bytes / on.l2_bytes_per_s,
-            self.waves * trips,
+            self.starts * self.memory_trips * MEMORY_SECONDS
+            + self.waves * self.l2_trips * L2_SECONDS,
         )
         waiting = (
-            WAVE_SECONDS
-            + self.barriers * BLOCK_BARRIER_SECONDS
+            self.barriers * BLOCK_BARRIER_SECONDS
             + self.cluster_barriers * CLUSTER_BARRIER_SECONDS
             + self.shared_bytes / (SHARED_BYTES_PER_CLOCK * on.clock_hz)
         )
-        return LAUNCH_SECONDS + moving + self.waves * waiting
+        launch = PROGRAMMATIC_LAUNCH_SECONDS if self.programmatic else LAUNCH_SECONDS
+        return launch + moving + self.starts * WAVE_SECONDS + self.waves * waiting
 
 
 def seconds(plan: LaunchPlan, batch: int, on: Chip) -> float:
@@ -172,6 +178,8 @@ def resident_blocks(launch: Launch, on: Chip) -> int:
     """Blocks that run at the same time; 0 where no cluster of the launch fits."""
     of_shared = on.shared_bytes // (launch.shared_bytes + RESERVED_SHARED_BYTES)
     per_multiprocessor = min(of_shared, REGISTERS // (REGISTERS_PER_THREAD * launch.threads))
+    if launch.images > 1:  # whose kernels have more registers
+        per_multiprocessor = min(1, per_multiprocessor)
     if launch.cluster == 1:
         return per_multiprocessor * on.multiprocessors
     groups = max(1, on.multiprocessors // CLUSTER_MULTIPROCESSORS)
@@ -193,19 +201,26 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     slices = _slices(gate, launch)
     blocks = batch * launch.blocks_per_image
     resident = min(blocks, max(1, resident_blocks(launch, on)))
+    together = min(launch.images, -(-blocks // resident))  # images that a cluster takes at a time
+    waves = -(-blocks // (resident * together))
     held = L2_SHARE * on.l2_bytes
     trip = launch.threads * LOADS * gate.vector * gate.element_bytes
-    slice_bytes = _slice_bytes(gate, launch)
+    slice_bytes = together * _slice_bytes(gate, launch)
     walk = -(-slice_bytes // trip)
 
     read = _others_read(gate, launch, plan.splits, slices)
     written = _written(gate, launch, plan.splits, image)
-    l2 = sum(read.values()) + sum(written.values())
-    word_trips = launch.blocks_per_image * launch.threads * LOADS * 4
-    l2_trips = sum(-(-size // word_trips) for size in read.values())
+    for_images = _SHARED["fused"] if launch.stage == "fused" else ()
+    l2 = sum(written.values())
+    l2 += sum(-(-size // together) if name in for_images else size for name, size in read.items())
+    threads = launch.blocks_per_image * launch.threads
+    l2_trips = sum(
+        -(-size // (threads * LOADS * _bytes_of_load(gate, launch, name)))
+        for name, size in read.items()
+    )
     memory = batch * written.get("y", 0)
-    memory += sum(size for name, size in _weights(gate).items() if name in {*read} - known)
-    memory_trips, barriers, shared = 0, 0, 0
+    memory += sum(size for name, size in weight_bytes(gate).items() if name in {*read} - known)
+    memory_trips, barriers, shared, copies = 0, 0, 0, False
 
     maps = [name for name in ("x", "r") if name in launch.inputs]
     l2 += image * len(maps)
@@ -226,7 +241,11 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
         else:
             l2_trips += lost_trips
         shared = parts * (slice_bytes - lost)
+        # The next image's map is copied to where this one's was.
+        copies = launch.persistent and not lost and gate.vector * gate.element_bytes == 16
         barriers = 1 + 3 * spec.has_channel + spec.has_spatial
+    elif fresh and launch.programmatic and fresh == ["r"] and waves == 1:
+        l2_trips += walk  # it was brought to L2 while the launch before still ran
     elif fresh:
         memory_trips = walk  # r along with x
     elif maps:
@@ -234,16 +253,26 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
     return Work(
         memory,
         batch * l2,
-        -(-blocks // resident),
+        waves,
+        1 if copies else waves,
         memory_trips,
         l2_trips,
         barriers if launch.cluster == 1 else 0,
         barriers if launch.cluster > 1 else 0,
         shared,
+        launch.programmatic,
     )
 
 
-def _weights(gate: Gate) -> dict[str, int]:
+_SHARED = {
+    "fused": ("w0", "w1", "b1"),
+    "channel_statistics": ("w0",),
+    "channel_excitation": ("w1", "b1"),
+}
+"""By stage, the weights that an image's blocks share among them; all others each block reads."""
+
+
+def weight_bytes(gate: Gate) -> dict[str, int]:
     """Bytes of each of the weights."""
     sizes = (gate.channels, gate.hidden, gate.kernel_size, gate.channel_kernel_size)
     shapes = gate.operator.weight_shapes(*sizes)
@@ -272,21 +301,31 @@ def _not_kept(gate: Gate, launch: Launch, positions: int) -> int:
 def _others_read(gate: Gate, launch: Launch, splits: int, slices: list[int]) -> dict[str, int]:
     """Bytes that all blocks of an image read, by name, of what is no map."""
     blocks = launch.blocks_per_image
-    # What the blocks share among them; all else each reads whole.
-    shared = {"fused": ("w0", "w1", "b1"), "channel_excitation": ("w1", "b1")}
     read = {
-        name: size * (1 if name in shared.get(launch.stage, ()) else blocks)
-        for name, size in _weights(gate).items()
+        name: size * (1 if name in _SHARED.get(launch.stage, ()) else blocks)
+        for name, size in weight_bytes(gate).items()
         if name in launch.inputs
     }
     if "partials" in launch.inputs:
-        read["partials"] = blocks * splits * gate.channels * pools(gate) * 4
+        of_split = gate.channels * pools(gate)
+        if gate.hidden and "w0" not in launch.inputs:
+            of_split = gate.hidden * branches(gate)
+        read["partials"] = blocks * splits * of_split * 4
     if "channel_gates" in launch.inputs:
         times = len(slices) if launch.stage == "apply" else blocks
         read["channel_gates"] = times * gate.stored * 4
     if "pooled" in launch.inputs:
         read["pooled"] = blocks // len(slices) * _windows(gate, slices) * described(gate) * 4
     return read
+
+
+def _bytes_of_load(gate: Gate, launch: Launch, name: str) -> int:
+    """That a thread reads at once of what is no map."""
+    if name in ("w0", "w1"):
+        row = gate.channels if name == "w0" else gate.hidden or gate.channels
+        share = launch.integer("channels_per_block") if launch.stage == "channel_statistics" else 4
+        return 16 if (row | share) % 4 == 0 else 4
+    return 4 * {"partials": pools(gate), "pooled": described(gate)}.get(name, 1)
 
 
 def _windows(gate: Gate, slices: list[int]) -> int:
@@ -300,6 +339,6 @@ def _windows(gate: Gate, slices: list[int]) -> int:
 
 def _written(gate: Gate, launch: Launch, splits: int, image: int) -> dict[str, int]:
     """Bytes of one image that a launch writes, by name."""
-    shapes = workspace_shapes(gate, splits)
+    shapes = workspace_shapes(gate, splits, first_layer="w0" in launch.inputs)
     sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
     return {name: sizes.get(name, image) for name in launch.outputs}

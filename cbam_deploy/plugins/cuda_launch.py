@@ -22,7 +22,7 @@ from cbam_deploy.plugins.geometry import (
     DeviceLimits,
     grid,
 )
-from cbam_deploy.plugins.launches import Launch, LaunchPlan
+from cbam_deploy.plugins.launches import BATCH, Launch, LaunchPlan
 
 _HINT = installation_of("kernels")
 _LARGE_CLUSTERS = (90, 100, 103)
@@ -34,9 +34,13 @@ class NoRoom(Exception):
     """A cluster of a plan's blocks has no room on the device, which may be a part of a GPU."""
 
 
-def compile_plan(plan: LaunchPlan, capability: int) -> CompiledKernels:
-    """Machine code of a plan's kernels for one compute capability, 90 for 9.0; no driver needed."""
-    return compile_kernels((launch.kernel for launch in plan.launches), f"sm_{capability}")
+def compile_plan(plan: LaunchPlan, capability: int, without: str = "") -> CompiledKernels:
+    """Machine code of a plan's kernels for one compute capability, 90 for 9.0; no driver needed.
+
+    `without` is as in `compile_kernels`.
+    """
+    kernels = (launch.kernel for launch in plan.launches)
+    return compile_kernels(kernels, f"sm_{capability}", without=without)
 
 
 class Parameters:
@@ -45,19 +49,13 @@ class Parameters:
     The driver copies the values when the kernel is enqueued.
     """
 
-    def __init__(self, launch: Launch, buffers: Mapping[str, int]) -> None:
-        names = (*launch.inputs, *launch.outputs)
-        self._pointers = (ctypes.c_void_p * len(names))(*[buffers[name] for name in names])
-        values = [value for _, value in launch.integers]
-        self._integers = (ctypes.c_int * len(values))(*values)
-        first, integers = ctypes.addressof(self._pointers), ctypes.addressof(self._integers)
-        pointers = [first + 8 * position for position in range(len(names))]
-        split = len(launch.inputs)
-        addresses = [
-            *pointers[:split],
-            *(integers + 4 * position for position in range(len(values))),
-            *pointers[split:],
-        ]
+    def __init__(self, launch: Launch, buffers: Mapping[str, int], batch: int) -> None:
+        known = {**buffers, BATCH: batch}
+        values = [known[one] if isinstance(one, str) else one for one in launch.arguments]
+        # Eight bytes for each: of an integer the kernel takes the lower four, which come first.
+        self._values = (ctypes.c_int64 * len(values))(*values)
+        first = ctypes.addressof(self._values)
+        addresses = [first + 8 * position for position in range(len(values))]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
 
     @property
@@ -75,17 +73,23 @@ class LoadedPlan:
             same time; None without clusters.
     """
 
-    def __init__(self, plan: LaunchPlan, device: int) -> None:
+    def __init__(self, plan: LaunchPlan, device: int, without: str = "") -> None:
         self.plan = plan
         self._device = device
         self._limits = device_limits(device)
-        compiled = compile_plan(plan, self._limits.capability)
+        compiled = compile_plan(plan, self._limits.capability, without)
         with current_device(device), _loading_allowed():
             self._module = call("cuModuleLoadData", compiled.image)
             self._functions = [
                 _function(self._module, launch.kernel.name, launch) for launch in plan.launches
             ]
             self.active_clusters = tuple(map(_active_clusters, self._functions, plan.launches))
+            self._running = [
+                clusters * launch.cluster if clusters else _running_blocks(function, launch, device)
+                for function, launch, clusters in zip(
+                    self._functions, plan.launches, self.active_clusters, strict=True
+                )
+            ]
         if 0 in self.active_clusters:
             raise NoRoom(f"{plan.gate}: a cluster of its blocks has no room on GPU {device}")
 
@@ -102,30 +106,30 @@ class LoadedPlan:
             BadInput: the batch is too large for the device's grid.
             RuntimeError: the driver refuses.
         """
-        blocks = [grid(launch, batch, self._limits) for launch in self.plan.launches]
+        blocks = [
+            grid(launch, batch, self._limits, running)
+            for launch, running in zip(self.plan.launches, self._running, strict=True)
+        ]
         with current_device(self._device):
             for launch, function, count in zip(
                 self.plan.launches, self._functions, blocks, strict=True
             ):
-                parameters = Parameters(launch, buffers)
-                block = (launch.threads, 1, 1)
-                call(
-                    "cuLaunchKernel",
-                    *(function, count, 1, 1, *block, launch.shared_bytes, stream),
-                    *(parameters.address, 0),
-                )
+                parameters = Parameters(launch, buffers, batch)
+                _enqueue(function, launch, count, parameters.address, stream)
 
 
 @functools.lru_cache(maxsize=1024)
-def load(plan: LaunchPlan, device: int) -> LoadedPlan:
+def load(plan: LaunchPlan, device: int, without: str = "") -> LoadedPlan:
     """`plan` with its kernels loaded on GPU number `device`, from memory when asked again.
+
+    `without` is as in `compile_kernels`.
 
     Raises:
         MissingCapability: the driver or NVRTC is missing.
         BadInput: NVRTC does not know this GPU's architecture.
         NoRoom: the driver cannot have a single one of its clusters running.
     """
-    return LoadedPlan(plan, device)
+    return LoadedPlan(plan, device, without)
 
 
 def load_first(plans: Sequence[LaunchPlan], device: int) -> LoadedPlan:
@@ -229,19 +233,51 @@ def _function(module: Any, name: str, launch: Launch) -> Any:
     return function
 
 
+def _config(launch: Launch, blocks: int) -> Any:
+    config = driver().CUlaunchConfig()  # the cluster's size is the kernel's own
+    config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
+    config.sharedMemBytes = launch.shared_bytes
+    return config
+
+
+def _enqueue(function: Any, launch: Launch, blocks: int, parameters: int, stream: int) -> None:
+    if not launch.programmatic:
+        block = (launch.threads, 1, 1)
+        shape = (blocks, 1, 1, *block, launch.shared_bytes)
+        call("cuLaunchKernel", function, *shape, stream, parameters, 0)
+        return
+    known = driver().CUlaunchAttributeID
+    allowed = driver().CUlaunchAttribute()
+    allowed.id = known.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    allowed.value.programmaticStreamSerializationAllowed = 1
+    config = _config(launch, blocks)
+    config.hStream, config.attrs, config.numAttrs = stream, [allowed], 1
+    call("cuLaunchKernelEx", config, function, parameters, 0)
+
+
 def _active_clusters(function: Any, launch: Launch) -> int | None:
     if launch.cluster == 1:
         return None
-    config = driver().CUlaunchConfig()  # the cluster's size is the kernel's own
-    config.gridDimX, config.gridDimY, config.gridDimZ = launch.cluster, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
-    config.sharedMemBytes = launch.shared_bytes
     try:
-        return int(call("cuOccupancyMaxActiveClusters", function, config))
+        return int(call("cuOccupancyMaxActiveClusters", function, _config(launch, launch.cluster)))
     except RuntimeError as error:
         if _NO_SUCH_CLUSTER in str(error):
             return 0
         raise
+
+
+def _running_blocks(function: Any, launch: Launch, device: int) -> int:
+    """How many blocks of a launch without clusters the device runs at once, where it matters."""
+    if not launch.persistent:
+        return 0
+    of_one = int(
+        call(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+            *(function, launch.threads, launch.shared_bytes),
+        )
+    )
+    return of_one * device_limits(device).multiprocessors
 
 
 @contextmanager

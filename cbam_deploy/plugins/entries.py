@@ -31,6 +31,18 @@ class Kernel:
     name: str
     text: str
 
+    @property
+    def programmatic(self) -> Kernel:
+        """The same for launches that may start before what they read is there.
+
+        It does not compile for GPUs on which it would not wait for that, so that no image of it
+        can be taken for one that waits.
+        """
+        kind, _, digest = self.name.rpartition("_")
+        name = f"{kind}_programmatic_{digest}"
+        text = self.text.replace(f" {self.name}(", f" {name}(")
+        return Kernel(name, f"static_assert(cbam::kOverlaps);\n{text}")
+
 
 def entry_point(
     kind: str,
@@ -39,6 +51,7 @@ def entry_point(
     *,
     cluster: int,
     threads: int,
+    resident: int,
     inputs: Iterable[str],
     integers: Iterable[str],
     outputs: Iterable[str],
@@ -53,6 +66,7 @@ def entry_point(
         element: C++ type of the maps.
         cluster: blocks of a cluster.
         threads: of a block.
+        resident: blocks that a multiprocessor is to have registers for.
         inputs: names of the pointers it reads, fields of ``Arguments``.
         integers: names of the integers.
         outputs: names of the pointers it writes.
@@ -68,7 +82,7 @@ def entry_point(
     parameters += [pointer(name, "") for name in outputs]
     names = [parameter.rpartition(" ")[2] for parameter in parameters]
     attributes = f"CBAM_CLUSTER({cluster}) " if cluster > 1 else ""
-    attributes += f"__launch_bounds__({threads}, {512 // threads})"
+    attributes += f"__launch_bounds__({threads}, {resident})"
     body = [f"  cbam::Arguments<{element}> arguments;"]
     body += [f"  arguments.{name} = {name};" for name in names]
     body += [f"  {function}(arguments);"]

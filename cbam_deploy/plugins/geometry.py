@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cbam_deploy.errors import BadInput
-from cbam_deploy.plugins.cost_model import DATASHEETS, Chip, chip, resident_blocks, seconds
+from cbam_deploy.plugins.cost_model import (
+    DATASHEETS,
+    Chip,
+    chip,
+    resident_blocks,
+    seconds,
+    weight_bytes,
+)
 from cbam_deploy.plugins.gate import Gate, round_up
 from cbam_deploy.plugins.launches import (
     Cut,
@@ -37,7 +44,8 @@ PORTABLE_CLUSTER = 8
 DEFAULT_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may use without opting in to more."""
 
-_MOST_SPLITS = 16  # parts of one channel's sum; blocks that excite channels
+_MOST_SPLITS = 16  # parts of one channel's sum; blocks that share a layer's weights
+_ROWS_OF_WARP = 4  # of weights, at once: multiply_rows
 _BLOCKS_PER_MULTIPROCESSOR = (4, 1)  # that staged launches are cut into, as far as the map allows
 _MOST_POSITIONS = 2048  # of a block of the last launch: their gates stand in shared memory
 
@@ -75,6 +83,11 @@ class DeviceLimits:
         if self.capability < 90:
             return 1
         return CLUSTER_SIZES[-1] if self.large_clusters else PORTABLE_CLUSTER
+
+    @property
+    def programmatic(self) -> bool:
+        """Whether a launch may start before the one in front of it has ended."""
+        return self.capability >= 90
 
     @property
     def chip(self) -> Chip:
@@ -164,7 +177,8 @@ def ranked_plans(
 
     def rank(one: LaunchPlan) -> tuple[float, ...]:
         # Of equals, the one that can have more loads in flight.
-        return seconds(one, batch, on), len(one.launches), -one.launches[0].threads
+        first = one.launches[0]
+        return seconds(one, batch, on), len(one.launches), first.images, -first.threads
 
     return tuple(sorted(plans, key=rank))
 
@@ -188,9 +202,19 @@ def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
             if free < 0:
                 continue
             kept = min(rows, free // 16 * 16 // (columns * gate.vector * gate.element_bytes))
-            candidate = fused_plan(gate, tiling, cluster, kept)
-            if resident_blocks(candidate.launches[0], limits.chip):
-                yield candidate
+            several = (2, 4) if kept == rows and threads == limits.small_block else ()
+            for images in (1, *(several if _weights_are_most(gate) else ())):
+                candidate = fused_plan(gate, tiling, cluster, kept, images)
+                launch = candidate.launches[0]
+                fits = launch.shared_bytes <= limits.block_shared_bytes
+                if fits and resident_blocks(launch, limits.chip):
+                    yield candidate
+
+
+def _weights_are_most(gate: Gate) -> bool:
+    """Whether an image's maps are less than the weights that every image needs."""
+    image = gate.stored * gate.positions * gate.element_bytes
+    return sum(weight_bytes(gate).values()) > (len(gate.operator.maps) + 1) * image
 
 
 def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[LaunchPlan, ...]:
@@ -199,22 +223,33 @@ def staged_candidates(gate: Gate, limits: DeviceLimits, batch: int) -> tuple[Lau
     Raises:
         BadInput: the gate's statistics exceed the shared memory of a block.
     """
-    in_place = {
-        threads: not _gating_fits(gate, limits, threads)
-        for threads in (limits.small_block, limits.large_block)
-    }
-    plans = (
-        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), *block)
+    plans = [
+        _staged(gate, limits, -(-blocks * limits.multiprocessors // batch), threads, first_layer)
         for blocks in _BLOCKS_PER_MULTIPROCESSOR
-        for block in in_place.items()
-    )
-    return tuple(dict.fromkeys(plans))
+        for threads in (limits.small_block, limits.large_block)
+        for first_layer in ((False, True) if gate.hidden else (False,))
+    ]
+    fitting = [
+        one
+        for one in dict.fromkeys(plans)
+        if all(launch.shared_bytes <= limits.block_shared_bytes for launch in one.launches)
+    ]
+    if not fitting:
+        raise BadInput(
+            f"{gate}: its statistics exceed the shared memory of a block",
+            "leave this gate unfused: its standard operators run everywhere",
+        )
+    return tuple(fitting)
 
 
-def grid(launch: Launch, batch: int, limits: DeviceLimits) -> int:
-    """Blocks of `launch` for `batch` images; `BadInput` if the device's grid is too small."""
-    blocks = launch.blocks_per_image * batch
-    if blocks > limits.grid_blocks:
+def grid(launch: Launch, batch: int, limits: DeviceLimits, running: int) -> int:
+    """Blocks of `launch` for `batch` images, of which the device runs `running` at the same time.
+
+    Raises:
+        BadInput: the device's grid is too small, or its integers for the number of images.
+    """
+    blocks = launch.blocks(batch, running)
+    if max(blocks, batch) > limits.grid_blocks:
         raise BadInput(f"batch {batch} needs a grid of {blocks} blocks", "split the batch")
     return blocks
 
@@ -241,15 +276,17 @@ def choose_tiling(gate: Gate, rows: int, columns: int, threads: int, warp: int) 
 
 
 def _staged(
-    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, in_place: bool
+    gate: Gate, limits: DeviceLimits, wanted: int, threads: int, first_layer: bool
 ) -> LaunchPlan:
     """The staged kernels on about `wanted` blocks per image, each of so many `threads`.
 
-    `in_place` is as in `spatial_statistics`.
+    `first_layer` is as in `channel_statistics`.
     """
     shared = min(DEFAULT_SHARED_BYTES, limits.block_shared_bytes)
-    statistics_cut = _statistics_cut(gate, wanted, in_place)
-    parts, _ = statistics_cut.splits(gate)
+    statistics_cut = _statistics_cut(gate, wanted, first_layer)
+    position_parts, channel_parts = statistics_cut.splits(gate)
+    parts = channel_parts if first_layer else position_parts
+    order = stages(gate.operator, first_layer=first_layer)
 
     def tiling(positions: int, channels: int) -> Tiling:
         rows, columns = gate.matrix(positions, channels)
@@ -258,36 +295,33 @@ def _staged(
     def launch(stage: Stage) -> Launch:
         if stage == "channel_statistics":
             cut = statistics_cut
-            return channel_statistics(gate, tiling(cut.positions, cut.channels), cut, shared)
+            block = tiling(cut.positions, cut.channels)
+            return channel_statistics(gate, block, cut, shared, first_layer=first_layer)
         if stage == "channel_excitation":
-            # Only C^2 weights are worth several blocks: each pools all channels anew.
-            linear = gate.operator.gate.mixer == "linear"
-            blocks = min(_MOST_SPLITS, wanted) if linear else 1
-            channels = _part(gate.channels, threads // limits.warp, blocks)
+            # Several blocks share the second layer, where not each has to do the first one anew.
+            shares = first_layer or gate.operator.gate.mixer == "linear"
+            blocks = min(_MOST_SPLITS, wanted) if shares else 1
+            channels = _part(gate.channels, threads // limits.warp * _ROWS_OF_WARP, blocks)
             whole = tiling(gate.positions, gate.stored)
-            return channel_excitation(gate, whole, channels, parts, in_place=in_place)
+            return channel_excitation(gate, whole, channels, parts, first_layer=first_layer)
         if stage == "spatial_statistics":
-            most = 1 if in_place else wanted
-            positions = _part(gate.positions, _positions_unit(gate), most)
+            positions = _part(gate.positions, _positions_unit(gate), wanted)
             whole = tiling(positions, gate.stored)
-            return spatial_statistics(gate, whole, positions, parts, in_place=in_place)
+            return spatial_statistics(gate, whole, positions, parts, first_layer=first_layer)
         cut = _apply_cut(gate, wanted)
         return apply(gate, tiling(cut.positions, cut.channels), cut, shared)
 
-    launches = tuple(map(launch, stages(gate.operator)))
-    if any(one.shared_bytes > limits.block_shared_bytes for one in launches):
-        raise BadInput(
-            f"{gate}: its statistics exceed the shared memory of a block",
-            "leave this gate unfused: its standard operators run everywhere",
-        )
-    return staged_plan(gate, launches)
+    return staged_plan(gate, map(launch, order), programmatic=limits.programmatic)
 
 
-def _statistics_cut(gate: Gate, wanted: int, in_place: bool) -> Cut:
+def _statistics_cut(gate: Gate, wanted: int, first_layer: bool) -> Cut:
     """Slices of the launch that computes the channels' statistics."""
+    if first_layer:
+        parts = min(_MOST_SPLITS, wanted)
+        return Cut(gate.positions, _part(gate.stored, _channel_unit(gate), parts))
     channels = _part(gate.stored, _channel_unit(gate), wanted)
     blocks = -(-wanted * channels // gate.stored)
-    least, most = 1, 1 if in_place else _MOST_SPLITS
+    least, most = 1, _MOST_SPLITS
     if gate.operator.gate.arrangement == "spatial-channel":
         least = -(-gate.positions // _MOST_POSITIONS)  # as in the last launch
         most = max(least, most)
@@ -300,19 +334,6 @@ def _apply_cut(gate: Gate, wanted: int) -> Cut:
     positions = _part(min(gate.positions, _MOST_POSITIONS), unit, wanted)
     blocks = -(-wanted * positions // gate.positions)
     return Cut(positions, _part(gate.stored, _channel_unit(gate), blocks))
-
-
-def _gating_fits(gate: Gate, limits: DeviceLimits, threads: int) -> bool:
-    """Whether one block has the shared memory for all channels' statistics and gates."""
-    if not gate.operator.gate.has_channel:
-        return True
-    rows, columns = gate.matrix(gate.positions, gate.stored)
-    tiling = choose_tiling(gate, rows, columns, threads, limits.warp)
-    if "channel_excitation" in stages(gate.operator):
-        launch = channel_excitation(gate, tiling, gate.channels, 1, in_place=False)
-    else:
-        launch = spatial_statistics(gate, tiling, gate.positions, 1, in_place=False)
-    return launch.shared_bytes <= limits.block_shared_bytes
 
 
 def _positions_unit(gate: Gate) -> int:

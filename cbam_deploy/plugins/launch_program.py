@@ -3,7 +3,7 @@
 A node carries it as text, which `text` writes and `read_program` reads; the library reads it too
 (``native/program.cpp``). Lines end with a line feed, words are separated by one space::
 
-    cbam_deploy 1
+    cbam_deploy 2
     gate CbamGateAddRelu on 256x56x56 at layer1.0           for people
     inputs x r w0 b0 w1 b1 ws bs                            of the node, in order; its output is y
     maps x r                                                those of them that are feature maps
@@ -15,10 +15,13 @@ A node carries it as text, which `text` writes and `read_program` reads; the lib
     tactic 1                                                a number, unique within the format
     buffer partials 4096                                    workspace, bytes per image
     launch ENTRY 16 1 256 2048 : x 256 56 56 partials       see `ProgramLaunch`
+    launch ENTRY 8 8 512 4096 persistent : x 256 batch y    of blocks that take several images
+    launch ENTRY 4 1 256 2048 programmatic : partials 256 y that may start before the last one ends
 
 An image's KEY starts the sha256 of its bytes. OFFSET is its place among the images that the node
 carries, ``-`` where another node of the network does. A format belongs to the target above it, a
-tactic to the format, buffers and launches to the tactic.
+tactic to the format, buffers and launches to the tactic. In programs that begin ``cbam_deploy 1``
+no launch is either; they are read like these.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from typing import cast, get_args
 from cbam_deploy.plugins.launches import Launch, LaunchPlan
 from cbam_deploy.plugins.layouts import Dtype
 
-_FIRST_LINE = "cbam_deploy 1"
+_FIRST_LINE = "cbam_deploy 2"
+_FIRST_LINES = ("cbam_deploy 1", _FIRST_LINE)  # of all that are read
+_FLAGS = ("persistent", "programmatic")  # of a launch, in this order; fields of `ProgramLaunch`
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,15 @@ class ProgramLaunch:
 
     Attributes:
         entry: name of the entry point.
-        blocks_per_image: the grid is this times the batch.
+        blocks_per_image: the grid is this times the batch, but for what `persistent` says.
         cluster: blocks of a cluster.
         threads: of a block.
         shared_bytes: dynamic shared memory of a block.
-        arguments: the kernel's parameters, in order: names of tensors and buffers, and 32-bit
-            integers.
+        arguments: the kernel's parameters, in order: names of tensors and buffers, 32-bit integers,
+            and ``batch`` for the number of images.
+        persistent: whether there are at most as many blocks as the GPU runs at the same time.
+        programmatic: whether it may start before the launch in front of it has ended; for compute
+            capability 9.0 and later.
     """
 
     entry: str
@@ -72,18 +80,21 @@ class ProgramLaunch:
     threads: int
     shared_bytes: int
     arguments: tuple[str | int, ...]
+    persistent: bool = False
+    programmatic: bool = False
 
     @classmethod
     def of(cls, launch: Launch) -> ProgramLaunch:
         """As a program has it."""
-        integers = tuple(value for _, value in launch.integers)
         return cls(
             entry=launch.kernel.name,
             blocks_per_image=launch.blocks_per_image,
             cluster=launch.cluster,
             threads=launch.threads,
             shared_bytes=launch.shared_bytes,
-            arguments=(*launch.inputs, *integers, *launch.outputs),
+            arguments=launch.arguments,
+            persistent=launch.persistent,
+            programmatic=launch.programmatic,
         )
 
 
@@ -180,7 +191,8 @@ def _lines(program: LaunchProgram) -> Iterator[str]:
                     yield _line("buffer", name, size)
                 for one in tactic.launches:
                     shape = (one.blocks_per_image, one.cluster, one.threads, one.shared_bytes)
-                    yield _line("launch", one.entry, *shape, ":", *one.arguments)
+                    flags = [flag for flag in _FLAGS if getattr(one, flag)]
+                    yield _line("launch", one.entry, *shape, *flags, ":", *one.arguments)
 
 
 def _line(*words: str | int) -> str:
@@ -194,7 +206,7 @@ def read_program(written: str) -> LaunchProgram:
         ValueError: it wrote no such text.
     """
     lines = written.split("\n")
-    if lines[0] != _FIRST_LINE or lines.pop() != "":
+    if lines[0] not in _FIRST_LINES or lines.pop() != "":
         raise ValueError("it is no launch program of this version")
     reader = _Reader()
     for number, line in enumerate(lines[1:], 2):
@@ -254,9 +266,12 @@ class _Reader:
     def read_launch(self, rest: str) -> None:
         shape, arguments = rest.split(" : ")
         entry, *numbers = shape.split(" ")
-        blocks, cluster, threads, shared = map(int, numbers)
+        blocks, cluster, threads, shared = map(int, numbers[:4])
+        flags = {flag: flag in numbers[4:] for flag in _FLAGS}
+        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]]:
+            raise ValueError(shape)
         words = tuple(map(_argument, arguments.split(" ")))
-        launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words)
+        launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words, **flags)
         self._extend(launches=(launch,))
 
     def _extend(

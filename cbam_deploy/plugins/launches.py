@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cbam_deploy.gates.operators import GateOperator
 from cbam_deploy.plugins.entries import (
@@ -34,21 +34,29 @@ from cbam_deploy.plugins.stages import (
 )
 from cbam_deploy.plugins.tiling import Tiling
 
+BATCH = "batch"
+"""Stands for the number of images among the `arguments` of a launch."""
+
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch; its parameters are `inputs`, then `integers`, then `outputs`.
+    """One kernel launch.
 
     Attributes:
         stage: what it computes.
         kernel: its entry point.
         tiling: of its slices; None where it reads no map.
-        blocks_per_image: the grid is this times the batch.
+        blocks_per_image: the grid is this times the batch, but for what `persistent` says.
         cluster: blocks of a cluster, fixed in the kernel.
         threads: of a block.
         shared_bytes: dynamic shared memory of a block.
         inputs, outputs: names of buffers: x, r, y, the gate's weights, or the plan's workspace.
         integers: 32-bit parameters by name.
+        persistent: whether there are at most as many blocks as the device runs at the same time,
+            which then take several images; the kernel is told the batch.
+        programmatic: whether it may start before the launch in front of it has ended, whose results
+            its kernel waits for: CUDA's programmatic dependent launch.
+        images: the most that a cluster takes at a time, where it takes several.
     """
 
     stage: Stage
@@ -61,6 +69,20 @@ class Launch:
     inputs: tuple[str, ...]
     integers: tuple[tuple[str, int], ...]
     outputs: tuple[str, ...]
+    persistent: bool = False
+    programmatic: bool = False
+    images: int = 1
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        """The kernel's parameters in order: names of buffers, integers, and `BATCH` for one."""
+        integers = tuple(value for _, value in self.integers)
+        return (*self.inputs, *integers, *([BATCH] if self.persistent else []), *self.outputs)
+
+    def blocks(self, batch: int, running: int) -> int:
+        """The grid for `batch` images on a device that runs `running` blocks at the same time."""
+        blocks = self.blocks_per_image * batch
+        return min(blocks, running) if self.persistent else blocks
 
     def integer(self, name: str) -> int:
         """The value of one of `integers`."""
@@ -83,30 +105,44 @@ class LaunchPlan:
 
     @property
     def splits(self) -> int:
-        """Parts in which the staged launches pass a channel's statistics on; 0 without these."""
+        """Parts in which staged launches pass on what comes of the channels; 0 without these."""
         return max(dict(launch.integers).get("splits", 0) for launch in self.launches)
+
+    @property
+    def first_layer(self) -> bool:
+        """Whether the launch of the channels' statistics goes on to the first layer."""
+        return any(
+            launch.stage == "channel_statistics" and "w0" in launch.inputs
+            for launch in self.launches
+        )
 
 
 def fused_plan(
-    gate: Gate, tiling: Tiling, cluster: int, kept_rows: int | None = None
+    gate: Gate, tiling: Tiling, cluster: int, kept_rows: int | None = None, images: int = 1
 ) -> LaunchPlan:
     """One launch of the fused kernel on `cluster` blocks per image.
 
-    `kept_rows` rows of each block's slice stay in shared memory; None: all.
+    Args:
+        gate: the gate.
+        tiling: of a block's slice.
+        cluster: blocks.
+        kept_rows: of each block's slice, that stay in shared memory; None: all.
+        images: the most that a cluster takes at a time, of which it keeps all.
     """
     per_block = positions_per_block(gate, cluster)
     rows, columns = gate.matrix(per_block, gate.stored)
     kept_rows = rows if kept_rows is None else min(rows, kept_rows)
-    kept_bytes = kept_rows * columns * gate.vector * gate.element_bytes
+    kept_bytes = images * kept_rows * columns * gate.vector * gate.element_bytes
     launch = _launch(
         gate,
         "fused",
         f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}, "
-        f"{boolean(kept_rows == rows)}>",
+        f"{boolean(kept_rows == rows)}{f', {images}' if images > 1 else ''}>",
         tiling,
         blocks=cluster,
         cluster=cluster,
-        shared_bytes=fused_fixed_bytes(gate, tiling, cluster) + _aligned(kept_bytes),
+        shared_bytes=fused_fixed_bytes(gate, tiling, cluster, images) + _aligned(kept_bytes),
+        images=images,
         integers=(
             *_shape(gate),
             *_hidden(gate),
@@ -124,25 +160,25 @@ def positions_per_block(gate: Gate, cluster: int) -> int:
     return round_up(-(-gate.positions // cluster), unit)
 
 
-def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int) -> int:
+def fused_fixed_bytes(gate: Gate, tiling: Tiling, cluster: int, images: int = 1) -> int:
     """Shared memory of the fused kernel but for the kept map, in the order it takes the pieces."""
     spec = gate.operator.gate
     share = -(-gate.channels // cluster)
     per_block = positions_per_block(gate, cluster)
     rows, _ = gate.matrix(per_block, gate.stored)
-    arrivals = (4 if cluster > 1 else 0, -(-rows // tiling.chunk))
+    arrivals = (4 if cluster > 1 else 0, images * -(-rows // tiling.chunk))
     pieces, first_phase, later = [8 * count for count in arrivals], 0, []
     if spec.has_channel:
-        pieces.append(cluster * share * pools(gate) * 4)
-        pieces.append(cluster * gate.hidden * branches(gate) * 4)
-        pieces.append(_second_layer_bytes(gate))
+        pieces.append(images * cluster * share * pools(gate) * 4)
+        pieces.append(images * cluster * gate.hidden * branches(gate) * 4)
+        pieces.append(images * _second_layer_bytes(gate))
         first_phase = _aligned(tiling.channel_scratch * pools(gate) * 4)
-        later.append(gate.stored * 4)
+        later.append(images * gate.stored * 4)
     if spec.has_spatial:
-        pieces += [_convolution_bytes(gate), *_described(gate)]
+        pieces += [_convolution_bytes(gate), *(images * size for size in _described(gate))]
         pieces.append(tiling.position_scratch * described(gate) * 4)
         window = min(gate.positions, per_block + 2 * gate.halo)
-        later += [window * described(gate) * 4, per_block * 4]
+        later += [images * window * described(gate) * 4, images * per_block * 4]
     if spec.arrangement == "spatial-channel":
         return _sum(pieces) + first_phase + _sum(later)
     return _sum(pieces) + max(first_phase, _sum(later))
@@ -160,12 +196,21 @@ class Cut:
         return -(-gate.positions // self.positions), -(-gate.stored // self.channels)
 
 
-def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
+def channel_statistics(
+    gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int, *, first_layer: bool = False
+) -> Launch:
     """Staged launch: sums and maxima per channel, of x or of x times its spatial gate.
 
-    `shared_limit` is as in `apply`.
+    Args:
+        gate: the gate.
+        tiling: of a slice.
+        cut: the slices.
+        shared_limit: as in `apply`.
+        first_layer: pass on what the first layer makes of these; a slice then has all positions.
     """
     pieces = [tiling.channel_scratch * pools(gate) * 4]
+    if first_layer:
+        pieces.append(cut.channels * pools(gate) * 4)
     window: tuple[tuple[str, int], ...] = ()
     if gate.operator.gate.arrangement == "spatial-channel":
         size, more = _window(gate, cut, shared_limit - _sum(pieces))
@@ -175,16 +220,18 @@ def channel_statistics(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) 
     return _launch(
         gate,
         "channel_statistics",
-        f"cbam::channel_statistics<{tiling.expression}, {_before_the_last(gate)}>",
+        f"cbam::channel_statistics<{tiling.expression}, {_before_the_last(gate)}, "
+        f"{boolean(first_layer)}>",
         tiling,
         blocks=position_splits * channel_splits,
         shared_bytes=_sum(pieces),
-        integers=(*_shape(gate), *_cut(cut), *window),
+        integers=(*_shape(gate), *(_hidden(gate) if first_layer else ()), *_cut(cut), *window),
+        first_layer=first_layer,
     )
 
 
 def channel_excitation(
-    gate: Gate, tiling: Tiling, channels: int, splits: int, *, in_place: bool
+    gate: Gate, tiling: Tiling, channels: int, splits: int, *, first_layer: bool = False
 ) -> Launch:
     """Staged launch: the channel gate alone; of `tiling` only the threads matter.
 
@@ -192,17 +239,17 @@ def channel_excitation(
         gate: the gate.
         tiling: of any slice.
         channels: whose gates one block computes.
-        splits: position splits of the statistics.
-        in_place: as in `spatial_statistics`.
+        splits: blocks of an image that have passed on something of each channel, or hidden unit.
+        first_layer: whether `channel_statistics` went on to it.
     """
-    arguments = f"{_before_the_last(gate)}, {tiling.threads}, {boolean(in_place)}"
+    arguments = f"{_before_the_last(gate)}, {tiling.threads}, {boolean(first_layer)}"
     return _launch(
         gate,
         "channel_excitation",
         f"cbam::channel_excitation<{arguments}>",
         tiling,
         blocks=-(-gate.channels // channels),
-        shared_bytes=_sum(_excitation(gate, in_place)),
+        shared_bytes=_sum(_excitation(gate, first_layer)),
         integers=(
             *_shape(gate),
             *_hidden(gate),
@@ -210,11 +257,12 @@ def channel_excitation(
             ("splits", splits),
             *_scales(gate),
         ),
+        first_layer=first_layer,
     )
 
 
 def spatial_statistics(
-    gate: Gate, tiling: Tiling, positions: int, splits: int, *, in_place: bool
+    gate: Gate, tiling: Tiling, positions: int, splits: int, *, first_layer: bool = False
 ) -> Launch:
     """Staged launch: what the convolution sees of each position; the channel gate where it is due.
 
@@ -222,19 +270,17 @@ def spatial_statistics(
         gate: the gate.
         tiling: of a slice of all channels.
         positions: of a block's slice.
-        splits: position splits of the channels' statistics.
-        in_place: use these where they stand, so that shared memory need not grow with the number of
-            channels; needs one split before and one block per image here.
+        splits: as in `channel_excitation`.
+        first_layer: as in `channel_excitation`; the channel gate is then there already.
     """
     pieces = [tiling.position_scratch * described(gate) * 4, *_described(gate)]
     channel: tuple[tuple[str, int], ...] = ()
-    inputs, outputs = buffers(gate.operator, "spatial_statistics")
-    if "channel_gates" in outputs:
-        pieces += _excitation(gate, in_place)
+    _, outputs = buffers(gate.operator, "spatial_statistics", first_layer=first_layer)
+    excites = "channel_gates" in outputs
+    if excites:
+        pieces += [*_excitation(gate, first_layer), gate.stored * 4]
         channel = (*_hidden(gate), ("splits", splits))
-    if "channel_gates" in inputs or ("channel_gates" in outputs and not in_place):
-        pieces.append(gate.stored * 4)
-    arguments = f"{tiling.expression}, {_before_the_last(gate)}, {boolean(in_place)}"
+    arguments = f"{tiling.expression}, {_before_the_last(gate)}, {boolean(excites)}"
     return _launch(
         gate,
         "spatial_statistics",
@@ -243,6 +289,7 @@ def spatial_statistics(
         blocks=-(-gate.positions // positions),
         shared_bytes=_sum(pieces),
         integers=(*_shape(gate), *channel, ("positions_per_block", positions), *_scales(gate)),
+        first_layer=first_layer,
     )
 
 
@@ -270,13 +317,22 @@ def apply(gate: Gate, tiling: Tiling, cut: Cut, shared_limit: int) -> Launch:
     )
 
 
-def staged_plan(gate: Gate, launches: Iterable[Launch]) -> LaunchPlan:
-    """The launches of `stages.stages` with the buffers between them."""
-    launches = tuple(launches)
-    assert tuple(launch.stage for launch in launches) == stages(gate.operator)
-    shapes = workspace_shapes(gate, LaunchPlan(gate, launches).splits)
+def staged_plan(gate: Gate, launches: Iterable[Launch], *, programmatic: bool) -> LaunchPlan:
+    """The launches of `stages.stages` with the buffers between them.
+
+    With `programmatic`, all but the first may start before the one in front of them has ended.
+    """
+    first, *others = launches
+    if programmatic:
+        others = [replace(one, kernel=one.kernel.programmatic, programmatic=True) for one in others]
+    plan = LaunchPlan(gate, (first, *others))
+    first_layer = plan.first_layer
+    assert tuple(one.stage for one in plan.launches) == stages(
+        gate.operator, first_layer=first_layer
+    )
+    shapes = workspace_shapes(gate, plan.splits, first_layer=first_layer)
     sizes = tuple((name, math.prod(shape)) for name, shape in shapes.items())
-    return LaunchPlan(gate, launches, sizes)
+    return replace(plan, workspace=sizes)
 
 
 def _launch(
@@ -289,10 +345,13 @@ def _launch(
     shared_bytes: int,
     integers: tuple[tuple[str, int], ...],
     cluster: int = 1,
+    first_layer: bool = False,
+    images: int = 1,
 ) -> Launch:
-    inputs, outputs = buffers(gate.operator, stage)
+    inputs, outputs = buffers(gate.operator, stage, first_layer=first_layer)
     reads_maps = "x" in inputs
     last = stage in ("fused", "apply")
+    persistent = stage == "fused"
     kind = (gate.operator if last else before_the_last(gate.operator)).function
     return Launch(
         stage=stage,
@@ -303,8 +362,9 @@ def _launch(
             element_type(gate) if reads_maps else "signed char",
             cluster=cluster,
             threads=tiling.threads,
+            resident=1 if images > 1 else 512 // tiling.threads,
             inputs=inputs,
-            integers=[name for name, _ in integers],
+            integers=[*(name for name, _ in integers), *([BATCH] if persistent else [])],
             outputs=outputs,
         ),
         tiling=tiling if reads_maps else None,
@@ -315,6 +375,8 @@ def _launch(
         inputs=inputs,
         integers=integers,
         outputs=outputs,
+        persistent=persistent,
+        images=images,
     )
 
 
@@ -331,9 +393,9 @@ def _second_layer_bytes(gate: Gate) -> int:
     return (gate.hidden or gate.channels) * logits(gate) * 4
 
 
-def _excitation(gate: Gate, in_place: bool) -> list[int]:
+def _excitation(gate: Gate, first_layer: bool) -> list[int]:
     """Shared memory of the channel gate in one block."""
-    totals = gate.hidden and not in_place
+    totals = gate.hidden and not first_layer
     return [
         _second_layer_bytes(gate),
         *([gate.channels * pools(gate) * 4] if totals else []),

@@ -4,6 +4,7 @@ A number says what a plan is, whatever else is offered beside it, so that timing
 keeps stay those of the same kernels:
 
     80512    the fused kernel on clusters of 8 blocks of 512 threads
+    82256    of 8 blocks of 256, which take 2 images at a time
     1        the staged kernels
 """
 
@@ -50,4 +51,5 @@ def _is_fused(one: LaunchPlan) -> bool:
 
 def _number(one: LaunchPlan) -> int:
     first = one.launches[0]
-    return 10_000 * first.cluster + first.threads if _is_fused(one) else STAGED
+    several = 1000 * first.images if first.images > 1 else 0
+    return 10_000 * first.cluster + several + first.threads if _is_fused(one) else STAGED

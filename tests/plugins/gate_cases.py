@@ -32,7 +32,7 @@ from cbam_deploy.gates.description import (
 from cbam_deploy.gates.operators import GateOperator, Last, operator_for
 from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.entries import Kernel
-from cbam_deploy.plugins.gate import ELEMENTS, Gate
+from cbam_deploy.plugins.gate import ELEMENTS, Gate, round_up
 from cbam_deploy.plugins.launches import (
     Cut,
     Launch,
@@ -61,14 +61,16 @@ class Variant:
     kernel_size: int
     cluster: int | None  # None: staged
     padded: bool = False
-    in_place: bool = False
+    first_layer: bool = False  # by the launch of the channels' statistics, where it is staged
     channel_kernel_size: int = 0
     keeps_all: bool = True  # in shared memory, where the kernel is fused
+    images: int = 1  # that a cluster takes at a time
 
     def __str__(self) -> str:
         kind = f"cluster{self.cluster}" if self.cluster else "staged"
-        flags = "-padded" * self.padded + "-in_place" * self.in_place
+        flags = "-padded" * self.padded + "-first_layer" * self.first_layer
         flags += "-keeps_part" * (not self.keeps_all)
+        flags += f"-images{self.images}" * (self.images > 1)
         sizes = f"-k{self.kernel_size}" * bool(self.kernel_size)
         sizes += f"-taps{self.channel_kernel_size}" * bool(self.channel_kernel_size)
         return (
@@ -94,7 +96,7 @@ def V(  # noqa: N802
     kernel_size: int,
     residual: bool,
     cluster: int | None,
-    **flags: bool,
+    **flags: int,
 ) -> Variant:
     """CBAM, or without a kernel size SE, alone or with residual and ReLU."""
     gate = CBAM if kernel_size else SE
@@ -105,22 +107,22 @@ def V(  # noqa: N802
 
 VARIANTS = (
     # Row reductions inside a warp, across warps; column reductions with idle and with many rows.
-    V("float32", "nchw", 4, 16, 4, 7, True, 2),
+    V("float32", "nchw", 4, 16, 4, 7, True, 2, images=4),
     V("float32", "nchw", 1, 16, 8, 3, False, None),
     V("float32", "nhwc", 4, 32, 16, 3, True, 4, keeps_all=False),
     V("float32", "nhwc", 1, 16, 1, 0, True, None),
     V("float16", "nchw", 8, 16, 2, 3, False, 1, keeps_all=False),
-    V("float16", "nchw", 4, 32, 8, 0, True, 2),
+    V("float16", "nchw", 4, 32, 8, 0, True, 2, images=2),
     V("float16", "nhwc", 8, 16, 4, 7, True, 2),
     V("float16", "nhwc", 8, 16, 16, 7, False, None, padded=True),
-    V("float16", "nhwc", 2, 32, 32, 7, True, None, in_place=True),
+    V("float16", "nhwc", 2, 32, 32, 7, True, None, first_layer=True),
     V("bfloat16", "nchw", 1, 16, 4, 7, False, 4),
     V("bfloat16", "nhwc", 8, 32, 2, 0, False, 2, padded=True),
     V("bfloat16", "nhwc", 4, 16, 8, 3, True, None),
     V("int8", "nchw", 16, 16, 2, 7, True, None),
     V("int8", "nchw", 2, 16, 8, 0, False, 1),
-    V("int8", "nhwc", 16, 16, 4, 3, False, 2),
-    V("int8", "nhwc", 1, 32, 16, 0, True, None, in_place=True),
+    V("int8", "nhwc", 16, 16, 4, 3, False, 2, images=2),
+    V("int8", "nhwc", 1, 32, 16, 0, True, None, first_layer=True),
     V("int8", "chw32", 16, 16, 4, 7, True, 2, padded=True),
     V("int8", "chw32", 16, 32, 8, 0, False, 4),
     V("int8", "chw32", 16, 32, 4, 3, False, 2, keeps_all=False),
@@ -203,7 +205,7 @@ def _drawn(dtype: str, layout: str, tiling: tuple[int, int, int], rng: random.Ra
         kernel_size=spec.kernel_size if spec.has_spatial else 0,
         cluster=rng.choice((1, 2, 2, 2, None)),
         padded=layout == "chw32" or (layout == "nhwc" and tiling[0] > 1 and rng.random() < 0.5),
-        in_place=rng.random() < 0.3,
+        first_layer="W0" in operator.weights and rng.random() < 0.5,
         channel_kernel_size=spec.channel_kernel_size if "WC" in operator.weights else 0,
         keeps_all=rng.random() < 0.5,
     )
@@ -267,13 +269,13 @@ def plans(draw, v: Variant) -> LaunchPlan:
     if v.cluster:
         rows, _ = gate.matrix(positions_per_block(gate, v.cluster), gate.stored)
         kept = rows if v.keeps_all else draw(st.integers(0, rows - 1))
-        return fused_plan(gate, tiling, v.cluster, kept)
+        return fused_plan(gate, tiling, v.cluster, kept, v.images)
     first, last = (Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2))
     positions = draw(_positions(gate))
-    if v.in_place:
-        first, positions = Cut(gate.positions, first.channels), gate.positions
+    if v.first_layer:
+        first = Cut(gate.positions, first.channels)
     limit = draw(st.sampled_from([48 * 1024, 1000]))
-    return _staged(gate, tiling, first, last, positions, v.in_place, limit)
+    return _staged(gate, tiling, first, last, positions, v.first_layer, limit)
 
 
 def _staged(
@@ -282,21 +284,24 @@ def _staged(
     first: Cut,
     last: Cut,
     positions: int,
-    in_place: bool,
+    first_layer: bool,
     shared_limit: int,
 ) -> LaunchPlan:
-    splits, _ = first.splits(gate)
+    splits = first.splits(gate)[first_layer]
     make: dict[str, Callable[[], Launch]] = {
-        "channel_statistics": lambda: channel_statistics(gate, tiling, first, shared_limit),
+        "channel_statistics": lambda: channel_statistics(
+            gate, tiling, first, shared_limit, first_layer=first_layer
+        ),
         "channel_excitation": lambda: channel_excitation(
-            gate, tiling, min(last.channels, gate.channels), splits, in_place=in_place
+            gate, tiling, min(last.channels, gate.channels), splits, first_layer=first_layer
         ),
         "spatial_statistics": lambda: spatial_statistics(
-            gate, tiling, positions, splits, in_place=in_place
+            gate, tiling, positions, splits, first_layer=first_layer
         ),
         "apply": lambda: apply(gate, tiling, last, shared_limit),
     }
-    return staged_plan(gate, [make[stage]() for stage in stages(gate.operator)])
+    order = stages(gate.operator, first_layer=first_layer)
+    return staged_plan(gate, [make[stage]() for stage in order], programmatic=True)
 
 
 def _positions(gate: Gate) -> st.SearchStrategy[int]:
@@ -305,7 +310,7 @@ def _positions(gate: Gate) -> st.SearchStrategy[int]:
 
 
 def _channels(gate: Gate) -> st.SearchStrategy[int]:
-    unit = {"nchw": 1, "nhwc": gate.vector, "chw32": 32}[gate.layout]
+    unit = _channel_unit(gate)
     return st.integers(1, gate.stored // unit).map(lambda parts: parts * unit)
 
 
@@ -322,11 +327,17 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     )
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
-        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0)
+        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0, v.images)
     unit = gate.vector if gate.storage.rows_are_channels else 1
-    half = gate.positions if v.in_place else -(-gate.positions // (2 * unit)) * unit
-    cut = Cut(half, gate.stored)
-    return _staged(gate, tiling, cut, cut, half, v.in_place, 48 * 1024)
+    half = round_up(-(-gate.positions // 2), unit)
+    last = Cut(half, gate.stored)
+    half_of_channels = round_up(-(-gate.stored // 2), _channel_unit(gate))
+    first = Cut(gate.positions, half_of_channels) if v.first_layer else last
+    return _staged(gate, tiling, first, last, half, v.first_layer, 48 * 1024)
+
+
+def _channel_unit(gate: Gate) -> int:
+    return {"nchw": 1, "nhwc": gate.vector, "chw32": 32}[gate.layout]
 
 
 def kernels_of(v: Variant) -> set[Kernel]:

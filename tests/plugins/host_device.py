@@ -19,7 +19,7 @@ from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.entries import Kernel
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import DeviceLimits, grid
-from cbam_deploy.plugins.launches import Launch, LaunchPlan
+from cbam_deploy.plugins.launches import BATCH, Launch, LaunchPlan
 
 KERNELS = Path(cbam_deploy.plugins.__file__).parent / "kernels"
 HOST = Path(__file__).parent / "host"
@@ -48,12 +48,14 @@ class HostDevice:
         r: NDArray | None,
         folder: Path,
         *,
+        clusters: int = 1,
         omitted_barrier: int = -1,
     ) -> NDArray:
         """Y [N, C, H, W] of x and r [N, C, H, W], by carrying out `plan`.
 
-        Where r is x itself, the kernels get one address for both. Of kernels whose barriers have
-        numbers, `omitted_barrier` is left out.
+        Where r is x itself, the kernels get one address for both. Of a persistent launch so many
+        `clusters` run at the same time. Of kernels whose barriers have numbers, `omitted_barrier`
+        is left out.
         """
         gate, batch = plan.gate, x.shape[0]
         inputs = {"x": to_storage(gate, x), **vars(weights)}
@@ -68,13 +70,14 @@ class HostDevice:
             lines.append(f"buffer {name} {inputs[name].nbytes} {folder / name}")
         lines += [f"buffer {name} {size} -" for name, size in outputs.items()]
         for launch in plan.launches:
-            names = ["x" if name == "r" and r is x else name for name in launch.inputs]
-            arguments = [f"buffer {name}" for name in names]
-            arguments += [f"integer {value}" for _, value in launch.integers]
-            arguments += [f"buffer {name}" for name in launch.outputs]
+            known = {name: f"buffer {name}" for name in (*launch.inputs, *launch.outputs)}
+            known |= {BATCH: f"integer {batch}"} | ({"r": "buffer x"} if r is x else {})
+            arguments = [known.get(one, f"integer {one}") for one in launch.arguments]
+            blocks = grid(launch, batch, LIMITS, clusters * launch.cluster)
             lines.append(
-                f"launch {self.kernels.index(launch.kernel.name)} {grid(launch, batch, LIMITS)} "
-                f"{launch.cluster} {launch.threads} {launch.shared_bytes} {len(arguments)}"
+                f"launch {self.kernels.index(launch.kernel.name)} {blocks} "
+                f"{launch.cluster} {launch.threads} {launch.shared_bytes} "
+                f"{int(launch.programmatic)} {len(arguments)}"
             )
             lines += arguments
         lines.append(f"save y {folder / 'y'}")

@@ -34,7 +34,7 @@ def excitation(channels: int) -> Kernel:
     return plan(gate, IN_48_KIB, strategy="staged").launches[1].kernel
 
 
-SMALL, IN_PLACE = excitation(20), excitation(12_500)
+SMALL, LARGE = excitation(20), excitation(12_500)
 
 
 @pytest.fixture
@@ -73,7 +73,15 @@ def test_ptx_is_for_cuda_13_0_and_has_the_cluster_in_it(cache):
     assert f".entry {launch.kernel.name}(" in ptx
     assert f".reqnctapercluster {launch.cluster}, 1, 1" in ptx
     parameters = ptx.partition(".entry")[2].partition(")")[0].count(".param")
-    assert parameters == len(launch.inputs) + len(launch.integers) + len(launch.outputs)
+    assert parameters == len(launch.arguments)
+
+
+def test_a_launch_may_overlap_only_where_its_kernel_waits(cache):
+    with pytest.raises(RuntimeError, match="kOverlaps"):
+        compilation.compile_kernels([SMALL.programmatic], "compute_80")
+    overlapping = compilation.compile_kernels([SMALL.programmatic], "compute_90").image
+    assert overlapping.index(b"griddepcontrol.launch") < overlapping.index(b"griddepcontrol.wait")
+    assert b"griddepcontrol" not in compilation.compile_kernels([SMALL], "compute_80").image
 
 
 def test_maps_move_in_16_byte_accesses(cache):
@@ -94,7 +102,7 @@ def test_second_compilation_comes_from_the_cache(entry, monkeypatch):
 
 def test_cache_depends_on_source_architecture_and_kernels(entry, cache, monkeypatch, tmp_path):
     compilation.compile_kernels([SMALL], "compute_80")
-    compilation.compile_kernels([IN_PLACE], "sm_80")
+    compilation.compile_kernels([LARGE], "sm_80")
     assert len(list(cache.iterdir())) == 3
     changed = tmp_path / "changed"
     changed.mkdir()

@@ -27,6 +27,7 @@ H100 = chip(90, 132, 228 * 1024)
 HOPPER = replace(KNOWN_DEVICES[90], large_clusters=True)
 CONSTANTS = (
     "LAUNCH_SECONDS",
+    "PROGRAMMATIC_LAUNCH_SECONDS",
     "WAVE_SECONDS",
     "CLUSTER_BARRIER_SECONDS",
     "BLOCK_BARRIER_SECONDS",
@@ -86,14 +87,21 @@ def test_bytes_of_the_fused_kernel_are_those_that_its_blocks_touch(cluster, kept
 def test_bytes_of_the_staged_kernels_are_those_that_their_blocks_touch(layout):
     gate = Gate(CBAM_ADD_RELU, 192, 24, 20, 12, 7, layout=layout)
     image, weights = 192 * 480 * 2, weight_bytes(gate)
+    layers = ("w0", "b0", "w1", "b1")
     for one in staged_candidates(gate, KNOWN_DEVICES[80], 4):
-        statistics, spatial, applied = one.launches
-        partials = one.splits * 192 * 8
-        expected = [image + partials]
+        _, *excitation, spatial, applied = one.launches
+        partials = one.splits * (12 if excitation else 192) * 8
+        expected = [image + partials + (weights["w0"] if excitation else 0)]
         per_block = spatial.integer("positions_per_block")
-        l2 = image + 192 * 4 + 480 * 8  # x, and written: channel gates, descriptors
-        for _ in range(spatial.blocks_per_image):
-            l2 += partials + sum(weights[name] for name in ("w0", "b0", "w1", "b1"))
+        l2 = image + 480 * 8  # x, and written: descriptors
+        if excitation:
+            blocks = excitation[0].blocks_per_image
+            shared = weights["w1"] + weights["b1"]
+            expected.append(blocks * (partials + weights["b0"]) + shared + 192 * 4)
+            l2 += spatial.blocks_per_image * 192 * 4  # channel gates
+        else:
+            l2 += 192 * 4  # channel gates, written
+            l2 += spatial.blocks_per_image * (partials + sum(weights[name] for name in layers))
         expected.append(l2)
         assert spatial.blocks_per_image == -(-480 // per_block)
         per_block = applied.integer("positions_per_block")
@@ -105,13 +113,34 @@ def test_bytes_of_the_staged_kernels_are_those_that_their_blocks_touch(layout):
         expected.append(l2)
         found = works(one, 4, chip(80, 108, 164 * 1024))
         assert [work.l2_bytes for work in found] == [4 * size for size in expected]
-        of_launch = {"w0", "b0", "w1", "b1"}
+        first = weights["w0"] if excitation else 0
+        others = sum(weights[name] for name in layers) - first
         assert [work.memory_bytes for work in found] == [
-            4 * image,
-            sum(weights[name] for name in of_launch),
+            4 * image + first,
+            *([others, 0] if excitation else [others]),
             4 * 2 * image + weights["ws"] + weights["bs"],
         ]
-        assert statistics.stage == "channel_statistics"
+
+
+def test_a_kept_map_comes_while_the_image_before_it_is_worked_on():
+    gate = Gate(CBAM_ADD_RELU, 32, 7, 5, 4, 3)
+    for kept_rows, starts in ((35, 1), (34, 10)):
+        one = fused_plan(gate, Tiling(gate, 256, 4), 1, kept_rows)
+        running = resident_blocks(one.launches[0], H100)
+        (work,) = works(one, 10 * running, H100)
+        assert (work.waves, work.starts) == (10, starts)
+
+
+def test_images_that_a_cluster_takes_at_a_time_share_a_reading_of_the_weights():
+    gate = gate_on(2048, 7)
+    alone, pairs = (fused_plan(gate, Tiling(gate, 256, 256), 8, None, n) for n in (1, 2))
+    read = sum(weight_bytes(gate)[name] for name in ("w0", "w1", "b1"))
+    running = resident_blocks(pairs.launches[0], H100) // 8
+    for batch, shared in ((running, 0), (2 * running, running)):
+        (one,), (two,) = (works(plan, batch, H100) for plan in (alone, pairs))
+        assert one.l2_bytes - two.l2_bytes == shared * read
+        assert two.waves == 1
+        assert two.shared_bytes == one.shared_bytes * (2 if shared else 1)
 
 
 def test_what_l2_does_not_hold_comes_from_device_memory_again():
@@ -136,15 +165,21 @@ every_constant = pytest.mark.parametrize(
 @every_constant
 def test_more_of_anything_is_never_cheaper(name, factor, monkeypatch):
     scaled(monkeypatch, name, factor)
-    work = Work(10**6, 10**6, 3, 20, 20, 5, 5, 10**4)
-    assert len(fields(work)) == 8
-    for field in fields(work):
+    work = Work(10**6, 10**6, 3, 2, 20, 20, 5, 5, 10**4)
+    counts = [field for field in fields(work) if field.name != "programmatic"]
+    assert len(counts) == 9
+    for field in counts:
         count = getattr(work, field.name)
         durations = [
             replace(work, **{field.name: by * count}).seconds(H100) for by in (0, 1, 2, 100, 10**5)
         ]
         assert durations == sorted(durations)
         assert durations[0] < durations[-1], f"{field.name} counts"
+
+
+def test_a_launch_that_starts_before_the_last_one_ends_costs_less():
+    work = Work(10**6, 10**6, 3, 3)
+    assert replace(work, programmatic=True).seconds(H100) < work.seconds(H100)
 
 
 @every_constant
@@ -181,6 +216,21 @@ def test_one_image_of_the_largest_map_is_staged_over_the_whole_chip():
     assert chosen.launches[-1].blocks_per_image >= 100
 
 
+@pytest.mark.parametrize("capability", [75, 80, 87, 90])
+@pytest.mark.parametrize(("channels", "edge"), RESNET50[2:])
+def test_for_one_image_of_a_deep_map_blocks_share_the_weights(channels, edge, capability):
+    gate, limits = gate_on(channels, edge), KNOWN_DEVICES[capability]
+    chosen = plan(gate, limits, batch=1, strategy="staged")
+    readers = {
+        name: [launch for launch in chosen.launches if name in launch.inputs]
+        for name in ("w0", "w1")
+    }
+    for name, (launch,) in readers.items():
+        work = works(chosen, 1, limits.chip)[chosen.launches.index(launch)]
+        assert work.l2_bytes < 2 * weight_bytes(gate)[name] + 10**6
+        assert launch.blocks_per_image >= 8
+
+
 def test_a_slice_of_a_gpu_has_its_share():
     part = chip(90, 33, 228 * 1024)
     assert part.memory_bytes_per_s == pytest.approx(H100.memory_bytes_per_s / 4)
@@ -200,5 +250,4 @@ def test_no_plan_needs_a_cluster_that_a_slice_has_no_room_for(multiprocessors):
             # Blocks of more than half the shared memory are alone on their multiprocessor.
             if launch.shared_bytes > 114 * 1024:
                 assert launch.cluster <= multiprocessors
-        assert len(ranked_plans(gate, limits)[-1].launches) in (1, 3)
-        assert any(len(one.launches) == 3 for one in ranked_plans(gate, limits))
+        assert any(len(one.launches) > 1 for one in ranked_plans(gate, limits))

@@ -62,8 +62,13 @@ class RecordingDriver:
             CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED="large cluster",
         )
         self.CUlaunchConfig = SimpleNamespace
+        self.CUlaunchAttribute = lambda: SimpleNamespace(value=SimpleNamespace())
+        self.CUlaunchAttributeID = SimpleNamespace(
+            CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="programmatic"
+        )
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=self.RELAXED)
         self.context, self.capture = self.OTHER_CONTEXT, self.DEFAULT_CAPTURE
+        self.programmatic = []
         self.launched, self.shared_limits, self.large_clusters, self.loads = [], {}, [], 0
         self.room_for, self.largest_known = 16, 16  # blocks of a cluster
         self.initialized = Result.CUDA_SUCCESS
@@ -120,6 +125,23 @@ class RecordingDriver:
             return Result.CUDA_ERROR_INVALID_CLUSTER_SIZE, None
         return Result.CUDA_SUCCESS, 3 * self.room_for // launch.cluster
 
+    def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, function, threads, shared):  # noqa: N802
+        assert self.context == self.OWN_CONTEXT
+        launch = self.launches_by_name[function]
+        assert (threads, shared) == (launch.threads, launch.shared_bytes)
+        return Result.CUDA_SUCCESS, 2
+
+    def cuLaunchKernelEx(self, config, function, parameters, extra):  # noqa: N802
+        (attribute,) = config.attrs
+        assert config.numAttrs == 1
+        assert attribute.id == "programmatic"
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        grid = (config.gridDimX, config.gridDimY, config.gridDimZ)
+        block = (config.blockDimX, config.blockDimY, config.blockDimZ)
+        shape = (*grid, *block, config.sharedMemBytes, config.hStream)
+        self.programmatic.append(function)
+        return self.cuLaunchKernel(function, *shape, parameters, extra)
+
     def cuLaunchKernel(self, function, *rest):  # noqa: N802
         assert self.context == self.OWN_CONTEXT
         *grid_and_block, shared, stream, parameters, extra = rest
@@ -133,10 +155,9 @@ class RecordingDriver:
 
 def values(parameters, launch):
     """What lies at the addresses that `parameters` points to."""
+    buffers = {*launch.inputs, *launch.outputs}
     kinds: list[Any] = [
-        *[ctypes.c_void_p] * len(launch.inputs),
-        *[ctypes.c_int] * len(launch.integers),
-        *[ctypes.c_void_p] * len(launch.outputs),
+        ctypes.c_void_p if one in buffers else ctypes.c_int for one in launch.arguments
     ]
     addresses = (ctypes.c_void_p * len(kinds)).from_address(parameters)
     return [kind.from_address(at).value for kind, at in zip(kinds, addresses, strict=True)]
@@ -146,7 +167,7 @@ def values(parameters, launch):
 def driver(monkeypatch):
     recording = RecordingDriver()
 
-    def compile_plan(plan, capability):
+    def compile_plan(plan, capability, without):
         assert capability == 90
         recording.launches_by_name.update({one.kernel.name: one for one in plan.launches})
         return CompiledKernels("sm_90", b"image", tuple(recording.launches_by_name), "")
@@ -183,8 +204,28 @@ def test_launches_are_those_of_the_plan_in_order(plan, driver):
         assert parameters == [
             *[buffers[buffer] for buffer in launch.inputs],
             *[value for _, value in launch.integers],
+            *([3] if launch.stage == "fused" else []),
             *[buffers[buffer] for buffer in launch.outputs],
         ]
+
+
+def test_only_launches_behind_another_may_start_before_it_ends(driver):
+    staged = plan(STAGED.gate, KNOWN_DEVICES[90], strategy="staged")
+    for one in (FUSED, STAGED, staged):
+        cuda_launch.load(one, 0).launch(addresses(one), 1, 0)
+    assert driver.programmatic == [launch.kernel.name for launch in staged.launches[1:]]
+    assert len(driver.launched) == sum(len(one.launches) for one in (FUSED, STAGED, staged))
+
+
+def test_a_fused_kernel_has_as_many_blocks_as_run_at_the_same_time(driver):
+    """48 in clusters; of blocks without clusters two on each of 132 multiprocessors."""
+    alone = fused_candidates(Gate(CBAM_ADD_RELU, 64, 8, 8, 4, 7), KNOWN_DEVICES[90])[0]
+    assert alone.launches[0].cluster == 1
+    for one in (FUSED, alone, STAGED):
+        cuda_launch.load(one, 0).launch(addresses(one), batch=1000, stream=0)
+    grids = [grid_and_block[0] for _, grid_and_block, *_ in driver.launched]
+    assert grids[:2] == [48, 2 * 132]
+    assert grids[2:] == [1000 * launch.blocks_per_image for launch in STAGED.launches]
 
 
 def test_more_than_48_kib_of_shared_memory_is_asked_for(driver):

@@ -132,7 +132,7 @@ def test_no_limit_is_exceeded(gate, limits, batch, strategy):
         assert launch.cluster in CLUSTER_SIZES
         assert launch.cluster <= limits.largest_cluster
         assert launch.blocks_per_image % launch.cluster == 0
-        assert grid(launch, batch, limits) <= limits.grid_blocks
+        assert grid(launch, batch, limits, running=1) <= limits.grid_blocks
         assert all(-(2**31) <= value < 2**31 for _, value in launch.integers)
         if launch.tiling:
             arguments = re.search(r"(\d+), (\d+), (\d+)>", launch.tiling.expression)
@@ -169,6 +169,22 @@ def test_plans_of_every_size_and_kind_are_ranked():
     assert plan(gate, KNOWN_DEVICES[90], batch=8) == ranked[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((2048, 7, 7), "float16", {1, 2}),
+        ((2048, 7, 7), "int8", {1, 2, 4}),
+        ((1024, 14, 14), "float16", {1}),
+    ],
+)
+def test_a_cluster_may_take_as_many_images_as_fit_where_weights_are_most(shape, dtype, expected):
+    gate = Gate(CBAM_ADD_RELU, *shape, hidden=shape[0] // 16, kernel_size=7, dtype=dtype)
+    candidates = fused_candidates(gate, KNOWN_DEVICES[90])
+    assert {
+        one.launches[0].images for one in candidates if one.launches[0].cluster == 8
+    } == expected
+
+
 def test_large_clusters_are_for_devices_that_say_so():
     gate = Gate(CBAM_GATE, 256, 56, 56, 16, 7)
     clusters = [
@@ -200,7 +216,17 @@ def test_a_small_shared_memory_limit_is_kept():
 def test_a_batch_beyond_the_grid_is_refused_by_name():
     launch = plan(Gate(CBAM_GATE, 64, 8, 8, 4, 7), KNOWN_DEVICES[90]).launches[0]
     with pytest.raises(BadInput, match="batch 2147483648"):
-        grid(launch, 2**31, KNOWN_DEVICES[90])
+        grid(launch, 2**31, KNOWN_DEVICES[90], running=1)
+
+
+@pytest.mark.parametrize(("batch", "running", "blocks"), [(5, 24, 24), (5, 64, 40), (1, 24, 8)])
+def test_a_persistent_launch_has_no_more_blocks_than_run_at_the_same_time(batch, running, blocks):
+    launch = plan(Gate(CBAM_GATE, 256, 56, 56, 16, 7), KNOWN_DEVICES[90]).launches[0]
+    assert launch.blocks_per_image == 8
+    for persistent, expected in ((True, blocks), (False, 8 * batch)):
+        one = replace(launch, persistent=persistent)
+        assert grid(one, batch, KNOWN_DEVICES[90], running) == expected
+        assert one.arguments.count("batch") == persistent
 
 
 @pytest.mark.parametrize(

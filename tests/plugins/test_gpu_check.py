@@ -74,7 +74,8 @@ def test_dry_run_does_all_but_launching_with_torch_and_numpy_alone(tmp_path, pyt
         for row in part["rows"]:
             assert row.keys() <= IDENTIFYING, "a dry run has no figures"
     rows = {part["name"]: part["rows"] for part in found["parts"]}
-    assert all(rows[name] for name in ("correctness", "gates", "candidates", "compiled", "warm"))
+    expected = ("correctness", "gates", "candidates", "phases", "compiled", "warm")
+    assert all(rows[name] for name in expected)
 
 
 def test_without_a_gpu_the_check_says_so_and_exits_with_3(capsys, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ FUSED_NCHW = V("float32", "nchw", 4, 16, 2, 7, False, 2)
 FUSED_CHW32 = V("int8", "chw32", 16, 16, 2, 0, True, 2)
 STAGED = V("float16", "nhwc", 4, 16, 16, 3, True, None)
 STAGED_SE = V("float32", "nchw", 1, 16, 4, 0, False, None)
-IN_PLACE = V("float32", "nhwc", 4, 16, 4, 3, False, None, in_place=True)
+FIRST_LAYER = V("float32", "nchw", 4, 16, 4, 3, False, None, first_layer=True)
 
 
 def of_order(arrangement: str, cluster: int | None, **fields: str) -> Variant:
@@ -41,8 +41,10 @@ LINEAR_THEN_CONV = of_order("channel-spatial", 2, mixer="linear", spatial="conv1
 SUM = of_order("sum", 2, mixer="conv", spatial="conv1x1")
 PARALLEL = of_order("parallel", 2)
 SPATIAL = of_order("spatial", 2, spatial="conv1x1")
+ALONE = V("float16", "nhwc", 8, 16, 2, 3, True, 1)
+SEVERAL = V("float16", "nhwc", 8, 16, 4, 3, True, 2, images=2)
 CLEAN = (
-    *(FUSED_NHWC, FUSED_NCHW, FUSED_CHW32, STAGED, STAGED_SE, IN_PLACE),
+    *(FUSED_NHWC, FUSED_NCHW, FUSED_CHW32, ALONE, SEVERAL, STAGED, STAGED_SE, FIRST_LAYER),
     *(SPATIAL_FIRST, SPATIAL_FIRST_STAGED, LINEAR_THEN_CONV, SUM, PARALLEL, SPATIAL),
     *(LINEAR_STAGED, of_order("sum", None, mixer="conv", spatial="conv1x1")),
 )
@@ -51,7 +53,8 @@ ATTEMPTS = 8
 """To see what a missing barrier lets happen: whether it does is up to the threads' timing."""
 
 BARRIER = re.compile(
-    r"__syncthreads\(\);|await_peers<blocks>\(\);|receive<blocks>\(\w+\);|await\(chunks[^;]*;"
+    r"__syncthreads\(\);|await_previous_launch\(\);|await_peers<blocks>\(\);"
+    r"|receive<blocks>\([^;]*;|await\(chunks[^;]*;"
 )
 
 
@@ -60,7 +63,9 @@ def run(variant, host, tmp_path, omitted_barrier=-1):
     launch_plan = example_plan(variant, channels=channels, height=4, width=8)
     rng = np.random.default_rng(0)
     weights = random_weights(launch_plan.gate, rng)
-    x, r = (random_maps(launch_plan.gate, 1, "normal", rng) for _ in range(2))
+    # One more than are taken at a time, which is copied to where another one is kept.
+    images = variant.images + 1
+    x, r = (random_maps(launch_plan.gate, images, "normal", rng) for _ in range(2))
     maps = x, r if launch_plan.gate.operator.residual else None
     host.run(launch_plan, weights, *maps, tmp_path, omitted_barrier=omitted_barrier)
 
@@ -111,7 +116,7 @@ def test_no_data_race(variant, host, tmp_path):
 
 @pytest.mark.parametrize(("number", "file"), list(enumerate(barriers())))
 def test_a_removed_barrier_is_caught(number, file, host, tmp_path):
-    staged = (STAGED, SPATIAL_FIRST_STAGED, LINEAR_STAGED)
+    staged = (STAGED, SPATIAL_FIRST_STAGED, LINEAR_STAGED, FIRST_LAYER)
     variants = staged if file == "staged.cuh" else (FUSED_NHWC, SUM, FUSED_CHW32)
     with pytest.raises(RuntimeError, match=r"data race|before it runs"):
         run_often(variants, host, tmp_path, omitted_barrier=number)

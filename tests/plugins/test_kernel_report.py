@@ -43,7 +43,7 @@ def test_the_planned_kernels_are_of_every_kind():
     launches = kernel_report.planned_launches(KNOWN_DEVICES[90])
     kinds = {name.rpartition("_")[0] for name in launches}
     assert {"cbam_gate", "cbam_gate_add_relu", "se_gate", "se_gate_add_relu"} < kinds
-    assert {"eca_gate_add_gelu", "scse_gate_apply", "cbam_gate_spatial_first"} < kinds
+    assert {"eca_gate_add_gelu", "scse_gate_apply_programmatic", "cbam_gate_spatial_first"} < kinds
     assert {launch.stage for launch in launches.values()} == set(get_args(Stage))
     assert {launch.cluster for launch in launches.values()} <= set(CLUSTER_SIZES)
     for element in ("float", "__half", "__nv_bfloat16", "signed char"):

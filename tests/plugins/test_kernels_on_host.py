@@ -69,13 +69,13 @@ def test_kernels_compute_what_the_language_says(
 def check(data, variant: Variant, host: HostDevice, folder) -> None:
     launch_plan = data.draw(plans(variant))
     gate = launch_plan.gate
-    batch = data.draw(st.integers(1, 3))
+    batch, clusters = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 2))
     kind = data.draw(st.sampled_from(VALUES))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     weights = random_weights(gate, rng)
     x = random_maps(gate, batch, kind, rng)
     r = random_maps(gate, batch, "normal", rng) if gate.operator.residual else None
-    y = host.run(launch_plan, weights, x, r, folder)
+    y = host.run(launch_plan, weights, x, r, folder, clusters=clusters)
     assert disagreement(gate, y, apply_gate(gate, weights, x, r)) is None
 
 

@@ -26,19 +26,20 @@ from cbam_deploy.plugins.tactics import STAGED, tactics
 
 OPERATOR = operator_for(CBAM, residual=True, activation="relu")
 WRITTEN = """\
-cbam_deploy 1
+cbam_deploy 2
 gate CbamGateAddRelu on 256x56x56 at layer1.0
 inputs x r w0 b0 w1 b1 ws bs
 maps x r
 sizes 256 56 56
 image some_entry sm_87 00112233445566aa 0 4096
 image some_entry compute_87 8899aabbccddeeff - 2048
-target 87
+target 90
 format int8 CHW32
 tactic 1
 buffer partials 4096
 launch some_entry 16 1 256 2048 : x 256 -5 partials
-launch some_entry 8 8 512 0 : partials y
+launch some_entry 8 8 512 0 persistent : partials batch y
+launch some_entry 4 1 256 0 programmatic : partials y
 """
 
 
@@ -60,7 +61,8 @@ def test_the_text_is_that_of_the_contract_with_the_library():
     found = read_program(WRITTEN)
     launches = (
         ProgramLaunch("some_entry", 16, 1, 256, 2048, ("x", 256, -5, "partials")),
-        ProgramLaunch("some_entry", 8, 8, 512, 0, ("partials", "y")),
+        ProgramLaunch("some_entry", 8, 8, 512, 0, ("partials", "batch", "y"), persistent=True),
+        ProgramLaunch("some_entry", 4, 1, 256, 0, ("partials", "y"), programmatic=True),
     )
     assert found == LaunchProgram(
         gate="CbamGateAddRelu on 256x56x56 at layer1.0",
@@ -73,12 +75,20 @@ def test_the_text_is_that_of_the_contract_with_the_library():
         ),
         targets=(
             Target(
-                87, (MapFormat("int8", "CHW32", (Tactic(1, (("partials", 4096),), launches),)),)
+                90, (MapFormat("int8", "CHW32", (Tactic(1, (("partials", 4096),), launches),)),)
             ),
         ),
     )
     assert text(found) == WRITTEN
     assert found.operator == "CbamGateAddRelu"
+
+
+def test_a_program_of_the_version_before_is_still_read():
+    written = WRITTEN.replace("cbam_deploy 2", "cbam_deploy 1")
+    for flag in ("persistent ", "programmatic "):
+        written = written.replace(flag, "")
+    launches = read_program(written).targets[0].formats[0].tactics[0].launches
+    assert not any(one.persistent or one.programmatic for one in launches)
 
 
 def test_a_planned_gate_is_read_back_as_it_was_written():
@@ -99,8 +109,10 @@ def test_workspace_is_counted_in_bytes():
     [
         lambda t: "",
         lambda t: t[:-1],
-        lambda t: t.replace("cbam_deploy 1", "cbam_deploy 2"),
-        lambda t: t.replace("target 87\n", ""),
+        lambda t: t.replace("cbam_deploy 2", "cbam_deploy 3"),
+        lambda t: t.replace("persistent", "other"),
+        lambda t: t.replace("programmatic", "programmatic persistent"),
+        lambda t: t.replace("target 90\n", ""),
         lambda t: t.replace("format int8", "format int4"),
         lambda t: t.replace("tactic 1\n", ""),
         lambda t: t.replace(" : ", " "),

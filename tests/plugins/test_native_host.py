@@ -90,7 +90,8 @@ def both_tactics(*formats: str) -> dict[str, list[int]]:
 def session(request, programs, tmp_path_factory) -> Session:
     case, folder = request.param, tmp_path_factory.mktemp("session")
     lines = in_contexts(case, case.node, both_tactics(*case.formats), folder)
-    return Session(case, programs.run(lines), folder)
+    # Room for two clusters: in batches of three and four, one of them has several images.
+    return Session(case, programs.run(lines, STAND_IN_MULTIPROCESSORS="4"), folder)
 
 
 def check_results(
@@ -182,6 +183,16 @@ def test_timing_cache_tells_programs_apart_but_not_what_people_call_them(program
     assert said.of("metadata") == [program.gate, renamed.gate, fewer.gate]
 
 
+def test_a_program_of_the_version_before_is_still_read(programs, tmp_path):
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
+    field = next(line for line in lines if line.startswith("field program"))
+    file = Path(field.split(" ")[4])
+    file.write_bytes(file.read_bytes().replace(b"cbam_deploy 2\n", b"cbam_deploy 1\n"))
+    said = programs.run([*lines, "build float16 HWC8 1 2 4", f"run {STAGED} {tmp_path}/y 1@0"])
+    assert file.read_bytes().startswith(b"cbam_deploy 1\n")
+    assert f"ran {STAGED}" in said
+
+
 def with_shared_memory(node: Node, shared_bytes: int) -> Node:
     """The fused tactic in HWC8 alone, with more shared memory than it needs."""
 
@@ -228,6 +239,12 @@ def test_one_plugin_runs_on_one_gpu_and_then_on_another(programs, tmp_path):
     assert said.count("ran again") == 2
 
 
+def test_a_driver_whose_graphs_hold_no_overlapping_launches_is_given_none(programs, tmp_path):
+    lines = in_contexts(CBAM, CBAM.node, {"HWC8": [STAGED]}, tmp_path, ["1@0"])
+    programs.run(lines, STAND_IN_VERSION="12020")
+    check_results(CBAM, {"HWC8": [STAGED]}, tmp_path, ["1@0"])
+
+
 def test_where_no_cluster_fits_the_next_tactic_is_taken(programs, tmp_path):
     """As on a partition of a GPU."""
     lines = [*CBAM.input_lines(tmp_path, "HWC8"), *CBAM.node.field_lines(tmp_path)]
@@ -251,7 +268,7 @@ def test_an_engine_says_what_the_gpu_lacks(programs, tmp_path):
     assert "no room for clusters of 2 blocks" in reason
 
 
-TWO_TARGETS = tuple(replace(CBAM.node.program.targets[0], capability=one) for one in (87, 89))
+TWO_TARGETS = tuple(replace(CBAM.node.program.targets[0], capability=one) for one in (90, 100))
 
 
 def test_a_gpu_without_kernels_is_told_which_there_are(programs, tmp_path):
@@ -261,9 +278,16 @@ def test_a_gpu_without_kernels_is_told_which_there_are(programs, tmp_path):
         *Node(program, CBAM.node.images).field_lines(tmp_path),
     ]
     said = programs.run([*lines, "offers"], STAND_IN_CAPABILITY="75")
-    sentence = "kernels for sm_87 and sm_89, this GPU is sm_75; lower again with --target sm_75"
+    sentence = "kernels for sm_90 and sm_100, this GPU is sm_75; lower again with --target sm_75"
     assert sum(sentence in line for line in said) == 1
     assert not any(line.startswith("offer") for line in said)
+
+
+def test_no_launch_overlaps_where_kernels_do_not_wait(programs, tmp_path):
+    older = replace(CBAM.node.program, targets=(replace(TWO_TARGETS[0], capability=89),))
+    said = programs.run([*Node(older, CBAM.node.images).field_lines(tmp_path), "offers"])
+    assert any("cannot be read: launch " in line for line in said)
+    assert said[-1] == "refused createPlugin"
 
 
 def test_shared_memory_that_the_gpu_has_not_got_is_said(programs, tmp_path):
@@ -298,8 +322,10 @@ def test_a_gpu_takes_its_own_machine_code_or_the_latest_ptx(capability, programs
             content += data
     (target,) = CBAM.node.program.targets
     form = target.formats[0]
-    staged = tuple(one for one in form.tactics if one.number == STAGED)
-    targets = (Target(75, (replace(form, tactics=staged),)),)
+    (staged,) = (one for one in form.tactics if one.number == STAGED)
+    launches = tuple(replace(one, programmatic=False) for one in staged.launches)
+    staged = replace(staged, launches=launches)
+    targets = (Target(75, (replace(form, tactics=(staged,)),)),)
     node = Node(replace(CBAM.node.program, images=tuple(images), targets=targets), content)
     lines = [*CBAM.input_lines(tmp_path, "HWC8"), *node.field_lines(tmp_path), "offers"]
     said = programs.run(lines, STAND_IN_CAPABILITY=str(capability))

@@ -47,7 +47,8 @@ def test_a_number_means_the_same_kernel_whatever_batch_the_plan_is_for():
         for number, one in for_one.items():
             if number != STAGED:
                 (launch,) = one.launches
-                assert divmod(number, 10_000) == (launch.cluster, launch.threads)
+                several = 1000 * launch.images if launch.images > 1 else 0
+                assert divmod(number, 10_000) == (launch.cluster, several + launch.threads)
 
 
 def test_shared_memory_beyond_48_kib_is_used_where_the_gpu_has_it():

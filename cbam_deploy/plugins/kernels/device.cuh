@@ -30,6 +30,24 @@ __device__ __forceinline__ float shuffle_xor(float v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
 }
 
+// Whether a launch may start before the one in front of it has ended, where the host asks for that:
+// programmatic dependent launch.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kOverlaps = true;
+#else
+constexpr bool kOverlaps = false;
+#endif
+
+// Let blocks of the next launch start once all of this one's have said so.
+__device__ __forceinline__ void allow_next_launch() {
+  if constexpr (kOverlaps) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Wait until the launch in front of this one has ended, and all that it wrote is there.
+__device__ __forceinline__ void await_previous_launch() {
+  if constexpr (kOverlaps) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // Rank of this block in its cluster of `blocks`.
 template <int blocks>
 __device__ __forceinline__ int cluster_rank() {
@@ -54,9 +72,15 @@ constexpr bool kCopies = true;
 constexpr bool kCopies = false;
 #endif
 
-// What a block waits for: that a number of bytes have come into its shared memory, from the blocks
-// of its cluster, itself among them, or from device memory. Used once. An mbarrier, which the bytes
-// count down.
+// `v`, of which the compiler no longer knows that it is the same every time.
+__device__ __forceinline__ int opaque(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
+// What a block waits for, turn after turn: that a number of arrivals have been counted, and that as
+// many bytes as these said have come into its shared memory from the blocks of its cluster, itself
+// among them. An mbarrier. `parity` is 0 for the first turn and every other one after it.
 struct alignas(8) Arrival {
   unsigned long long state;
 };
@@ -66,27 +90,36 @@ __device__ __forceinline__ unsigned shared_address(T* own) {
   return static_cast<unsigned>(__cvta_generic_to_shared(own));
 }
 
-// Start waiting. By one thread of the block, which calls `expected` after the last one.
-__device__ __forceinline__ void expect(Arrival* arrival, int bytes) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
-               "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-               :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
+// Have it count `arrivals` in every turn. By one thread of the block, which calls `prepared` after
+// the last one.
+__device__ __forceinline__ void prepare(Arrival* arrival, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+               :: "r"(shared_address(arrival)), "r"(arrivals) : "memory");
 }
-__device__ __forceinline__ void expected() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n\t"
-               "fence.proxy.async.shared::cta;" ::: "memory");
+template <int blocks>
+__device__ __forceinline__ void prepared() {
+  if constexpr (blocks > 1)
+    asm volatile("fence.mbarrier_init.release.cluster;\n\t"
+                 "fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Tell the cluster's other blocks that this one runs and expects what they send.
+// An arrival that says how many bytes come in this turn.
+__device__ __forceinline__ void expect(Arrival* arrival, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
+}
+
+// Tell the cluster's other threads that this one has done with all that they have sent.
 template <int blocks>
 __device__ __forceinline__ void announce() {
   if constexpr (blocks > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
-// Wait until all blocks of the cluster have said so: only then may anything be sent.
+// Wait until all of them have said so: only then may anything be sent.
 template <int blocks>
 __device__ __forceinline__ void await_peers() {
   if constexpr (blocks > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  else __syncthreads();
 }
 
 // Store `value`, of 4 or 8 bytes, to block `rank` of the cluster, where `own` is in this one.
@@ -114,34 +147,37 @@ __device__ __forceinline__ void send(T* own, int rank, const T& value, Arrival* 
   }
 }
 
-// Wait for what came from device memory.
-__device__ __forceinline__ void await(Arrival* arrival) {
+// Wait until a turn is over that the block's own threads count.
+__device__ __forceinline__ void await(Arrival* arrival, unsigned parity) {
   asm volatile("{\n\t.reg .pred there;\n"
                "again:\n\t"
-               "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], 0;\n\t"
+               "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n\t"
                "@!there bra again;\n\t}"
-               :: "r"(shared_address(arrival)) : "memory");
+               :: "r"(shared_address(arrival)), "r"(parity) : "memory");
 }
 
 // Barrier of the block's threads, after which also all that the cluster's blocks send is there.
 template <int blocks>
-__device__ __forceinline__ void receive(Arrival* arrival) {
+__device__ __forceinline__ void receive(Arrival* arrival, unsigned parity) {
   __syncthreads();
   if constexpr (blocks > 1) {
     asm volatile("{\n\t.reg .pred there;\n"
                  "again:\n\t"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 there, [%0], 0;\n\t"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 there, [%0], %1;\n\t"
                  "@!there bra again;\n\t}"
-                 :: "r"(shared_address(arrival)) : "memory");
+                 :: "r"(shared_address(arrival)), "r"(parity) : "memory");
   }
 }
 
-// Copy `bytes` bytes, in 16-byte units, from device memory to shared memory in the background.
-__device__ __forceinline__ void copy(void* to, const void* from, int bytes, Arrival* arrival) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1], %2, [%3];"
-               :: "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(arrival))
-               : "memory");
+// Copy 16 bytes from device memory to shared memory in the background.
+__device__ __forceinline__ void copy(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :: "r"(shared_address(to)), "l"(from) : "memory");
+}
+// An arrival once all that this thread copies is there.
+__device__ __forceinline__ void arrive_with_copies(Arrival* arrival) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
+               :: "r"(shared_address(arrival)) : "memory");
 }
 
 // The larger of two values; NaN if either is NaN, as PyTorch's amax has it.

@@ -13,6 +13,25 @@
 
 namespace cbam {
 
+// What `make gpu-check` leaves out, one at a time, to see what it takes: results mean nothing then.
+// Everything is still read, but for weights and what y is made of, and all that blocks tell one
+// another is sent.
+enum class Phase { none, channel_statistics, mlp, position_statistics, convolution, output };
+#ifndef CBAM_WITHOUT
+#define CBAM_WITHOUT none
+#endif
+constexpr Phase kWithout = Phase::CBAM_WITHOUT;
+
+// In place of a reduction of rows or columns: read, and emit statistics of nothing.
+template <class Stat, class G, class Read, class Emit>
+__device__ __forceinline__ void read_only(const Tile<G>& tile, int count, Read read, Emit emit) {
+  typename G::Vector vectors[G::batch];
+  for (int col = G::column_lane(); col < tile.cols; col += G::Q)
+    for (int row = G::row_lane(); row < tile.rows; row += G::R * G::batch)
+      read(row, G::R, col, vectors);
+  for (int i = threadIdx.x; i < count; i += G::T) emit(i, Stat{}, Holder<1>{});
+}
+
 // Multiply a vector by the weight of its row, or by those of its elements' columns.
 template <class G, bool by_row>
 __device__ __forceinline__ void weigh(const float* weight, int row, int col,
@@ -33,6 +52,8 @@ __device__ __forceinline__ void weigh(const float* weight, int row, int col,
 template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_channels(const Tile<G>& tile, const float* weight,
                                                 Stat* scratch, Read read, Emit emit) {
+  if constexpr (kWithout == Phase::channel_statistics)
+    return read_only<Stat>(tile, G::rows_are_channels ? tile.rows : tile.cols * G::V, read, emit);
   const auto reduce = [&](const auto& weighed) {
     if constexpr (G::rows_are_channels) {
       reduce_rows<G, Stat>(tile.rows, tile.cols, read, weighed, emit);
@@ -56,6 +77,8 @@ template <bool weighted, class G, class Stat, class Read, class Emit>
 __device__ __forceinline__ void reduce_positions(const Tile<G>& tile, int channels,
                                                  const float* weight, Stat* scratch, Read read,
                                                  Emit emit) {
+  if constexpr (kWithout == Phase::position_statistics)
+    return read_only<Stat>(tile, G::rows_are_channels ? tile.cols * G::V : tile.rows, read, emit);
   const auto weighed = [=](int row, int col, float (&values)[G::V]) {
     if constexpr (weighted) weigh<G, G::rows_are_channels>(weight, row, col, values);
     return G::padded && !G::rows_are_channels ? min(G::V, channels - col * G::V) : G::V;
@@ -105,20 +128,43 @@ __device__ __forceinline__ void multiply_rows_by(const float* weights, int strid
 template <class Value, int threads, class ValueAt, class Emit>
 __device__ __forceinline__ void multiply_rows(const float* weights, int stride, int rows, int count,
                                               ValueAt value, Emit emit) {
+  if constexpr (kWithout == Phase::mlp) {
+    for (int row = threadIdx.x; row < rows; row += threads) emit(row, Value{}, Holder<1>{});
+    return;
+  }
   const bool in_fours = (stride | count) % 4 == 0 && reinterpret_cast<size_t>(weights) % 16 == 0;
   if (in_fours) multiply_rows_by<4, Value, threads>(weights, stride, rows, count, value, emit);
   else multiply_rows_by<1, Value, threads>(weights, stride, rows, count, value, emit);
 }
 
-// First layer over channels [c0, c0 + count) with statistics `stats`: `emit(unit, in, holder)`
-// receives W0 times these, for each hidden unit, before factors and bias.
-template <class K, int threads, class Emit>
+// Ask for `count` weights of each of `rows` rows, [rows, stride], to be brought to L2.
+template <int threads>
+__device__ __forceinline__ void prefetch_rows(const float* weights, int stride, int rows,
+                                              int count) {
+  constexpr int line = 128 / sizeof(float);
+  const int lines = (count + line - 1) / line;
+  for (int i = threadIdx.x; i < rows * lines; i += threads)
+    prefetch_to_l2<true>(weights + size_t(i / lines) * stride + i % lines * line, 128);
+}
+
+// First layer over channels [c0, c0 + count) with the statistics of some images, each `apart` from
+// the next: `emit(unit, in, holder)` receives W0 times these, for each hidden unit, before factors
+// and bias, as parts of `in`. Weights are read once for all images.
+template <class K, int threads, int images = 1, class Emit>
 __device__ __forceinline__ void first_layer(const float* w0, int hidden, int channels, int c0,
                                             int count, const typename K::ChannelStat* stats,
-                                            int positions, Emit emit) {
-  multiply_rows<typename K::Pooled, threads>(
+                                            int positions, Emit emit, int apart = 0) {
+  using All = Values<images * K::Pooled::count>;
+  multiply_rows<All, threads>(
       w0 + c0, channels, hidden, count,
-      [&](int c) { return K::pooled(stats[c], positions); }, emit);
+      [&](int c) {
+        All all;
+#pragma unroll
+        for (int m = 0; m < images; ++m)
+          all.set_part(m, K::pooled(stats[m * apart + c], positions));
+        return all;
+      },
+      emit);
 }
 
 // What a hidden unit passes on, `in` being complete: summed over all channels. Callers store it
@@ -150,29 +196,43 @@ __device__ __forceinline__ float channel_gate(typename K::Hidden logits, float b
   return gate;
 }
 
-// Second layer and gate function for channels [c0, c0 + count): `emit(channel, gate, holder)`,
-// channels from 0.
-template <class K, int threads, class Element, class Emit>
+// Second layer and gate function for channels [c0, c0 + count) of some images, `hidden` of each
+// being `apart` from the next one's: `emit(channel, gates, holder)`, channels from 0.
+template <class K, int threads, int images = 1, class Element, class Emit>
 __device__ __forceinline__ void second_layer(const Arguments<Element>& a, int c0, int count,
-                                             const typename K::Hidden* hidden, Emit emit) {
+                                             const typename K::Hidden* hidden, Emit emit,
+                                             int apart = 0) {
+  using All = Values<images * K::Hidden::count>;
+  const auto seen = [&](int at) {
+    All all;
+#pragma unroll
+    for (int m = 0; m < images; ++m) all.set_part(m, hidden[m * apart + at]);
+    return all;
+  };
+  const auto gates = [&](const All& sums, float bias) {
+    Values<images> gates;
+#pragma unroll
+    for (int m = 0; m < images; ++m)
+      gates.of[m] = channel_gate<K>(sums.template part<typename K::Hidden>(m), bias);
+    return gates;
+  };
   if constexpr (K::mixer == Mixer::conv) {
     const float bias = __ldg(a.bc);
     for (int c = c0 + threadIdx.x; c < c0 + count; c += threads) {
-      typename K::Hidden sum;
+      All sum;
 #pragma unroll
       for (int tap = 0; tap < K::taps; ++tap) {
         const int from = c + tap - K::taps / 2;
-        if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), hidden[from]);
+        if (from >= 0 && from < a.channels) sum.add_product(__ldg(a.wc + tap), seen(from));
       }
-      emit(c, channel_gate<K>(sum, bias), Holder<1>{});
+      emit(c, gates(sum, bias), Holder<1>{});
     }
   } else {
     const int width = K::width(a.hidden, a.channels);
-    multiply_rows<typename K::Hidden, threads>(
-        a.w1 + size_t(c0) * width, width, count, width, [&](int unit) { return hidden[unit]; },
-        [&](int row, const typename K::Hidden& sum, auto holder) {
-          emit(c0 + row, channel_gate<K>(sum, __ldg(a.b1 + c0 + row)), holder);
-        });
+    multiply_rows<All, threads>(a.w1 + size_t(c0) * width, width, count, width, seen,
+                                [&](int row, const All& sums, auto holder) {
+                                  emit(c0 + row, gates(sums, __ldg(a.b1 + c0 + row)), holder);
+                                });
   }
 }
 
@@ -216,6 +276,7 @@ template <class K>
 __device__ __forceinline__ float spatial_gate(const Shape& shape, int p,
                                               const typename K::PositionStat* window,
                                               int window_start, const float* weight, float bias) {
+  if constexpr (kWithout == Phase::convolution) return bias;
   constexpr int reach = K::kernel_size / 2;
   const int y = p / shape.width, x = p % shape.width;
   float sum = bias;
@@ -236,11 +297,12 @@ __device__ __forceinline__ float spatial_gate(const Shape& shape, int p,
 }
 
 // Write y over the block's slice. `channel_gate` is indexed by channels and `spatial_gate` by
-// positions, both from the slice's first.
-template <class G, class K, class Read>
+// positions, both from the slice's first. `and_then(chunk, row, col)` is called when a batch of x
+// has been read, by every thread in every chunk whose column is not behind the last.
+template <class G, class K, class Read, class Then>
 __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
                                             const float* channel_gate, const float* spatial_gate,
-                                            const Scales& scales, Read read,
+                                            const Scales& scales, Read read, Then and_then,
                                             const typename G::Element* x,
                                             const typename G::Element* r,
                                             typename G::Element* y) {
@@ -263,10 +325,13 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
         else if constexpr (K::has_channel) column_gate[i] = channel_gate[at];
       }
     }
-    for (int base = row_lane; base < tile.rows; base += G::R * G::batch) {
+    for (int chunk = 0; chunk * G::chunk < tile.rows; ++chunk) {
+      const int base = chunk * G::chunk + row_lane;
       typename G::Element* const to = tile.at(y, base, col);
       Vector xs[G::batch], rs[G::batch];
       read(base, G::R, col, xs);
+      and_then(chunk, base, col);
+      if constexpr (kWithout == Phase::output) continue;
       if constexpr (K::residual) {
         if (!K::residual_may_be_x || r != x) {
           tile.read(r, base, G::R, col, rs);

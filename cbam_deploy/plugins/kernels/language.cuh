@@ -66,6 +66,19 @@ struct alignas(4 * count_) Values {
 #pragma unroll
     for (int i = 0; i < count; ++i) of[i] += weight * other.of[i];
   }
+  // Number `number` of the parts that `Part` is one of, such as what belongs to one of some images.
+  template <class Part>
+  __device__ __forceinline__ Part part(int number) const {
+    Part part;
+#pragma unroll
+    for (int i = 0; i < Part::count; ++i) part.of[i] = of[number * Part::count + i];
+    return part;
+  }
+  template <class Part>
+  __device__ __forceinline__ void set_part(int number, const Part& part) {
+#pragma unroll
+    for (int i = 0; i < Part::count; ++i) of[number * Part::count + i] = part.of[i];
+  }
   // Those of the lane whose number differs in the bits of `mask`.
   __device__ __forceinline__ Values shuffled(int mask) const {
     Values other;
@@ -126,10 +139,6 @@ struct Gate {
   static constexpr bool last_is_homogeneous =
       last == Function::none || last == Function::relu || last == Function::leaky_relu;
 
-  // Whether the staged kernels compute Mc in a launch of its own, in several blocks: C^2 weights
-  // are too many for every block to read them all.
-  static constexpr bool excites_apart = mixer == Mixer::linear;
-
   // What is in front of the second layer: the hidden units, or the channels themselves.
   __device__ __forceinline__ static int width(int hidden, int channels) {
     return mixer == Mixer::mlp ? hidden : channels;
@@ -185,6 +194,7 @@ struct Arguments {
   Element* y = nullptr;
   int channels = 0, stored = 0, height = 0, width = 0, hidden = 0;
   int positions_per_block = 0, channels_per_block = 0, splits = 0, kept_rows = 0, window_size = 0;
+  int batch = 0;
   int x_scale = 0x3f800000, r_scale = 0x3f800000, y_scale = 0x3f800000;
 
   __device__ __forceinline__ Shape shape() const { return {channels, stored, height, width}; }

@@ -80,8 +80,8 @@ struct Tiling {
   // Rows a thread handles together, so that as many independent loads are in flight.
   static constexpr int batch = 4;
 
-  // Rows that arrive together where shared memory is filled in the background: what the block's
-  // threads read at once.
+  // Rows that are waited for together where shared memory is filled in the background: what the
+  // block's threads read at once.
   static constexpr int chunk = R * batch;
 
   // In chw32 the 32 channels of one position are adjacent, then comes the next position. To read
@@ -89,12 +89,13 @@ struct Tiling {
   static constexpr int run = layout == Layout::chw32 ? 32 / V : Q;
   static constexpr int run_rows = layout == Layout::chw32 ? 4 : 1;
 
+  // Found anew wherever they are needed, and not kept from one image to the next.
   __device__ __forceinline__ static int row_lane() {
-    const int t = threadIdx.x;
+    const int t = opaque(threadIdx.x);
     return t / run % run_rows + t / (run_rows * Q) * run_rows;
   }
   __device__ __forceinline__ static int column_lane() {
-    const int t = threadIdx.x;
+    const int t = opaque(threadIdx.x);
     return t % run + t / (run * run_rows) % (Q / run) * run;
   }
 
@@ -176,6 +177,15 @@ struct Tile {
     kept_block_stride = kept_rows * 32;
   }
 
+  // The same slice of the image `number` further on, each of so many elements, which is kept behind
+  // those of the images before it.
+  __device__ __forceinline__ Tile of_image(int number, size_t image_elements) const {
+    Tile other = *this;
+    other.origin += number * image_elements;
+    other.kept += number * kept_rows * cols * G::V;
+    return other;
+  }
+
   // Where a vector of the slice lies in a tensor of this shape.
   template <typename T>
   __device__ __forceinline__ T* at(T* x, int row, int col) const {
@@ -238,40 +248,42 @@ struct Tile {
 
   static constexpr bool by_rows = G::layout == Layout::nchw, in_blocks = G::layout == Layout::chw32;
 
-  // The slice's chunks, each with the bytes of its rows: `expect_chunk(chunk, bytes)`.
-  template <class ExpectChunk>
-  __device__ __forceinline__ void for_chunks(ExpectChunk expect_chunk) const {
-    for (int chunk = 0; chunk * G::chunk < rows; ++chunk)
-      expect_chunk(chunk, min(G::chunk, rows - chunk * G::chunk) * cols * int(sizeof(Vector)));
+  // Have a batch of `x` copied to where it is kept. Every thread does so in every chunk where its
+  // column is not behind the last: the chunk counts `R * cols`.
+  __device__ __forceinline__ void copy_batch(const Element* x, int row, int col,
+                                             Arrival* chunk) const {
+    const Element* const from = at(x, row, col);
+    Element* const to = kept_at(row, col);
+#pragma unroll
+    for (int u = 0; u < G::batch; ++u)
+      if (row + u * G::R < rows)
+        copy(to + u * (G::R * kept_row_stride), from + u * (G::R * row_stride));
+    arrive_with_copies(chunk);
   }
-
-  // Have the slice, of all channels stored, copied to what is kept, which is all of it. A run is
-  // what is contiguous in device memory.
   __device__ __forceinline__ void copy_all(const Element* x, Arrival* chunks) const {
-    const int runs = in_blocks ? cols / G::run : 1;
-    constexpr int rows_of_run = by_rows ? 1 : G::chunk;
-    const int pieces = cols > 0 ? (rows + rows_of_run - 1) / rows_of_run * runs : 0;
-    for (int i = threadIdx.x; i < pieces; i += G::T) {
-      const int row = (in_blocks ? i / runs : i) * rows_of_run;
-      const int col = in_blocks ? i % runs * G::run : 0;
-      const int length = min(rows_of_run, rows - row) * (in_blocks ? G::run : cols);
-      copy(kept_at(row, col), at(x, row, col), length * int(sizeof(Vector)),
-           chunks + row / G::chunk);
-    }
+#pragma unroll 1
+    for (int chunk = 0; chunk * G::chunk < rows; ++chunk)
+#pragma unroll 1
+      for (int col = G::column_lane(); col < cols; col += G::Q)
+        copy_batch(x, chunk * G::chunk + G::row_lane(), col, chunks + chunk);
   }
 
   // Wait until a batch of rows of the slice has been copied.
-  __device__ __forceinline__ void await_rows(int row, int step, Arrival* chunks) const {
+  __device__ __forceinline__ void await_rows(int row, int step, Arrival* chunks,
+                                             unsigned parity) const {
 #pragma unroll
     for (int u = 0; u < G::batch; ++u)
       if (u == 0 || step * G::batch != G::chunk)
-        await(chunks + min(row + u * step, rows - 1) / G::chunk);
+        await(chunks + min(row + u * step, rows - 1) / G::chunk, parity);
   }
 
-  // Have the slice, of all channels stored, of a tensor of this shape brought to L2: run by run of
-  // what is contiguous, or in cache lines where the machine or the alignment allows no more.
+  // Have the slice, of all channels stored unless it `cuts` them, of a tensor of this shape brought
+  // to L2: run by run of what is contiguous, or in cache lines where the machine or the alignment
+  // allows no more.
+  template <bool cuts = false>
   __device__ __forceinline__ void prefetch(const Element* x) const {
     constexpr int piece = sizeof(Vector) == 16 ? kLongestPrefetch : 128;
+    constexpr bool by_rows = Tile::by_rows || (cuts && !in_blocks);
     const int runs = by_rows ? rows : in_blocks ? cols / G::run : 1;
     const int length = sizeof(Element) * (by_rows ? cols * G::V : rows * row_stride);
     const int pieces = piece > 128 ? 1 : (length + piece - 1) / piece;

@@ -34,12 +34,19 @@ struct Loaded {
     FIND(cuModuleGetFunction);
     FIND(cuFuncSetAttribute);
     FIND(cuLaunchKernel);
+    FIND(cuOccupancyMaxActiveBlocksPerMultiprocessor);
     FIND(cuGetErrorName);
     FIND(cuThreadExchangeStreamCaptureMode);
 #undef FIND
     find(driver.cuOccupancyMaxActiveClusters, "cuOccupancyMaxActiveClusters", false);
+    find(driver.cuLaunchKernelEx, "cuLaunchKernelEx", false);
+    int (*version_of)(int*) = nullptr;
+    find(version_of, "cuDriverGetVersion", false);
     if (fault.empty())
       if (int const result = driver.cuInit(0)) fault = driver.failure("cuInit", result);
+    int version = 0;
+    if (!version_of || version_of(&version) || version < kProgrammaticCapture)
+      driver.cuLaunchKernelEx = nullptr;
   }
 };
 

@@ -22,6 +22,7 @@ using Stream = CUstream_st*;
 enum Attribute {
   kCapabilityMajor = 75,
   kCapabilityMinor = 76,
+  kMultiprocessors = 16,
   kOptInSharedBytes = 97,  // of one block
 };
 // CUfunction_attribute
@@ -37,6 +38,8 @@ struct LaunchAttribute {
   unsigned value[16];
 };
 inline constexpr int kClusterDimension = 4;
+inline constexpr int kProgrammaticStreamSerialization = 6;
+inline constexpr int kProgrammaticCapture = 12030;  // the first driver whose graphs hold such launches
 
 struct LaunchConfig {
   unsigned grid[3];
@@ -60,8 +63,10 @@ struct Driver {
   int (*cuFuncSetAttribute)(Function, int, int);
   int (*cuLaunchKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                         unsigned, Stream, void**, void**);
+  int (*cuLaunchKernelEx)(LaunchConfig const*, Function, void**, void**);  // null before CUDA 12.3
   int (*cuGetErrorName)(int, char const**);
   int (*cuThreadExchangeStreamCaptureMode)(int*);
+  int (*cuOccupancyMaxActiveBlocksPerMultiprocessor)(int*, Function, int, std::size_t);
   int (*cuOccupancyMaxActiveClusters)(int*, Function, LaunchConfig const*);  // null before CUDA 11.8
 
   // Null, and why in `fault`, where there is no usable driver.

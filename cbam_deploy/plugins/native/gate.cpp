@@ -1,5 +1,6 @@
 #include "gate.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -8,24 +9,53 @@ namespace {
 
 std::string sm(int capability) { return "sm_" + std::to_string(capability); }
 
-// Whether the device has room for one cluster of `launch`: partitions of a GPU may have too few
-// multiprocessors together.
-bool cluster_fits(cuda::Driver const& driver, cuda::Function function, Launch const& launch) {
-  if (launch.cluster == 1) return true;
-  if (!driver.cuOccupancyMaxActiveClusters) return false;
+cuda::LaunchConfig config_of(Launch const& launch, unsigned blocks, cuda::Stream stream,
+                             cuda::LaunchAttribute* attribute) {
+  cuda::LaunchConfig config{};
+  config.grid[0] = blocks;
+  config.block[0] = static_cast<unsigned>(launch.threads);
+  config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+  config.shared_bytes = static_cast<unsigned>(launch.shared_bytes);
+  config.stream = stream;
+  config.attributes = attribute;
+  config.attribute_count = 1;
+  return config;
+}
+
+int enqueue(cuda::Driver const& driver, cuda::Function function, Launch const& launch,
+            unsigned blocks, cuda::Stream stream, void** arguments) {
+  if (!launch.programmatic || !driver.cuLaunchKernelEx)
+    return driver.cuLaunchKernel(function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1,
+                                 1, static_cast<unsigned>(launch.shared_bytes), stream, arguments,
+                                 nullptr);
+  cuda::LaunchAttribute allowed{};
+  allowed.id = cuda::kProgrammaticStreamSerialization;
+  allowed.value[0] = 1;
+  auto const config = config_of(launch, blocks, stream, &allowed);
+  return driver.cuLaunchKernelEx(&config, function, arguments, nullptr);
+}
+
+// Blocks of `launch` that the GPU runs at the same time, as far as it matters. None where it has no
+// room for one cluster: partitions of a GPU may have too few multiprocessors together.
+std::int64_t running_blocks(Gpu const& gpu, cuda::Function function, Launch const& launch) {
+  auto const& driver = *gpu.driver;
+  if (launch.cluster == 1) {
+    if (!launch.persistent) return kMostBlocks;
+    int of_one = 0;
+    driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        &of_one, function, launch.threads, static_cast<std::size_t>(launch.shared_bytes));
+    return std::int64_t{of_one} * gpu.multiprocessors;
+  }
+  if (!driver.cuOccupancyMaxActiveClusters) return 0;
   cuda::LaunchAttribute size{};
   size.id = cuda::kClusterDimension;
   size.value[0] = static_cast<unsigned>(launch.cluster);
   size.value[1] = size.value[2] = 1;
-  cuda::LaunchConfig config{};
-  config.grid[0] = static_cast<unsigned>(launch.blocks_per_image);
-  config.block[0] = static_cast<unsigned>(launch.threads);
-  config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
-  config.shared_bytes = static_cast<unsigned>(launch.shared_bytes);
-  config.attributes = &size;
-  config.attribute_count = 1;
+  auto const config =
+      config_of(launch, static_cast<unsigned>(launch.blocks_per_image), nullptr, &size);
   int clusters = 0;
-  return !driver.cuOccupancyMaxActiveClusters(&clusters, function, &config) && clusters > 0;
+  if (driver.cuOccupancyMaxActiveClusters(&clusters, function, &config)) return 0;
+  return std::int64_t{clusters} * launch.cluster;
 }
 
 }  // namespace
@@ -33,7 +63,7 @@ bool cluster_fits(cuda::Driver const& driver, cuda::Function function, Launch co
 std::optional<Gpu> Gpu::current(std::string& fault) {
   auto const* const driver = cuda::Driver::get(fault);
   if (!driver) return std::nullopt;
-  Gpu gpu{driver, nullptr, 0, 0};
+  Gpu gpu{driver, nullptr, 0, 0, 0};
   int result = driver->cuCtxGetCurrent(&gpu.context);
   if (!result && !gpu.context) {
     fault = "no CUDA context is current in this thread";
@@ -46,6 +76,7 @@ std::optional<Gpu> Gpu::current(std::string& fault) {
   };
   ask(major, cuda::kCapabilityMajor);
   ask(minor, cuda::kCapabilityMinor);
+  ask(gpu.multiprocessors, cuda::kMultiprocessors);
   ask(gpu.shared_bytes, cuda::kOptInSharedBytes);
   if (result) {
     fault = driver->failure("asking for the current device", result);
@@ -111,11 +142,13 @@ std::shared_ptr<LoadedTactic const> Gate::load_anew(Gpu const& gpu, Tactic const
     if (!kernel) return nullptr;
     fault = kernel->allow(launch.shared_bytes, launch.cluster);
     if (!fault.empty()) return nullptr;
-    if (!cluster_fits(*gpu.driver, kernel->function, launch)) {
+    auto const running = running_blocks(gpu, kernel->function, launch);
+    if (running == 0) {
       fault = "this GPU, or the part of it that is given, has no room for clusters of " +
               std::to_string(launch.cluster) + " blocks";
       return nullptr;
     }
+    loaded->running_blocks.push_back(running);
     loaded->kernels.push_back(std::move(kernel));
   }
   return loaded;
@@ -148,13 +181,14 @@ std::string LoadedTactic::launch(std::int64_t batch, void const* const* inputs, 
               static_cast<char*>(workspace) + tactic.offset(argument.value, batch);
           break;
         case Argument::Kind::kNumber: values[at].number = argument.value; break;
+        case Argument::Kind::kBatch: values[at].number = static_cast<std::int32_t>(batch); break;
       }
       addresses[at] = &values[at];
     }
-    auto const blocks = static_cast<unsigned>(launch.blocks_per_image * batch);
-    int const result = gpu.driver->cuLaunchKernel(
-        kernels[index]->function, blocks, 1, 1, static_cast<unsigned>(launch.threads), 1, 1,
-        static_cast<unsigned>(launch.shared_bytes), stream, addresses, nullptr);
+    std::int64_t blocks = launch.blocks_per_image * batch;
+    if (launch.persistent) blocks = std::min(blocks, running_blocks[index]);
+    int const result = enqueue(*gpu.driver, kernels[index]->function, launch,
+                               static_cast<unsigned>(blocks), stream, addresses);
     if (result) return gpu.driver->failure("cuLaunchKernel", result) + " for " + launch.entry;
   }
   return {};

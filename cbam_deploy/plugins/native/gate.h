@@ -19,7 +19,7 @@ namespace cbam_deploy {
 struct Gpu {
   cuda::Driver const* driver;
   cuda::Context context;
-  int capability, shared_bytes;
+  int capability, multiprocessors, shared_bytes;
 
   static std::optional<Gpu> current(std::string& fault);
 };
@@ -29,6 +29,7 @@ struct LoadedTactic {
   Gpu gpu;
   Tactic const& tactic;  // of the gate's program
   std::vector<std::shared_ptr<Kernel const>> kernels;
+  std::vector<std::int64_t> running_blocks;  // of each launch, that the GPU runs at the same time
 
   LoadedTactic(Gpu const& on, Tactic const& of) : gpu(on), tactic(of) {}
 

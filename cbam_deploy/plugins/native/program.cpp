@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::size_t kMostInputs = 32;
 constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();  // bytes of a field too
+constexpr std::string_view kBatch = "batch";
 constexpr std::int64_t kSmallestInt = std::numeric_limits<std::int32_t>::min();
 
 struct Name {
@@ -99,7 +100,7 @@ class Parser {
     Words words(text);
     std::string_view key;
     if (!words.word(key)) return false;
-    if (first) return key == "cbam_deploy" && words.rest() == "1";
+    if (first) return key == "cbam_deploy" && (words.rest() == "1" || words.rest() == "2");
     if (key == "gate") return program_.gate = words.rest(), true;
     if (key == "inputs") return inputs(words);
     if (key == "maps") return maps(words);
@@ -117,7 +118,7 @@ class Parser {
     std::string_view name;
     if (!program_.inputs.empty()) return false;
     while (words.word(name)) {
-      if (input(name) >= 0 || name == "y" || program_.inputs.size() == kMostInputs) return false;
+      if (input(name) >= 0 || is_taken(name) || program_.inputs.size() == kMostInputs) return false;
       program_.inputs.emplace_back(name);
     }
     program_.is_map.assign(program_.inputs.size(), false);
@@ -200,7 +201,7 @@ class Parser {
     Buffer one;
     Tactic* const tactic = current();
     if (!tactic || !words.word(name) || !words.number(one.bytes_per_image, 1, kLargestInt) ||
-        !words.at_end() || input(name) >= 0 || name == "y" || buffer(*tactic, name) >= 0)
+        !words.at_end() || input(name) >= 0 || is_taken(name) || buffer(*tactic, name) >= 0)
       return false;
     one.name = name;
     tactic->buffers.push_back(std::move(one));
@@ -213,9 +214,15 @@ class Parser {
     Tactic* const tactic = current();
     if (!tactic || !words.word(entry) || !words.number(one.blocks_per_image, 1, kLargestInt) ||
         !words.number(one.cluster, 1, 64) || !words.number(one.threads, 1, 1024) ||
-        !words.number(one.shared_bytes, 0, 1 << 24) || !words.word(word) || word != ":" ||
+        !words.number(one.shared_bytes, 0, 1 << 24) || !words.word(word) ||
         one.blocks_per_image % one.cluster)
       return false;
+    one.persistent = word == "persistent";
+    if (one.persistent && !words.word(word)) return false;
+    // Kernels wait for the launch in front of them on GPUs of compute capability 9.0 and later.
+    one.programmatic = word == "programmatic" && program_.targets.back().capability >= 90;
+    if (one.programmatic && !words.word(word)) return false;
+    if (word != ":") return false;
     while (words.word(word)) {
       Argument argument;
       if (one.arguments.size() == kMostArguments || !this->argument(*tactic, word, argument))
@@ -234,6 +241,7 @@ class Parser {
       return number >= kSmallestInt && number <= kLargestInt;
     }
     if (word == "y") return out = {Argument::Kind::kOutput, 0}, true;
+    if (word == kBatch) return out = {Argument::Kind::kBatch, 0}, true;
     if (int const index = input(word); index >= 0)
       return out = {Argument::Kind::kInput, index}, true;
     int const index = buffer(tactic, word);
@@ -263,6 +271,8 @@ class Parser {
     return tactics.empty() ? nullptr : &tactics.back();
   }
 
+  static bool is_taken(std::string_view name) { return name == "y" || name == kBatch; }
+
   int input(std::string_view name) const {
     auto const& names = program_.inputs;
     auto const found = std::find(names.begin(), names.end(), name);
@@ -285,7 +295,8 @@ std::string Image::target() const { return (ptx ? "compute_" : "sm_") + std::to_
 
 std::int64_t Tactic::largest_batch() const {
   std::int64_t most = kMostBlocks;
-  for (auto const& launch : launches) most = std::min(most, kMostBlocks / launch.blocks_per_image);
+  for (auto const& launch : launches)
+    if (!launch.persistent) most = std::min(most, kMostBlocks / launch.blocks_per_image);
   return most;
 }
 
@@ -347,7 +358,7 @@ std::string parse(std::string_view text, std::size_t carried, Program& program) 
 }
 
 std::string write(Program const& program) {
-  std::string text = "cbam_deploy 1\n";
+  std::string text = "cbam_deploy 2\n";
   auto const add = [&](auto const&... words) {
     ((text += words, text += ' '), ...);
     text.back() = '\n';
@@ -386,10 +397,14 @@ std::string write(Program const& program) {
                 words.push_back(tactic.buffers[argument.value].name);
                 break;
               case Argument::Kind::kOutput: words.push_back("y"); break;
+              case Argument::Kind::kBatch: words.emplace_back(kBatch); break;
               case Argument::Kind::kNumber: words.push_back(digits(argument.value)); break;
             }
           add("launch", launch.entry, digits(launch.blocks_per_image), digits(launch.cluster),
-              digits(launch.threads), digits(launch.shared_bytes), ":", join(words));
+              digits(launch.threads), digits(launch.shared_bytes),
+              std::string(launch.persistent ? "persistent " : "") +
+                  (launch.programmatic ? "programmatic :" : ":"),
+              join(words));
         }
       }
     }

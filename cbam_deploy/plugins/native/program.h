@@ -27,15 +27,17 @@ struct Image {
   std::string target() const;
 };
 
-// A kernel's parameter: the address of a tensor or buffer, or a number.
+// A kernel's parameter: the address of a tensor or buffer, a number, or the number of images.
 struct Argument {
-  enum class Kind { kInput, kOutput, kBuffer, kNumber } kind;
+  enum class Kind { kInput, kOutput, kBuffer, kNumber, kBatch } kind;
   std::int32_t value;  // index among the inputs or buffers, or the number
 };
 
 struct Launch {
   std::string entry;
   std::int32_t blocks_per_image, cluster, threads, shared_bytes;
+  bool persistent;    // at most as many blocks as run at the same time
+  bool programmatic;  // may start before the launch in front of it has ended
   std::vector<Argument> arguments;
 };
 

@@ -1,6 +1,6 @@
 // CUDA on C++20 threads: what the kernels of cbam_deploy/plugins/kernels need to run on a host.
 //
-// One std::thread per CUDA thread, std::barrier for __syncthreads and for the cluster barrier, a
+// One std::thread per CUDA thread, a barrier for __syncthreads, another for the cluster barrier, a
 // count of bytes for what blocks send each other and what is copied in the background, one
 // allocation of exactly the launch's size for each block's shared memory, filled with NaN. So the
 // sanitizers see what a GPU would do: AddressSanitizer a step outside a buffer or shared memory,
@@ -23,10 +23,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <latch>
 #include <memory>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include <pthread.h>
 
 #define CBAM_DEPLOY_HOST
 #define CBAM_CLUSTER(blocks)
@@ -96,8 +100,15 @@ class Warp {
     const unsigned round = rounds_[lane]++;
     slots_[round % 2][lane].store(v, std::memory_order_relaxed);
     const unsigned all = (round + 1) * CBAM_HOST_WARP;
-    if (arrived_.fetch_add(1, kPublish) + 1 == all) arrived_.notify_all();
-    for (unsigned now; (now = arrived_.load(kObserve)) < all;) arrived_.wait(now, kObserve);
+    const unsigned now = arrived_.fetch_add(1, kPublish) + 1;
+#ifdef __SANITIZE_THREAD__
+    // libstdc++ waits by way of atomics that all waiting threads share, which would order memory.
+    while (arrived_.load(kObserve) < all) std::this_thread::yield();
+    static_cast<void>(now);
+#else
+    if (now == all) arrived_.notify_all();
+    for (unsigned seen; (seen = arrived_.load(kObserve)) < all;) arrived_.wait(seen, kObserve);
+#endif
     return slots_[round % 2][other].load(std::memory_order_relaxed);
   }
 
@@ -122,17 +133,48 @@ inline Memory allocate(std::size_t bytes) {
   std::abort();
 }
 
-// `state`: bytes still to come.
-inline void arrive(unsigned long long& state, unsigned long long bytes) {
-  if (std::atomic_ref(state).fetch_sub(bytes) < bytes) fail("more bytes came than were expected");
+// An mbarrier: arrivals in every turn, those and the bytes that are still to come in this one, and
+// which turn it is. More bytes may have come than have been announced so far. Counting orders
+// memory.
+struct Turn {
+  std::uint64_t arrivals : 20, to_arrive : 20;
+  std::int64_t bytes : 23;
+  std::uint64_t parity : 1;
+
+  static Turn of(unsigned long long state) { return std::bit_cast<Turn>(state); }
+};
+static_assert(sizeof(Turn) == 8);
+inline void count(unsigned long long& state, int arrivals, int bytes) {
+  const std::atomic_ref counted(state);
+  for (auto before = counted.load();;) {
+    Turn now = Turn::of(before);
+    if (now.to_arrive < unsigned(arrivals)) fail("more arrivals than there are to be");
+    now.to_arrive -= arrivals, now.bytes += bytes;
+    if (now.to_arrive == 0 && now.bytes < 0) fail("more bytes came than were expected");
+    if (now.to_arrive == 0 && now.bytes == 0) now.to_arrive = now.arrivals, now.parity ^= 1;
+    if (counted.compare_exchange_weak(before, std::bit_cast<unsigned long long>(now))) return;
+  }
 }
-inline void wait(unsigned long long& state) {
+inline void wait(unsigned long long& state, unsigned parity) {
   using namespace std::chrono_literals;
-  for (auto waited = 0us; std::atomic_ref(state).load() > 0; waited += 100us) {
-    if (waited > 60s) fail("fewer bytes came than were expected");
+  for (auto waited = 0us; Turn::of(std::atomic_ref(state).load()).parity == parity;
+       waited += 100us) {
+    if (waited > 60s) fail("less came than was expected");
     std::this_thread::sleep_for(100us);
   }
 }
+
+// For the threads of a block. std::barrier would order memory between blocks as well.
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  Barrier(const Barrier&) = delete;
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
 
 struct Block {
   Block(int threads, std::size_t shared_bytes, int number)
@@ -141,7 +183,7 @@ struct Block {
 
   int number;
   bool announced = false;  // not atomic: who asks without a barrier in between is in a race
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<Warp> warps;
   Memory shared;
 };
@@ -161,6 +203,33 @@ inline thread_local Cluster* cluster;
 inline thread_local Block* block;
 inline thread_local int rank;
 inline thread_local std::optional<std::barrier<>::arrival_token> announcement;
+inline thread_local std::vector<std::pair<void*, const void*>> copies;
+inline thread_local std::vector<std::jthread> background;
+
+// The end of the launch in front of the one that a thread belongs to, where that did not wait.
+inline thread_local std::latch* previous_launch = nullptr;
+
+// Launches one after the other, but for those that are programmatic: they run at the same time as
+// what is in front of them, from the start.
+class Stream {
+ public:
+  template <class Run>
+  void enqueue(bool programmatic, Run run) {
+    if (!programmatic) wait();
+    std::latch* const before = programmatic && !ends_.empty() ? &ends_.back() : nullptr;
+    std::latch& end = ends_.emplace_back(1);
+    running_.emplace_back([before, &end, run] {
+      previous_launch = before;
+      run();
+      end.count_down();
+    });
+  }
+  void wait() { running_.clear(); }
+
+ private:
+  std::deque<std::latch> ends_;
+  std::vector<std::jthread> running_;
+};
 
 // Run `kernel`, a callable, over a grid; clusters one after the other.
 template <class Kernel>
@@ -168,7 +237,7 @@ void launch(int grid, int cluster_size, int threads, std::size_t shared_bytes, K
 
 }  // namespace cuda_on_threads
 
-inline thread_local cuda_on_threads::Index threadIdx, blockIdx;
+inline thread_local cuda_on_threads::Index threadIdx, blockIdx, gridDim;
 inline void __syncthreads() { cuda_on_threads::block->barrier.arrive_and_wait(); }
 
 namespace cbam {
@@ -182,14 +251,29 @@ inline float shuffle_xor(float v, int mask) {
   return cuda_on_threads::block->warps[threadIdx.x / kWarp].exchange(lane, lane ^ mask, v);
 }
 
+constexpr bool kOverlaps = true;
+inline void allow_next_launch() {}
+inline void await_previous_launch() {
+  if (cuda_on_threads::previous_launch) cuda_on_threads::previous_launch->wait();
+}
+
 template <int blocks>
 int cluster_rank() { return cuda_on_threads::rank; }
 
-// Bytes still to come. Counting orders memory, as an mbarrier does.
+inline int opaque(int v) { return v; }
+
 struct alignas(8) Arrival { unsigned long long state; };
 
-inline void expect(Arrival* arrival, int bytes) { arrival->state = bytes; }
-inline void expected() {}
+inline void prepare(Arrival* arrival, int arrivals) {
+  if (arrivals < 1) cuda_on_threads::fail("a barrier for nobody");
+  const auto count = static_cast<std::uint64_t>(arrivals);
+  arrival->state = std::bit_cast<unsigned long long>(cuda_on_threads::Turn{count, count, 0, 0});
+}
+template <int blocks>
+void prepared() {}
+inline void expect(Arrival* arrival, int bytes) {
+  cuda_on_threads::count(arrival->state, 1, bytes);
+}
 
 template <int blocks>
 void announce() {
@@ -200,8 +284,8 @@ void announce() {
 
 template <int blocks>
 void await_peers() {
-  if constexpr (blocks == 1) return;
-  cuda_on_threads::cluster->barrier.wait(std::move(*cuda_on_threads::announcement));
+  if constexpr (blocks == 1) __syncthreads();
+  else cuda_on_threads::cluster->barrier.wait(std::move(*cuda_on_threads::announcement));
 }
 
 template <int blocks, typename T>
@@ -216,26 +300,35 @@ void send(T* own, int rank, const T& value, Arrival* arrival) {
       return reinterpret_cast<decltype(here)>(to.shared.get() + offset);
     };
     *peer(own) = value;
-    cuda_on_threads::arrive(peer(arrival)->state, sizeof(T));
+    cuda_on_threads::count(peer(arrival)->state, 0, -int(sizeof(T)));
   }
 }
 
-inline void await(Arrival* arrival) { cuda_on_threads::wait(arrival->state); }
+inline void await(Arrival* arrival, unsigned parity) {
+  cuda_on_threads::wait(arrival->state, parity);
+}
 
 template <int blocks>
-void receive(Arrival* arrival) {
+void receive(Arrival* arrival, unsigned parity) {
   __syncthreads();
-  if constexpr (blocks > 1) await(arrival);
+  if constexpr (blocks > 1) await(arrival, parity);
 }
 
 constexpr bool kCopies = true;
 
-inline void copy(void* to, const void* from, int bytes, Arrival* arrival) {
+// Copies in the background are done by threads of their own: whoever reads without waiting for one
+// is in a race with it.
+inline void copy(void* to, const void* from) {
   const auto aligned = [](const void* at) { return reinterpret_cast<std::size_t>(at) % 16 == 0; };
-  if (!aligned(to) || !aligned(from) || bytes % 16)
-    cuda_on_threads::fail("a copy that is not of whole 16-byte units");
-  std::memcpy(to, from, bytes);
-  cuda_on_threads::arrive(arrival->state, bytes);
+  if (!aligned(to) || !aligned(from)) cuda_on_threads::fail("a copy that is not aligned");
+  cuda_on_threads::copies.emplace_back(to, from);
+}
+inline void arrive_with_copies(Arrival* arrival) {
+  cuda_on_threads::background.emplace_back([arrival, copies = std::move(cuda_on_threads::copies)] {
+    for (const auto& [to, from] : copies) std::memcpy(to, from, 16);
+    cuda_on_threads::count(arrival->state, 1, 0);
+  });
+  cuda_on_threads::copies.clear();
 }
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
@@ -265,11 +358,15 @@ void cuda_on_threads::launch(int grid, int cluster_size, int threads, std::size_
     for (int i = 0; i < cluster_size; ++i)
       now.blocks.emplace_back(threads, shared_bytes, first + i);
     std::vector<std::jthread> running;
-    for (int i = 0; i < threads * cluster_size; ++i) {
+    std::latch* const before = previous_launch;
+    // The first one of a block, which prepares its barriers, last: who does not wait is early.
+    for (int i = threads * cluster_size - 1; i >= 0; --i) {
       running.emplace_back([&, i] {
+        previous_launch = before;
         cluster = &now, rank = i / threads, block = &now.blocks[rank];
-        blockIdx.x = block->number, threadIdx.x = i % threads;
+        gridDim.x = grid, blockIdx.x = block->number, threadIdx.x = i % threads;
         kernel();
+        background.clear();
       });
     }
   }

@@ -11,7 +11,9 @@
 //   STAND_IN_CAPABILITY=87      compute capability 8.7
 //   STAND_IN_SHARED_BYTES=n     of one block, with opting in
 //   STAND_IN_CLUSTER=n          blocks of the largest cluster that fits
+//   STAND_IN_MULTIPROCESSORS=n  each of which runs one block at a time
 //   STAND_IN_DRY=1              launches are checked, not carried out
+//   STAND_IN_VERSION=12020      a driver of CUDA 12.2
 //
 // An image is anything that begins like an ELF file. One that goes on " sm_87" is refused as a GPU
 // refuses foreign machine code; one that begins "// compute_87" stands for PTX.
@@ -45,10 +47,12 @@ const int kGpus = setting("STAND_IN_GPUS", 1);
 const int kCapability = setting("STAND_IN_CAPABILITY", 80);
 const int kBlockSharedBytes = setting("STAND_IN_SHARED_BYTES", 163 * 1024);
 const int kLargestCluster = setting("STAND_IN_CLUSTER", 8);
+const int kMultiprocessors = setting("STAND_IN_MULTIPROCESSORS", 108);
 const bool kDry = setting("STAND_IN_DRY", 0);
+const int kVersion = setting("STAND_IN_VERSION", 13000);
 // CUdevice_attribute: block's and multiprocessor's shared memory, multiprocessors, grid, capability.
 // Those of an A100: its blocks run alone, where a cluster would take thousands of threads at a time.
-const std::map<int, int> kAttributes = {{97, kBlockSharedBytes}, {81, 164 * 1024}, {16, 108},
+const std::map<int, int> kAttributes = {{97, kBlockSharedBytes}, {81, 164 * 1024}, {16, kMultiprocessors},
                                         {5, 0x7fffffff}, {75, kCapability / 10},
                                         {76, kCapability % 10}};
 
@@ -56,6 +60,7 @@ struct Launch { int grid; std::size_t shared_bytes; void** parameters; };
 
 struct Kernel {
   int cluster, threads;
+  bool programmatic;
   std::function<void(const Kernel&, const Launch&)> run;
 };
 
@@ -74,7 +79,8 @@ auto runner(void (*kernel)(Parameters...)) {
 }
 
 const std::map<std::string, Kernel> kernels = {
-#define KERNEL(name, cluster, threads) {#name, {cluster, threads, runner(name)}},
+#define KERNEL(name, cluster, threads) \
+  {#name, {cluster, threads, std::strstr(#name, "_programmatic_") != nullptr, runner(name)}},
 #include KERNELS
 #undef KERNEL
 };
@@ -144,6 +150,10 @@ int cuGetErrorName(int error, const char** name) {
   const auto found = names.find(error);
   *name = found == names.end() ? nullptr : found->second;
   return *name ? kSuccess : kInvalidValue;
+}
+int cuDriverGetVersion(int* version) {
+  *version = kVersion;
+  return kSuccess;
 }
 int cuDeviceGet(int* device, int ordinal) {
   *device = ordinal;
@@ -268,27 +278,58 @@ int cuOccupancyMaxActiveClusters(int* clusters, void* handle, const LaunchConfig
       static_cast<int>(config->shared_bytes) > function->most_shared_bytes)
     return kInvalidValue;
   if (kernel.cluster == 1 || kCapability < 90) return kInvalidCluster;
-  *clusters = kernel.cluster <= kLargestCluster ? 108 / kernel.cluster : 0;
+  *clusters = kernel.cluster <= kLargestCluster ? kMultiprocessors / kernel.cluster : 0;
   return kSuccess;
 }
-int cuLaunchKernel(void* handle, unsigned grid, unsigned grid_y, unsigned grid_z, unsigned threads,
-                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream,
-                   void** parameters, void** extra) {
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads,
+                                                std::size_t shared_bytes) {
+  const std::lock_guard held(lock);
+  const Function* const function = function_of(handle);
+  if (!function) return kInvalidHandle;
+  if (threads != function->kernel->threads ||
+      static_cast<int>(shared_bytes) > function->most_shared_bytes)
+    return kInvalidValue;
+  *blocks = 1;
+  return kSuccess;
+}
+// Kernels that may start before the launch in front of them has ended have names that say so: they
+// have to be launched like that where the driver can, and no others may be.
+int checked_launch(void* handle, const LaunchConfig& config, bool programmatic, void** parameters) {
   if (!current()) return kInvalidContext;
   const Kernel* kernel;
   {
     const std::lock_guard held(lock);
     const Function* const function = function_of(handle);
-    if (!function || (stream && !streams.contains(stream))) return kInvalidHandle;
+    if (!function || (config.stream && !streams.contains(config.stream))) return kInvalidHandle;
     kernel = function->kernel;
-    if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra || !grid ||
-        grid > 0x7fffffff || static_cast<int>(threads) != kernel->threads ||
-        grid % kernel->cluster || static_cast<int>(shared_bytes) > function->most_shared_bytes)
+    if (config.grid_y != 1 || config.grid_z != 1 || config.block_y != 1 || config.block_z != 1 ||
+        !config.grid || config.grid > 0x7fffffff ||
+        static_cast<int>(config.threads) != kernel->threads || config.grid % kernel->cluster ||
+        static_cast<int>(config.shared_bytes) > function->most_shared_bytes)
       return kInvalidValue;
     if (kernel->cluster > kLargestCluster) return kInvalidCluster;
+    const bool allowed = kCapability >= 90 && kVersion >= 12030;
+    if (programmatic ? !kernel->programmatic || !allowed : kernel->programmatic && allowed)
+      return kInvalidValue;
   }
-  if (!kDry) kernel->run(*kernel, {static_cast<int>(grid), shared_bytes, parameters});
+  if (!kDry) kernel->run(*kernel, {static_cast<int>(config.grid), config.shared_bytes, parameters});
   return kSuccess;
+}
+int cuLaunchKernelEx(const LaunchConfig* config, void* handle, void** parameters, void** extra) {
+  constexpr int kProgrammaticStreamSerialization = 6;
+  const LaunchAttribute* const attribute = config->attributes;
+  if (extra || config->attribute_count != 1 || attribute->value[0] != 1 ||
+      attribute->id != kProgrammaticStreamSerialization)
+    return kInvalidValue;
+  return checked_launch(handle, *config, true, parameters);
+}
+int cuLaunchKernel(void* handle, unsigned grid, unsigned grid_y, unsigned grid_z, unsigned threads,
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream,
+                   void** parameters, void** extra) {
+  if (extra) return kInvalidValue;
+  const LaunchConfig config{grid,    grid_y,  grid_z,       threads, block_y,
+                            block_z, shared_bytes, stream, nullptr, 0};
+  return checked_launch(handle, config, false, parameters);
 }
 
 int cuMemAlloc_v2(unsigned long long* address, std::size_t bytes) {

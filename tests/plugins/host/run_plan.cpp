@@ -1,8 +1,8 @@
 // Carries out launches described on standard input, on host buffers read from and saved to files.
 //
 //   buffer NAME BYTES FILE|-      take BYTES bytes from FILE; "-": start with all bits set (NaN)
-//   launch KERNEL GRID CLUSTER THREADS SHARED_BYTES COUNT, then COUNT lines: "buffer NAME" or
-//   "integer VALUE"
+//   launch KERNEL GRID CLUSTER THREADS SHARED_BYTES PROGRAMMATIC COUNT, then COUNT lines:
+//   "buffer NAME" or "integer VALUE"
 //   save NAME FILE
 //
 // KERNEL is an index into KERNELS, the list of the kernels that DEFINITIONS defines.
@@ -73,6 +73,7 @@ T next() {
 
 int main() {
   std::map<std::string, Buffer> buffers;
+  cuda_on_threads::Stream stream;
   for (std::string command; std::cin >> command;) {
     if (command == "buffer") {
       const auto name = next<std::string>();
@@ -87,6 +88,7 @@ int main() {
       Configuration c;
       c.grid = next<int>(), c.cluster = next<int>(), c.threads = next<int>();
       c.shared_bytes = next<std::size_t>();
+      const bool programmatic = next<int>();
       std::vector<Argument> arguments(next<int>());
       for (Argument& argument : arguments) {
         if (next<std::string>() == "buffer")
@@ -94,8 +96,9 @@ int main() {
         else
           argument.integer = next<int>();
       }
-      kKernels.at(kernel)(c, arguments);
+      stream.enqueue(programmatic, [=] { kKernels.at(kernel)(c, arguments); });
     } else {
+      stream.wait();
       const Buffer& buffer = buffers.at(next<std::string>());
       std::ofstream(next<std::string>(), std::ios::binary)
           .write(reinterpret_cast<const char*>(buffer.memory.get()), buffer.bytes);
