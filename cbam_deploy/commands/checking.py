@@ -67,23 +67,26 @@ def validate(
         number(
             0,
             math.inf,
-            "Largest max rel, error over the largest output [default: fp32 1e-4, fp16 2e-2].",
+            "Largest max rel, error over the largest output"
+            " [default: fp32 1e-4, fp16 2e-2, bf16 0.16].",
             LIMITS,
         ),
     ] = None,
     min_cosine: Annotated[
-        float | None, number(-1, 1, "Smallest cosine [default: fp16 0.9999].", LIMITS)
+        float | None,
+        number(-1, 1, "Smallest cosine [default: fp16 0.9999, bf16 0.9936].", LIMITS),
     ] = None,
     min_snr_db: Annotated[
         float | None,
-        number(-math.inf, math.inf, "Smallest SNR in dB [default: int8 20].", LIMITS),
+        number(-math.inf, math.inf, "Smallest SNR in dB [default: int8 20, fp8 18].", LIMITS),
     ] = None,
     min_channel_snr_db: Annotated[
         float | None,
         number(
             -math.inf,
             math.inf,
-            "Smallest SNR of the worst channel, in dB [default: fp32 30, fp16 10, int8 3].",
+            "Smallest SNR of the worst channel, in dB"
+            " [default: fp32 30, fp16 10, bf16 10, int8 3, fp8 3].",
             LIMITS,
         ),
     ] = None,

@@ -23,7 +23,9 @@ def test_every_public_function_is_in_the_reference():
 
 def test_the_page_of_tolerances_has_those_of_the_code():
     page = (DOCS / "tolerances.md").read_text()
-    rows = re.findall(r"^\| (fp32|fp16|int8) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)
+    rows = re.findall(
+        r"^\| (fp32|fp16|bf16|int8|fp8) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M
+    )
     said = {kind: [None if cell == "–" else float(cell) for cell in row] for kind, *row in rows}
     known = {
         kind: [one.max_relative, one.min_cosine, one.min_snr_db, one.min_channel_snr_db]

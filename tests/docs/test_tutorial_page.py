@@ -41,6 +41,7 @@ def test_every_command_does_what_the_page_says(cli, tmp_path, monkeypatch):
             "build-engine",
             "bench",
             "inline",
+            "package",
         ),
     }
     assert said["inspect photographs.onnx"].count("CbamGateAddRelu function") == 9
