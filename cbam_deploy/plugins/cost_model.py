@@ -242,7 +242,7 @@ def _work(plan: LaunchPlan, launch: Launch, batch: int, on: Chip, known: set[str
             l2_trips += lost_trips
         shared = parts * (slice_bytes - lost)
         # The next image's map is copied to where this one's was.
-        copies = launch.persistent and not lost and gate.vector * gate.element_bytes == 16
+        copies = launch.persistent and gate.vector * gate.element_bytes == 16
         barriers = 1 + 3 * spec.has_channel + spec.has_spatial
     elif fresh and launch.programmatic and fresh == ["r"] and waves == 1:
         l2_trips += walk  # it was brought to L2 while the launch before still ran

@@ -44,6 +44,8 @@ PORTABLE_CLUSTER = 8
 DEFAULT_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory a kernel may use without opting in to more."""
 
+_PERSISTENT = (9,)
+"""Major compute capabilities whose clusters go on from image to image: of others ptxas spills."""
 _MOST_SPLITS = 16  # parts of one channel's sum; blocks that share a layer's weights
 _ROWS_OF_WARP = 4  # of weights, at once: multiply_rows
 _BLOCKS_PER_MULTIPROCESSOR = (4, 1)  # that staged launches are cut into, as far as the map allows
@@ -202,8 +204,12 @@ def _fused(gate: Gate, limits: DeviceLimits) -> Iterator[LaunchPlan]:
             if free < 0:
                 continue
             kept = min(rows, free // 16 * 16 // (columns * gate.vector * gate.element_bytes))
-            several = (2, 4) if kept == rows and threads == limits.small_block else ()
-            for images in (1, *(several if _weights_are_most(gate) else ())):
+            persistent = kept == rows and limits.capability // 10 in _PERSISTENT
+            copied = gate.vector * gate.element_bytes == 16  # in the background
+            choices: list[int | None] = [1 if persistent and copied else None]
+            if persistent and threads == limits.small_block and _weights_are_most(gate):
+                choices += [2, 4]
+            for images in choices:
                 candidate = fused_plan(gate, tiling, cluster, kept, images)
                 launch = candidate.launches[0]
                 fits = launch.shared_bytes <= limits.block_shared_bytes

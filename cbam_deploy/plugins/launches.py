@@ -118,7 +118,11 @@ class LaunchPlan:
 
 
 def fused_plan(
-    gate: Gate, tiling: Tiling, cluster: int, kept_rows: int | None = None, images: int = 1
+    gate: Gate,
+    tiling: Tiling,
+    cluster: int,
+    kept_rows: int | None = None,
+    images: int | None = None,
 ) -> LaunchPlan:
     """One launch of the fused kernel on `cluster` blocks per image.
 
@@ -127,22 +131,27 @@ def fused_plan(
         tiling: of a block's slice.
         cluster: blocks.
         kept_rows: of each block's slice, that stay in shared memory; None: all.
-        images: the most that a cluster takes at a time, of which it keeps all.
+        images: the most that a persistent cluster takes at a time, of which it keeps all; None: a
+            cluster ends with its image.
     """
+    at_a_time = images or 1
     per_block = positions_per_block(gate, cluster)
     rows, columns = gate.matrix(per_block, gate.stored)
     kept_rows = rows if kept_rows is None else min(rows, kept_rows)
-    kept_bytes = images * kept_rows * columns * gate.vector * gate.element_bytes
+    kept_bytes = at_a_time * kept_rows * columns * gate.vector * gate.element_bytes
+    function, last = "persistent_gate", str(images)
+    if images is None:
+        function, last = "fused_gate", boolean(kept_rows == rows)
     launch = _launch(
         gate,
         "fused",
-        f"cbam::fused_gate<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}, "
-        f"{boolean(kept_rows == rows)}{f', {images}' if images > 1 else ''}>",
+        f"cbam::{function}<{tiling.expression}, {_type(gate.operator, gate)}, {cluster}, {last}>",
         tiling,
         blocks=cluster,
         cluster=cluster,
-        shared_bytes=fused_fixed_bytes(gate, tiling, cluster, images) + _aligned(kept_bytes),
-        images=images,
+        shared_bytes=fused_fixed_bytes(gate, tiling, cluster, at_a_time) + _aligned(kept_bytes),
+        images=at_a_time,
+        persistent=images is not None,
         integers=(
             *_shape(gate),
             *_hidden(gate),
@@ -347,11 +356,11 @@ def _launch(
     cluster: int = 1,
     first_layer: bool = False,
     images: int = 1,
+    persistent: bool = False,
 ) -> Launch:
     inputs, outputs = buffers(gate.operator, stage, first_layer=first_layer)
     reads_maps = "x" in inputs
     last = stage in ("fused", "apply")
-    persistent = stage == "fused"
     kind = (gate.operator if last else before_the_last(gate.operator)).function
     return Launch(
         stage=stage,

@@ -64,13 +64,19 @@ class Variant:
     first_layer: bool = False  # by the launch of the channels' statistics, where it is staged
     channel_kernel_size: int = 0
     keeps_all: bool = True  # in shared memory, where the kernel is fused
-    images: int = 1  # that a cluster takes at a time
+    images: int | None = (
+        1  # that a cluster takes at a time, where it keeps all; None: not persistent
+    )
+
+    @property
+    def at_a_time(self) -> int | None:
+        return self.images if self.keeps_all else None
 
     def __str__(self) -> str:
         kind = f"cluster{self.cluster}" if self.cluster else "staged"
         flags = "-padded" * self.padded + "-first_layer" * self.first_layer
         flags += "-keeps_part" * (not self.keeps_all)
-        flags += f"-images{self.images}" * (self.images > 1)
+        flags += f"-images{self.images}" * (self.images != 1)
         sizes = f"-k{self.kernel_size}" * bool(self.kernel_size)
         sizes += f"-taps{self.channel_kernel_size}" * bool(self.channel_kernel_size)
         return (
@@ -96,7 +102,7 @@ def V(  # noqa: N802
     kernel_size: int,
     residual: bool,
     cluster: int | None,
-    **flags: int,
+    **flags: int | None,
 ) -> Variant:
     """CBAM, or without a kernel size SE, alone or with residual and ReLU."""
     gate = CBAM if kernel_size else SE
@@ -120,7 +126,7 @@ VARIANTS = (
     V("bfloat16", "nhwc", 8, 32, 2, 0, False, 2, padded=True),
     V("bfloat16", "nhwc", 4, 16, 8, 3, True, None),
     V("int8", "nchw", 16, 16, 2, 7, True, None),
-    V("int8", "nchw", 2, 16, 8, 0, False, 1),
+    V("int8", "nchw", 2, 16, 8, 0, False, 1, images=None),
     V("int8", "nhwc", 16, 16, 4, 3, False, 2, images=2),
     V("int8", "nhwc", 1, 32, 16, 0, True, None, first_layer=True),
     V("int8", "chw32", 16, 16, 4, 7, True, 2, padded=True),
@@ -208,6 +214,7 @@ def _drawn(dtype: str, layout: str, tiling: tuple[int, int, int], rng: random.Ra
         first_layer="W0" in operator.weights and rng.random() < 0.5,
         channel_kernel_size=spec.channel_kernel_size if "WC" in operator.weights else 0,
         keeps_all=rng.random() < 0.5,
+        images=1 if operator.residual else None,
     )
 
 
@@ -269,7 +276,7 @@ def plans(draw, v: Variant) -> LaunchPlan:
     if v.cluster:
         rows, _ = gate.matrix(positions_per_block(gate, v.cluster), gate.stored)
         kept = rows if v.keeps_all else draw(st.integers(0, rows - 1))
-        return fused_plan(gate, tiling, v.cluster, kept, v.images)
+        return fused_plan(gate, tiling, v.cluster, kept, v.at_a_time)
     first, last = (Cut(*draw(st.tuples(_positions(gate), _channels(gate)))) for _ in range(2))
     positions = draw(_positions(gate))
     if v.first_layer:
@@ -327,7 +334,7 @@ def example_plan(v: Variant, **sizes: int) -> LaunchPlan:
     )
     tiling = Tiling(gate, v.threads, v.column_lanes, WARP)
     if v.cluster:
-        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0, v.images)
+        return fused_plan(gate, tiling, v.cluster, None if v.keeps_all else 0, v.at_a_time)
     unit = gate.vector if gate.storage.rows_are_channels else 1
     half = round_up(-(-gate.positions // 2), unit)
     last = Cut(half, gate.stored)

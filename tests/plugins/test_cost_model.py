@@ -125,7 +125,7 @@ def test_bytes_of_the_staged_kernels_are_those_that_their_blocks_touch(layout):
 def test_a_kept_map_comes_while_the_image_before_it_is_worked_on():
     gate = Gate(CBAM_ADD_RELU, 32, 7, 5, 4, 3)
     for kept_rows, starts in ((35, 1), (34, 10)):
-        one = fused_plan(gate, Tiling(gate, 256, 4), 1, kept_rows)
+        one = fused_plan(gate, Tiling(gate, 256, 4), 1, kept_rows, 1 if starts == 1 else None)
         running = resident_blocks(one.launches[0], H100)
         (work,) = works(one, 10 * running, H100)
         assert (work.waves, work.starts) == (10, starts)

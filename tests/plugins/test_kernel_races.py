@@ -64,7 +64,7 @@ def run(variant, host, tmp_path, omitted_barrier=-1):
     rng = np.random.default_rng(0)
     weights = random_weights(launch_plan.gate, rng)
     # One more than are taken at a time, which is copied to where another one is kept.
-    images = variant.images + 1
+    images = (variant.images or 0) + 1
     x, r = (random_maps(launch_plan.gate, images, "normal", rng) for _ in range(2))
     maps = x, r if launch_plan.gate.operator.residual else None
     host.run(launch_plan, weights, *maps, tmp_path, omitted_barrier=omitted_barrier)

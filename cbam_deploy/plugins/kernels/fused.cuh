@@ -1,5 +1,5 @@
-// The fused gate: a cluster of thread blocks takes one image after the other, each map read once
-// and written once.
+// The fused gate: a cluster of thread blocks for each image, or one that goes on from image to
+// image; each map is read once and written once.
 //
 // Bytes moved through device memory per image of S = C H W sizeof(Element) bytes: S in and S out,
 // with a residual 2 S in, where op by op the gate reads 8 S to 10 S and writes 4 S. The gate's
@@ -321,9 +321,15 @@ __device__ __forceinline__ void fused_images(const Arguments<typename G::Element
   });
 }
 
-// The cluster's images, turn by turn.
-template <class G, class K, int blocks, bool whole, int most = 1>
+// The one image whose number is the cluster's.
+template <class G, class K, int blocks, bool whole>
 __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>& a) {
+  fused_images<G, K, blocks, whole, 1>(a, 0);
+}
+
+// All of the cluster's images, turn by turn.
+template <class G, class K, int blocks, int most>
+__device__ __forceinline__ void persistent_gate(const Arguments<typename G::Element>& a) {
   const int clusters = gridDim.x / blocks;
   const int at_a_time = images_at_a_time<blocks, most>(a.batch);
 #pragma unroll 1
@@ -333,7 +339,7 @@ __device__ __forceinline__ void fused_gate(const Arguments<typename G::Element>&
     anew.channels = opaque(a.channels);
     anew.width = opaque(a.width);
     anew.positions_per_block = opaque(a.positions_per_block);
-    fused_images<G, K, blocks, whole, most>(anew, turn);
+    fused_images<G, K, blocks, true, most>(anew, turn);
   }
 }
 
