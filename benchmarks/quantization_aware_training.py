@@ -93,8 +93,8 @@ def measure(seed: int, folder: Path) -> dict[str, int]:
             break
     files |= {f"calibrated, {name}": calibrated("ptq", fp32, name) for name in METHODS[1:]}
     control = cbam_deploy.train(
-        **MODEL, **fine_tuning, weights=weights, output=folder / "control", epochs=10, lr=0.001,
-        lr_step=5,
+        **MODEL, **fine_tuning, weights=weights, output=folder / "control", epochs=20, lr=0.001,
+        lr_step=10,
     )  # fmt: skip
     tuned = exported("control", weights=control.weights)
     files["fine-tuned in FP32, calibrated"] = calibrated("control", tuned, METHODS[0])

@@ -402,7 +402,7 @@ class RecipeOptions:
 
     epochs: Annotated[
         int | None,
-        count(1, EPOCHS, "Passes over the pictures [default: 90; 10 with --quantize].", RECIPE),
+        count(1, EPOCHS, "Passes over the pictures [default: 90; 20 with --quantize].", RECIPE),
     ] = None
     batch_size: Annotated[
         int, count(1, BATCHES, "Pictures a step, of all processes together.", RECIPE)
@@ -413,7 +413,7 @@ class RecipeOptions:
     ] = None
     lr_step: Annotated[
         int | None,
-        count(1, EPOCHS, "Epochs between decays [default: 30; 5 with --quantize].", RECIPE),
+        count(1, EPOCHS, "Epochs between decays [default: 30; 10 with --quantize].", RECIPE),
     ] = None
     lr_gamma: Annotated[float, number(0, 1e6, "Factor of each decay.", RECIPE)] = 0.1
     momentum: Annotated[float, number(0, 1, "Momentum of SGD.", RECIPE)] = 0.9

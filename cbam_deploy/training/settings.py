@@ -10,7 +10,7 @@ from cbam_deploy.data.source import LARGEST
 from cbam_deploy.errors import BadInput
 
 # What fine-tuning has otherwise than the recipe, where nobody says: see docs/training.md.
-FINE_TUNING: dict[str, Any] = {"epochs": 10, "lr": 0.001, "lr_step": 5}
+FINE_TUNING: dict[str, Any] = {"epochs": 20, "lr": 0.001, "lr_step": 10}
 Augmentation = Literal["auto", "crop-flip", "shift", "none"]
 Amp = Literal["none", "bf16", "fp16"]
 
