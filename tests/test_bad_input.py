@@ -185,7 +185,7 @@ WRITERS = {
     "fuse": ["{onnx}", "-o"],
     "convert": ["{onnx}", "-o"],
     "build-engine": ["{onnx}", "--target", "sm_89", "-o"],
-    "train": ["resnet8", "--data", "digits", "--epochs", "1", "-o"],
+    "train": ["resnet8", "--data", "digits", "--epochs", "1", "--quiet", "-o"],
 }
 REPORTERS = {
     "validate": ["{onnx}", "--weights", "{run}/best.safetensors", "--report"],
