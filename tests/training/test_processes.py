@@ -101,7 +101,7 @@ def options(tmp_path: Path, pictures: Path, network: str) -> list[str]:
     (tmp_path / "smooth.py").write_text(SMOOTH)
     (tmp_path / "mortal.py").write_text(MORTAL)
     sizes = ["--image-size", "8", "--epochs", "3", "--batch-size", "8", "--workers", "1"]
-    return ["--data", "pictures", *sizes, "--lr-step", "2", "--device", "cpu"]
+    return ["--data", "pictures", *sizes, "--lr-step", "2", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture
