@@ -28,7 +28,8 @@ def private_names() -> set[str]:
                 names.add(node.id)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 names.add(node.attr)
-    return {name for name in names if name.startswith("_") and name.strip("_") and name[1] != "_"}
+    # Python's and IPython's own, such as `__str__` and `_repr_html_`, end in what they begin with.
+    return {name for name in names if name.startswith("_") and not name.endswith("_")}
 
 
 def reached(tree: ast.AST) -> Iterator[tuple[int, str]]:

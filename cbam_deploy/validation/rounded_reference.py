@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cbam_deploy.artefacts import Artefact, OnnxFile
 from cbam_deploy.comparison.file_reference import FileReference
@@ -300,8 +301,9 @@ class _Interpreter(torch.fx.Interpreter):
         (source, weight, *rest), kwargs = self.fetch_args_kwargs_from_env(node)
         bias, *others = rest or (None,)
         if norm is not None:
-            statistics: Any = self.map_nodes_to_values(norm.args[1:], norm)
-            weight, bias = _folded(weight, bias, *statistics)
+            values: Any = self.map_nodes_to_values(norm.args[1:], norm)
+            gamma, beta, mean, variance, _, epsilon = values
+            weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, gamma, beta)
         bias = None if bias is None else product.bias(bias)
         return self.call_function(
             node.target, (source, product.weight(weight), bias, *others), kwargs
@@ -329,20 +331,3 @@ def _result(node: torch.fx.Node) -> torch.fx.Node:
 def _operator(node: torch.fx.Node) -> str:
     """Such as ``conv2d`` of ``aten.conv2d.default``."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
-def _folded(
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    _momentum: float,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    """Weight [C, ...] and bias [C] of a convolution with the BatchNorm behind it."""
-    factor = (variance + epsilon).rsqrt() * (1.0 if gamma is None else gamma)
-    shift = (0.0 if bias is None else bias) - mean
-    folded = factor * shift + (0.0 if beta is None else beta)
-    return weight * factor.view(-1, *[1] * (weight.ndim - 1)), folded

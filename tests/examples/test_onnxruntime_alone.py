@@ -30,7 +30,7 @@ def test_it_needs_nothing_else_and_agrees_with_pytorch(network_onnx, tmp_path):
         text=True,
         check=True,
     )
-    network = create_model("resnet20", num_classes=10, seed=0).double().eval()
+    network = create_model("resnet8", num_classes=10, seed=0).double().eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     inputs = ((torch.from_numpy(pictures) / 255.0 - mean) / std).permute(0, 3, 1, 2).double()
     with torch.no_grad():

@@ -10,7 +10,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cbam_deploy import export_onnx
 from cbam_deploy.artefacts import open_artefact
@@ -21,7 +20,7 @@ from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.numerics.tolerances import OUTPUTS, check, check_rounded_alike
 from cbam_deploy.validation import rounded_reference, validate
-from cbam_deploy.validation.rounded_reference import RoundedReference, _folded
+from cbam_deploy.validation.rounded_reference import RoundedReference
 
 IMAGES = 8
 
@@ -58,20 +57,6 @@ def sides(fp8, feeds, rounded):
     reference = open_reference(fp8, open_artefact(fp8).provenance)
     runs = (reference.run(arrays), rounded.run(arrays), rounded.run(arrays, wide=True))
     return tuple(found[0] for found in runs)
-
-
-def test_a_batchnorm_is_folded_as_pytorch_folds_it():
-    torch.manual_seed(0)
-    conv, norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6).eval()
-    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
-        tensor.uniform_(0.5, 2)
-    statistics = (norm.running_mean, norm.running_var)
-    found = _folded(conv.weight, conv.bias, norm.weight, norm.bias, *statistics, 0.1, norm.eps)
-    expected = fuse_conv_bn_weights(
-        conv.weight, conv.bias, *statistics, norm.eps, norm.weight, norm.bias
-    )
-    for actual, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(actual, wanted)
 
 
 def scaled(path, factor, output):
