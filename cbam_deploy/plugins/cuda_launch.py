@@ -69,8 +69,9 @@ class LoadedPlan:
 
     Attributes:
         plan: what was loaded.
-        active_clusters: of each launch, how many of its clusters the driver can have running at the
-            same time; None without clusters.
+        running_blocks: of each launch, how many of its blocks the device can have running at the
+            same time; of one that has neither clusters nor a bound on its grid, as many as a grid
+            has.
     """
 
     def __init__(self, plan: LaunchPlan, device: int, without: str = "") -> None:
@@ -83,15 +84,20 @@ class LoadedPlan:
             self._functions = [
                 _function(self._module, launch.kernel.name, launch) for launch in plan.launches
             ]
-            self.active_clusters = tuple(map(_active_clusters, self._functions, plan.launches))
-            self._running = [
-                clusters * launch.cluster if clusters else _running_blocks(function, launch, device)
-                for function, launch, clusters in zip(
-                    self._functions, plan.launches, self.active_clusters, strict=True
-                )
-            ]
-        if 0 in self.active_clusters:
+            self.running_blocks = tuple(
+                _running_blocks(function, launch, self._limits)
+                for function, launch in zip(self._functions, plan.launches, strict=True)
+            )
+        if 0 in self.running_blocks:
             raise NoRoom(f"{plan.gate}: a cluster of its blocks has no room on GPU {device}")
+
+    @property
+    def active_clusters(self) -> tuple[int | None, ...]:
+        """Of each launch, how many of its clusters run at the same time; None without clusters."""
+        return tuple(
+            running // launch.cluster if launch.cluster > 1 else None
+            for launch, running in zip(self.plan.launches, self.running_blocks, strict=True)
+        )
 
     def launch(self, buffers: Mapping[str, int], batch: int, stream: int) -> None:
         """Enqueue the plan's kernels.
@@ -108,7 +114,7 @@ class LoadedPlan:
         """
         blocks = [
             grid(launch, batch, self._limits, running)
-            for launch, running in zip(self.plan.launches, self._running, strict=True)
+            for launch, running in zip(self.plan.launches, self.running_blocks, strict=True)
         ]
         with current_device(self._device):
             for launch, function, count in zip(
@@ -256,28 +262,26 @@ def _enqueue(function: Any, launch: Launch, blocks: int, parameters: int, stream
     call("cuLaunchKernelEx", config, function, parameters, 0)
 
 
-def _active_clusters(function: Any, launch: Launch) -> int | None:
-    if launch.cluster == 1:
-        return None
+def _running_blocks(function: Any, launch: Launch, limits: DeviceLimits) -> int:
+    """How many blocks of a launch run at the same time, as far as it matters; 0: it has no room."""
+    if launch.cluster > 1:
+        return launch.cluster * _active_clusters(function, launch)
+    if not launch.persistent:
+        return limits.grid_blocks
+    of_one = call(
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+        *(function, launch.threads, launch.shared_bytes),
+    )
+    return int(of_one) * limits.multiprocessors
+
+
+def _active_clusters(function: Any, launch: Launch) -> int:
     try:
         return int(call("cuOccupancyMaxActiveClusters", function, _config(launch, launch.cluster)))
     except RuntimeError as error:
         if _NO_SUCH_CLUSTER in str(error):
             return 0
         raise
-
-
-def _running_blocks(function: Any, launch: Launch, device: int) -> int:
-    """How many blocks of a launch without clusters the device runs at once, where it matters."""
-    if not launch.persistent:
-        return 0
-    of_one = int(
-        call(
-            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-            *(function, launch.threads, launch.shared_bytes),
-        )
-    )
-    return of_one * device_limits(device).multiprocessors
 
 
 @contextmanager

@@ -29,6 +29,7 @@ CBAM_ADD_RELU = GATE_OPERATORS["CbamGateAddRelu"]
 LARGE_CLUSTERS = replace(KNOWN_DEVICES[90], large_clusters=True)
 FUSED = plan(Gate(CBAM_ADD_RELU, 256, 56, 56, 16, 7), KNOWN_DEVICES[90])
 SPATIAL_FIRST = operator_for(GateSpec(arrangement="spatial-channel"))
+ALONE = fused_candidates(Gate(CBAM_ADD_RELU, 64, 8, 8, 4, 7), KNOWN_DEVICES[90])[0]
 STAGED = plan(Gate(SPATIAL_FIRST, 24, 5, 5, 3, 3), KNOWN_DEVICES[75], strategy="staged")
 
 
@@ -71,6 +72,7 @@ class RecordingDriver:
         self.programmatic = []
         self.launched, self.shared_limits, self.large_clusters, self.loads = [], {}, [], 0
         self.room_for, self.largest_known = 16, 16  # blocks of a cluster
+        self.blocks_at_once = 2  # on a multiprocessor
         self.initialized = Result.CUDA_SUCCESS
         self.launches_by_name = {}
 
@@ -129,7 +131,7 @@ class RecordingDriver:
         assert self.context == self.OWN_CONTEXT
         launch = self.launches_by_name[function]
         assert (threads, shared) == (launch.threads, launch.shared_bytes)
-        return Result.CUDA_SUCCESS, 2
+        return Result.CUDA_SUCCESS, self.blocks_at_once
 
     def cuLaunchKernelEx(self, config, function, parameters, extra):  # noqa: N802
         (attribute,) = config.attrs
@@ -219,9 +221,7 @@ def test_only_launches_behind_another_may_start_before_it_ends(driver):
 
 def test_a_fused_kernel_has_as_many_blocks_as_run_at_the_same_time(driver):
     """48 in clusters; of blocks without clusters two on each of 132 multiprocessors."""
-    alone = fused_candidates(Gate(CBAM_ADD_RELU, 64, 8, 8, 4, 7), KNOWN_DEVICES[90])[0]
-    assert alone.launches[0].cluster == 1
-    for one in (FUSED, alone, STAGED):
+    for one in (FUSED, ALONE, STAGED):
         cuda_launch.load(one, 0).launch(addresses(one), batch=1000, stream=0)
     grids = [grid_and_block[0] for _, grid_and_block, *_ in driver.launched]
     assert grids[:2] == [48, 2 * 132]
@@ -302,6 +302,14 @@ def test_without_room_for_any_plan_that_is_said(driver):
     with pytest.raises(cuda_launch.NoRoom, match="has no room on GPU 0"):
         cuda_launch.load_first([FUSED], 0)
     assert driver.launched == []
+
+
+def test_without_room_for_a_block_that_is_said(driver):
+    """An empty grid would be the driver's error, in the middle of a network."""
+    assert ALONE.launches[0].cluster == 1
+    driver.blocks_at_once = 0
+    with pytest.raises(cuda_launch.NoRoom, match="has no room on GPU 0"):
+        cuda_launch.load(ALONE, 0)
 
 
 def test_a_batch_beyond_the_grid_is_refused_before_any_launch(driver):

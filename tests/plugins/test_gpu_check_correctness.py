@@ -23,6 +23,7 @@ from cbam_deploy.gates.reference import Weights, apply_gate
 from cbam_deploy.plugins.cuda_launch import NoRoom
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import fused_candidates
+from cbam_deploy.plugins.launches import LaunchPlan
 
 LIMITS = correctness.limits(dry=True)
 
@@ -126,7 +127,11 @@ class StandInGpu:
         monkeypatch.setattr(
             correctness,
             "load",
-            lambda plan, device: SimpleNamespace(launch=partial(self.launch, plan.gate)),
+            lambda plan, device: SimpleNamespace(
+                launch=partial(self.launch, plan.gate),
+                # Room for two clusters.
+                running_blocks=tuple(2 * launch.cluster for launch in plan.launches),
+            ),
         )
 
     def call(self, name, *arguments):
@@ -222,6 +227,34 @@ def test_two_launches_that_differ_in_a_bit_are_a_wrong_case(case, gpu, tmp_path)
     found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
     assert found.status == FAILED
     assert found.rows[0]["problem"] == "two runs give different bits"
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("wrong", ["nothing", "the last turn"])
+def test_clusters_that_go_on_from_image_to_image_are_given_several(images, wrong, gpu, tmp_path):
+    gate = Gate(operator_for(CBAM, residual=True), 32, 3, 3, 16, 7, dtype="float16", layout="nhwc")
+    plans = [one.launches[0] for one in fused_candidates(gate, LIMITS)]
+    launch = next(one for one in plans if one.cluster == 2 and one.images == images)
+    batches = []
+
+    def spoil(number, y):
+        batches.append(len(y))
+        if number == 2 and wrong == "the last turn":
+            y.view(np.uint16)[-1, 0, 0, 0] ^= 1
+
+    gpu.spoil = spoil
+    case = cases.Case(LaunchPlan(gate, (launch,)), 2)
+    found = outcome_of(lambda job: correctness.check(job, [case]), tmp_path)
+    assert batches == [2, 2, 2 * 2 * images + 1]
+    assert found.status == (PASSED if wrong == "nothing" else FAILED), found
+    if wrong != "nothing":
+        assert found.rows[0]["problem"] == "a cluster gives different bits in a later turn"
+
+
+def test_every_kernel_that_goes_on_from_image_to_image_is_given_several():
+    every = [case for case in cases.all_cases(LIMITS) if case.plan.launches[0].persistent]
+    several = {case.plan.launches[0].kernel for case in every if case.batch > 1}
+    assert several == {case.plan.launches[0].kernel for case in every}
 
 
 def test_references_are_made_once_for_neighbouring_cases(case, tmp_path, monkeypatch):
