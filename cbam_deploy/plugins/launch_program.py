@@ -8,9 +8,9 @@ A node carries it as text, which `text` writes and `read_program` reads; the lib
     inputs x r w0 b0 w1 b1 ws bs                            of the node, in order; its output is y
     maps x r                                                those of them that are feature maps
     sizes 256 56 56                                         C, H, W of x; the batch is free
-    image ENTRY sm_87 KEY OFFSET BYTES                      machine code of entry point ENTRY
-    image ENTRY compute_87 KEY - BYTES                      PTX, with a zero byte at its end
-    target 87                                               planned for compute capability 8.7
+    image ENTRY sm_90 KEY OFFSET BYTES                      machine code of entry point ENTRY
+    image ENTRY compute_90 KEY - BYTES                      PTX, with a zero byte at its end
+    target 90                                               planned for compute capability 9.0
     format int8 CHW32                                       of the maps; the first is preferred
     tactic 1                                                a number, unique within the format
     buffer partials 4096                                    workspace, bytes per image
@@ -268,7 +268,8 @@ class _Reader:
         entry, *numbers = shape.split(" ")
         blocks, cluster, threads, shared = map(int, numbers[:4])
         flags = {flag: flag in numbers[4:] for flag in _FLAGS}
-        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]]:
+        waits = self._targets[-1][0] >= 90  # for the launch in front of it
+        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]] or flags["programmatic"] > waits:
             raise ValueError(shape)
         words = tuple(map(_argument, arguments.split(" ")))
         launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words, **flags)
