@@ -19,17 +19,14 @@ from cbam_deploy.plugins.cost_model import (
     seconds,
     weight_bytes,
 )
+from cbam_deploy.plugins.fused_launch import fused_fixed_bytes, fused_plan, positions_per_block
 from cbam_deploy.plugins.gate import Gate, round_up
-from cbam_deploy.plugins.launches import (
+from cbam_deploy.plugins.launches import Launch, LaunchPlan
+from cbam_deploy.plugins.staged_launches import (
     Cut,
-    Launch,
-    LaunchPlan,
     apply,
     channel_excitation,
     channel_statistics,
-    fused_fixed_bytes,
-    fused_plan,
-    positions_per_block,
     spatial_statistics,
     staged_plan,
 )

@@ -32,20 +32,18 @@ from cbam_deploy.gates.description import (
 from cbam_deploy.gates.operators import GateOperator, Last, operator_for
 from cbam_deploy.gates.reference import Weights
 from cbam_deploy.plugins.entries import Kernel
+from cbam_deploy.plugins.fused_launch import fused_plan, positions_per_block
 from cbam_deploy.plugins.gate import ELEMENTS, Gate, round_up
-from cbam_deploy.plugins.launches import (
+from cbam_deploy.plugins.launches import Launch, LaunchPlan
+from cbam_deploy.plugins.layouts import Dtype, LayoutName
+from cbam_deploy.plugins.staged_launches import (
     Cut,
-    Launch,
-    LaunchPlan,
     apply,
     channel_excitation,
     channel_statistics,
-    fused_plan,
-    positions_per_block,
     spatial_statistics,
     staged_plan,
 )
-from cbam_deploy.plugins.layouts import Dtype, LayoutName
 from cbam_deploy.plugins.stages import stages
 from cbam_deploy.plugins.tiling import Tiling
 

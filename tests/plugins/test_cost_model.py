@@ -10,6 +10,7 @@ from cbam_deploy.gates.description import CBAM
 from cbam_deploy.gates.operators import operator_for
 from cbam_deploy.plugins import cost_model
 from cbam_deploy.plugins.cost_model import Work, chip, resident_blocks, seconds, works
+from cbam_deploy.plugins.fused_launch import fused_plan
 from cbam_deploy.plugins.gate import Gate
 from cbam_deploy.plugins.geometry import (
     KNOWN_DEVICES,
@@ -18,7 +19,6 @@ from cbam_deploy.plugins.geometry import (
     ranked_plans,
     staged_candidates,
 )
-from cbam_deploy.plugins.launches import fused_plan
 from cbam_deploy.plugins.tiling import Tiling
 
 CBAM_ADD_RELU = operator_for(CBAM, residual=True, activation="relu")

@@ -373,7 +373,7 @@ __device__ __forceinline__ void write_gated(const Tile<G>& tile, int channels,
   }
 }
 
-// Hands out dynamic shared memory, each piece 16-byte aligned; launches.py counts the same bytes.
+// Hands out dynamic shared memory, each piece 16-byte aligned; shared_memory.py counts the same bytes.
 class Arena {
  public:
   template <typename T>
