@@ -207,8 +207,8 @@ def search(
         float | None, drop("How far the metric may fall [default: 0.5%].", LIMITS)
     ] = None,
     precision: Annotated[
-        Literal["fp16", "int8", "int8+fp32"],
-        option("The lowest; int8+fp32 goes without FP16.", PRECISION),
+        Literal["fp16", "bf16", "int8", "int8+fp32", "fp8"],
+        option("The lowest; int8 and fp8 are over FP16, int8+fp32 over FP32.", PRECISION),
     ] = "int8",
     ranges: CalibrationOptions,
     size: SizesOption = None,
@@ -245,7 +245,7 @@ def search(
     ] = None,
     seed: SeedOption = 0,
 ) -> Any:
-    r"""Find the fewest operations to keep above INT8 or FP16, by measurement.
+    r"""Find the fewest operations to keep in a higher precision, by measurement.
 
     Example:
       cbam-deploy search r50.onnx -o r50.int8.onnx --data photos --max-drop 0.5% \
@@ -264,7 +264,7 @@ def search(
         limit=limit,
         latency=latency,
         runtime=runtime,
-        batch=batch,
+        batch_size=batch,
         seconds=seconds,
         time_limit=time_limit,
         cache=cache,

@@ -1,18 +1,20 @@
 """Networks in several precisions: which nodes compute in which, and the file of any such choice.
 
 Who chooses is a function that is given a `MixedPrecision`: `precision_search`, which tries choices
-out, or the accuracy budget. The FP16 range check holds in every one of them.
+out, or the accuracy budget. The range check of FP16 and BF16 holds in every one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
 from cbam_deploy.artefacts import OnnxFile
 from cbam_deploy.exporters.conversion_result import Precision
+from cbam_deploy.exporters.half.formats import BF16, FP16, HalfFormat
 from cbam_deploy.exporters.half.rules import (
     REDUCTIONS,
     TYPE_FOLLOWING,
@@ -21,15 +23,18 @@ from cbam_deploy.exporters.half.rules import (
     node_name,
 )
 from cbam_deploy.exporters.int8.placement import quantized_nodes
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8, QuantizedType
 from cbam_deploy.preprocessing import Preprocessing
 
 # The steps down from FP32 to what a file is asked to be, the more exact before the faster.
 STEPS: Mapping[Precision, tuple[str, ...]] = {
     "fp16": ("fp16",),
+    "bf16": ("bf16",),
     "int8": ("fp16", "int8"),
     "int8+fp32": ("int8",),
+    "fp8": ("fp16", "fp8"),
 }
-QUANTIZED = frozenset({"int8"})  # Those of Q and DQ; the others are types of floats.
+QUANTIZED = frozenset({"int8", "fp8"})  # Those of Q and DQ; the others are types of floats.
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,23 @@ Choose = Callable[[MixedPrecision], Choice]
 Chooser = Callable[[OnnxFile, Preprocessing | None], Choose]
 
 
-def _may_be_half(model: ir.Model) -> tuple[str, ...]:
+def _may_be_half(half: HalfFormat, model: ir.Model) -> tuple[str, ...]:
     opset = model.opset_imports.get("", 1)
     return tuple(
         node_name(node)
         for node in model.graph
-        if not is_standard(node, *REDUCTIONS, *TYPE_FOLLOWING)
-        and any(map(any, halves(node, opset)))
+        if not is_standard(node, *REDUCTIONS, *TYPE_FOLLOWING, *half.lacking)
+        and any(map(any, halves(node, opset, half)))
     )
 
 
-def _may_be_int8(model: ir.Model) -> tuple[str, ...]:
-    return tuple(operation.node for operation in quantized_nodes(model))
+def _may_be_quantized(kind: QuantizedType, model: ir.Model) -> tuple[str, ...]:
+    return tuple(operation.node for operation in quantized_nodes(model, kind=kind))
 
 
 _CANDIDATES: Mapping[str, Callable[[ir.Model], tuple[str, ...]]] = {
-    "fp16": _may_be_half,
-    "int8": _may_be_int8,
+    "fp16": partial(_may_be_half, FP16),
+    "bf16": partial(_may_be_half, BF16),
+    "int8": partial(_may_be_quantized, INT8),
+    "fp8": partial(_may_be_quantized, FP8),
 }

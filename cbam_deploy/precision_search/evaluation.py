@@ -3,7 +3,8 @@
 The figure of every trial is a metric's value, or the output fidelity where nothing says what is
 right: 1 - noise, with noise = sum |a - r|^2 / sum |r|^2 of the outputs a against r, those of the
 original (0.995 is a signal-to-noise ratio of 23 dB); the least of all outputs, 0 where one is not
-finite. Numbers are those a GPU would compute: FP16 values are rounded (`exporters.half.rounding`).
+finite. Numbers are those a GPU would compute: those of 16 bits are rounded
+(`exporters.half.rounding`).
 """
 
 from __future__ import annotations

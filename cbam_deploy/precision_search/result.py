@@ -50,7 +50,8 @@ class KeptGroup:
         steps: the precisions that they do not take, though they could.
         nodes: their names.
         sensitivities: what the group did by itself, at those of the steps where it was measured.
-        reason: what FP16's range check says of them, without a full stop; empty where it is silent.
+        reason: what the range check of FP16 or BF16 says of them, without a full stop; empty where
+            it is silent.
     """
 
     group: str

@@ -1,7 +1,7 @@
 """`search_precision`: the fewest operations above the lowest precision such that a metric holds.
 
-Step by step down from FP32 (`mixed_precision.STEPS`): first which operations cannot be FP16, then,
-with these where they are, which of all cannot be INT8. At each step:
+Step by step down from FP32 (`mixed_precision.STEPS`), such as for INT8: first which operations
+cannot be FP16, then, with these where they are, which of all cannot be INT8. At each step:
 
 1. Everything takes the step. Where the metric holds, that is all.
 2. Else each group (`precision_groups`) takes it alone: what the metric falls by, and where that is
@@ -26,6 +26,7 @@ from cbam_deploy.exporters.conversion_result import Precision
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.fewest_kept import fewest_kept
 from cbam_deploy.exporters.half.conversion import IoDtype
+from cbam_deploy.exporters.half.formats import FORMATS
 from cbam_deploy.exporters.half.rules import node_name
 from cbam_deploy.exporters.int8.budget import within
 from cbam_deploy.exporters.int8.calibration import Method
@@ -58,13 +59,13 @@ def search_precision(
     calibration: str | None = None,
     preprocessing: Asked | None = None,
     sizes: Sequence[str] = (),
-    method: Method = "percentile",
+    method: Method | None = None,
     images: int = CALIBRATION_IMAGES,
     io_dtype: IoDtype = "fp32",
     limit: int | None = None,
     latency: bool = False,
     runtime: str | None = None,
-    batch: int = 1,
+    batch_size: int = 1,
     seconds: float = 1.0,
     time_limit: float | None = None,
     cache: str | Path | None = None,
@@ -78,8 +79,8 @@ def search_precision(
         source: an FP32 file, best with its gates fused.
         output: file to write.
         data: SOURCE that trials are judged on; of a set with splits, the test split.
-        precision: the lowest: ``int8`` over FP16 over FP32, ``int8+fp32`` without FP16, or ``fp16``
-            over FP32.
+        precision: the lowest: ``int8`` or ``fp8`` over FP16 over FP32, ``int8+fp32`` without FP16,
+            ``fp16`` or ``bf16`` over FP32.
         metric: as for `evaluate`; ``fidelity`` for what the outputs keep of the original's
             (`evaluation`). None for top-1 where `data` has labels of the network, else that.
         max_drop: how far the metric may fall, such as 0.005 for half a point.
@@ -87,7 +88,7 @@ def search_precision(
             split.
         preprocessing: how inputs are made from pictures; like the next six, as for `convert`.
         sizes: typical size of free axes, such as ``H=640``.
-        method: how INT8 ranges are found.
+        method: how ranges are found.
         images: how many pictures to calibrate on.
         io_dtype: type of network inputs and outputs.
         limit: how many pictures a trial is judged on; None for 256 with a metric, else 32.
@@ -95,7 +96,7 @@ def search_precision(
             fastest choice within `max_drop`, or of one that is not shown to be slower and keeps
             fewer operations.
         runtime: to time in (`latency.LatencyMeter`).
-        batch: images per timed run.
+        batch_size: images per timed run.
         seconds: of each timing.
         time_limit: seconds after which no trial begins; the file is of the best choice so far.
         cache: folder of trials; None for one in the user's cache.
@@ -120,7 +121,12 @@ def search_precision(
         if latency:
             meter = stack.enter_context(
                 LatencyMeter(
-                    source, runtime=runtime, batch=batch, sizes=sizes, seconds=seconds, seed=seed
+                    source,
+                    runtime=runtime,
+                    batch=batch_size,
+                    sizes=sizes,
+                    seconds=seconds,
+                    seed=seed,
                 )
             )
 
@@ -330,6 +336,6 @@ class _Search:
 
 def _types(model: ir.Model) -> dict[str, str]:
     """What each node computes in, by its name: the type of its output in short."""
-    kinds = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
+    kinds = {ir.DataType.FLOAT: "fp32", **{one.dtype: one.name.lower() for one in FORMATS}}
     typed = ((node_name(node), node.outputs[0].dtype) for node in model.graph)
     return {name: kinds.get(kind, kind.name.lower()) for name, kind in typed if kind is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+from cbam_deploy.exporters.mixed_precision import QUANTIZED
 from cbam_deploy.exporters.node_counts import counts_table
 from cbam_deploy.precision_search.evaluation import FIDELITY
 from cbam_deploy.precision_search.result import (
@@ -103,7 +104,8 @@ def _kept(result: SearchResult) -> Section:
 
 
 def _ruled(kept: KeptGroup) -> tuple[str, ...]:
-    return (f"in FP16, {kept.reason}",) if kept.reason else ()
+    half = next((step for step in kept.steps if step not in QUANTIZED), "")
+    return (f"in {half.upper()}, {kept.reason}",) if kept.reason else ()
 
 
 def _effect(result: SearchResult, found: Sensitivity) -> str:

@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from cbam_deploy.graphs.gate_functions import set_functions
 
-C, BLOCKS, SIZE = 8, 6, 8
-GATE = {"W0": (2, C), "B0": (2,), "W1": (C, 2), "B1": (C,), "WS": (1, 2, 7, 7), "BS": (1,)}
+BLOCKS, SIZE = 6, 8
 
 
 def write_network(
@@ -22,6 +21,7 @@ def write_network(
     outliers: Collection[int] = (),
     cancels: Collection[int] = (),
     classes: int = 5,
+    channels: int = 8,
 ) -> Path:
     """Write the network; its weights have the names of modules, and its last block ends in a gate.
 
@@ -33,13 +33,14 @@ def write_network(
         outliers: blocks in which one channel of it is 10^4 times as large.
         cancels: blocks in which it is 8192 larger: within FP16's range, whose steps there are 8.
         classes: number of logits.
+        channels: of all maps.
     """
-    weights = _weights(classes)
+    weights = _weights(classes, channels)
     for block in (f"layer1.{i}" for i in range(BLOCKS)):
         first, bias = weights[f"{block}.conv1.weight"], weights[f"{block}.conv1.bias"]
         second, shift = weights[f"{block}.conv2.weight"], weights[f"{block}.conv2.bias"]
         number = int(block[-1])
-        factor = np.ones(C, np.float32)
+        factor = np.ones(channels, np.float32)
         if number in overflows:
             factor[:] = 1e6
         if number in outliers:
@@ -61,7 +62,11 @@ def write_network(
         if i < BLOCKS - 1:
             nodes += [_node("Add", f"s{i}", f"b{i}", f"x{i}"), _node("Relu", f"x{i + 1}", f"s{i}")]
     gate = _node(
-        "CbamGateAddRelu", "gated", "b5", "x5", *(f"layer1.5.gate.{name}" for name in GATE)
+        "CbamGateAddRelu",
+        "gated",
+        "b5",
+        "x5",
+        *(f"layer1.5.gate.{name}" for name in _gate(channels)),
     )
     gate.domain = "cbam_deploy"
     nodes += [
@@ -91,16 +96,20 @@ def write_pictures(path: Path, count: int = 16) -> Path:
     return path
 
 
-def _weights(classes: int) -> dict[str, np.ndarray]:
+def _gate(c: int) -> dict[str, tuple[int, ...]]:
+    return {"W0": (2, c), "B0": (2,), "W1": (c, 2), "B1": (c,), "WS": (1, 2, 7, 7), "BS": (1,)}
+
+
+def _weights(classes: int, c: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {"stem.conv.weight": (C, 3, 3, 3)}
+    shapes: dict[str, tuple[int, ...]] = {"stem.conv.weight": (c, 3, 3, 3)}
     for i in range(BLOCKS):
-        shapes[f"layer1.{i}.conv1.weight"] = (C, C, 3, 3)
-        shapes[f"layer1.{i}.conv1.bias"] = (C,)
-        shapes[f"layer1.{i}.conv2.weight"] = (C, C, 1, 1)
-        shapes[f"layer1.{i}.conv2.bias"] = (C,)
-    shapes |= {f"layer1.5.gate.{name}": shape for name, shape in GATE.items()}
-    shapes["fc.weight"] = (C, classes)
+        shapes[f"layer1.{i}.conv1.weight"] = (c, c, 3, 3)
+        shapes[f"layer1.{i}.conv1.bias"] = (c,)
+        shapes[f"layer1.{i}.conv2.weight"] = (c, c, 1, 1)
+        shapes[f"layer1.{i}.conv2.bias"] = (c,)
+    shapes |= {f"layer1.5.gate.{name}": shape for name, shape in _gate(c).items()}
+    shapes["fc.weight"] = (c, classes)
     return {
         name: _normal(random, *shape)
         * np.float32(np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1)

@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
     write_network(folder / "overflows.onnx", overflows=(1, 4))
     write_network(folder / "outliers.onnx", outliers=(0, 2, 5))
     write_network(folder / "cancels.onnx", cancels=(3,))
+    write_network(folder / "plain.onnx", channels=16)  # Fewer have no FP8 kernels.
     return folder
 
 
@@ -39,6 +40,15 @@ def search(folder, name, **options):
 @pytest.fixture(scope="module")
 def outliers(folder):
     return search(folder, "outliers")
+
+
+def noise_of(path, original, folder):
+    x = np.load(folder / "pictures.npy")
+    exact, actual = (
+        onnxruntime.InferenceSession(str(file)).run(None, {"input": x})[0].astype(np.float64)
+        for file in (original, path)
+    )
+    return ((actual - exact) ** 2).sum() / (exact**2).sum()
 
 
 def higher(result):
@@ -63,6 +73,23 @@ def test_a_block_whose_values_fp16_holds_but_not_their_difference_is_found_by_me
     assert result.sensitivities[0].group == "layer1.3"
 
 
+def test_bf16_takes_what_overflows_fp16_but_not_a_difference_of_large_values(folder):
+    overflows = search(folder, "overflows", precision="bf16", max_drop=0.01)
+    assert overflows.passed
+    assert not overflows.kept
+    cancels = search(folder, "cancels", precision="bf16", max_drop=0.01)
+    assert higher(cancels) == {"layer1.3": {"node_a3", "node_r3", "node_b3"}}
+    assert (cancels.kept[0].precision, cancels.kept[0].steps) == ("fp32", ("bf16",))
+
+
+def test_what_is_kept_above_fp8_is_fp16_and_the_file_is_as_good_as_was_said(folder):
+    result = search(folder, "plain", precision="fp8", max_drop=0.001)
+    assert result.passed
+    assert {(group.precision, group.steps) for group in result.kept} == {("fp16", ("fp8",))}
+    path = result.conversion.path
+    assert noise_of(path, folder / "plain.onnx", folder) == pytest.approx(1 - result.value, rel=0.1)
+
+
 def test_exactly_the_three_blocks_that_int8_fails_in_are_named_with_their_convolutions(outliers):
     assert {group.group for group in outliers.kept} == {"layer1.0", "layer1.2", "layer1.5"}
     refused = {node for group in outliers.kept if "int8" in group.steps for node in group.nodes}
@@ -80,12 +107,7 @@ def test_the_written_file_is_of_that_choice_and_as_good_as_was_said(outliers, fo
         if node.op_type == "Conv" and makers.get(node.input[1]) != "DequantizeLinear"
     }
     assert floats == {"node_b0", "node_b2", "node_b5"}
-    x = np.load(folder / "pictures.npy")
-    exact, actual = (
-        onnxruntime.InferenceSession(str(file)).run(None, {"input": x})[0].astype(np.float64)
-        for file in (folder / "outliers.onnx", path)
-    )
-    noise = ((actual - exact) ** 2).sum() / (exact**2).sum()
+    noise = noise_of(path, folder / "outliers.onnx", folder)
     # ONNX Runtime rounds no FP16 on a CPU, which is little beside INT8's noise.
     assert outliers.value == pytest.approx(1 - noise, abs=0.1 * noise)
     assert validate(path, reference=str(folder / "outliers.onnx")).passed
@@ -160,12 +182,12 @@ def test_no_choice_that_holds_is_shown_to_be_faster_than_that_of_the_file(folder
     options = {"latency": True, "runtime": "onnxruntime", "seconds": 0.01}
     result = search(folder, "cancels", precision="fp16", **options)
     assert all(one.trial.relative is not None for one in result.candidates)
-    holding = {one.choice.operations: one.trial.relative for one in result.candidates if one.holds}
-    own = holding[result.choice.operations]
-    assert all(own.low <= relative.high for relative in holding.values())
-    fastest = min(holding.values(), key=lambda relative: relative.value)
-    fewer = (holding[count] for count in holding if count < result.choice.operations)
-    assert all(relative.low > fastest.high for relative in fewer)
+    holding = [one for one in result.candidates if one.holds]
+    (own,) = (one.trial.relative for one in holding if one.choice == result.choice)
+    assert all(own.low <= one.trial.relative.high for one in holding)
+    fastest = min((one.trial.relative for one in holding), key=lambda relative: relative.value)
+    fewer = (one for one in holding if one.choice.operations < result.choice.operations)
+    assert all(one.trial.relative.low > fastest.high for one in fewer)
     assert result.runtime == "onnxruntime"
 
 
