@@ -46,7 +46,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, open_runtime(opened, threads=1) as runner:
         models = Path(folder, "models")
-        package([arguments.artefact], triton=models, backend="python", name="net", threads=1)
+        package([arguments.artefact], triton=models, backend="python", model_name="net", threads=1)
         with serving(server, models, Path(folder)) as running:
             calls = {
                 "direct": lambda: (lambda: runner.infer(feeds), lambda: None),

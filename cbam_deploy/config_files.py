@@ -28,6 +28,8 @@ def read_table(path: Path, what: str, hint: str) -> dict[str, Any]:
     check_regular(path)
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file", "check the path") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})", hint) from error
     if len(content) > _MOST_BYTES:

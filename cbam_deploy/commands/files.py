@@ -86,11 +86,11 @@ def updated(parameter: typer.CallbackParam, value: T) -> T:
 
 
 def written_in(*names: str) -> Callable[[typer.CallbackParam, T], T]:
-    """For a folder in which the files `names` are written."""
+    """For a folder in which the files `names` are written; without names it counts as a whole."""
 
     def callback(parameter: typer.CallbackParam, value: T) -> T:
         for text in _texts(value):
-            for name in names:
+            for name in names or ("",):
                 declare_output(Path(text, name), _name(parameter))
         return value
 

@@ -238,8 +238,7 @@ def search(
         option(
             "Folder of trials, to go on from [default: one in the user's cache].",
             None,
-            metavar="DIR",
-            callback=written_in(),
+            metavar="FOLDER",
             autocompletion=offer("/"),
         ),
     ] = None,

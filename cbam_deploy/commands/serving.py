@@ -34,7 +34,9 @@ VERSIONS = 2**31 - 1
 
 def folder_option(help_text: str) -> Any:
     """An option that names a folder to write files into."""
-    return option(help_text, None, metavar="DIR", callback=written_in(), autocompletion=offer("/"))
+    return option(
+        help_text, None, metavar="FOLDER", callback=written_in(), autocompletion=offer("/")
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def package(
             metavar="HOST:PORT",
         ),
     ] = None,
-    name: Annotated[
+    model_name: Annotated[
         str | None, option("Name of the model [default: the file's].", metavar="NAME")
     ] = None,
     pictures: Annotated[
@@ -96,7 +98,7 @@ def package(
         option("gRPC of the server [default: the next port].", CHECK, metavar="HOST:PORT"),
     ] = None,
     batch: BatchOption = None,
-    limit: Annotated[int, count(1, PICTURES, "Images per batch size.", INPUT)] = 16,
+    limit: Annotated[int, count(1, PICTURES, "Pictures for each batch size.", INPUT)] = 16,
     device: DeviceOption = None,
     seed: SeedOption = 0,
 ) -> Any:
@@ -112,7 +114,7 @@ def package(
         "sizes": tuple(size or ()),
         "device": device,
         "pictures": pictures,
-        "name": name,
+        "model_name": model_name,
         "seed": seed,
     }
     if check is None:

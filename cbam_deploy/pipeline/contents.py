@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +29,23 @@ class Contents:
 
     Args:
         known: what an earlier run found.
+        apart: files that never count in a folder.
     """
 
-    def __init__(self, known: Iterable[Content] = ()) -> None:
+    def __init__(self, known: Iterable[Content] = (), apart: Collection[str | Path] = ()) -> None:
+        self._apart = apart
         self._hashes = {content.status: content.sha256 for content in known}
 
-    def of(self, path: Path) -> Content | None:
-        """What is at `path`; None where nothing is."""
+    def of(self, path: Path, apart: Collection[str] = ()) -> Content | None:
+        """What is at `path`; None where nothing is.
+
+        Args:
+            path: of a file or folder.
+            apart: files and folders below it that do not count.
+        """
         try:
-            files = list(_files(path))
+            left_out = {os.path.realpath(one) for one in (*apart, *self._apart)}
+            files = list(_files(path, left_out))
             status = _digest(_status(path, file) for file in files)
             if status not in self._hashes:
                 self._hashes[status] = (
@@ -50,7 +58,7 @@ class Contents:
         return Content(status, self._hashes[status])
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path, apart: Collection[str]) -> Iterator[Path]:
     """The file itself, or those below a folder, without hidden ones, in order of their names."""
     if not path.is_dir():
         yield path
@@ -62,9 +70,13 @@ def _files(path: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__pycache__")
-        files = (Path(where, name) for name in sorted(names) if name[0] != ".")
-        yield from (file for file in files if file.is_file())  # No pipes, no links to nothing.
+        real = os.path.realpath(where)
+        names, folders[:] = (
+            [n for n in sorted(some) if n[0] != "." and os.path.join(real, n) not in apart]  # noqa: PTH118
+            for some in (names, set(folders) - {"__pycache__"})
+        )
+        # No pipes, no links to nothing.
+        yield from (file for file in (Path(where, name) for name in names) if file.is_file())
 
 
 def _status(path: Path, file: Path) -> str:

@@ -97,6 +97,18 @@ class Wanted:
     later: tuple[str, ...] = ()
 
 
+def written_by_name(wanted: Wanted, records: Records) -> set[str]:
+    """What may lie in a folder that a step writes and is judged by itself."""
+    return {*wanted.outputs, *records.files}
+
+
+def not_read(wanted: Wanted, records: Records) -> set[str]:
+    """What may lie in a folder that a step reads and is no input: its outputs, and later ones'."""
+    record = records.steps.get(wanted.name)
+    later = {path for path, file in records.files.items() if file.step in wanted.later}
+    return {*wanted.outputs, *(record.outputs if record else ()), *later}
+
+
 def why(wanted: Wanted, records: Records, contents: Contents) -> str:
     """Why a step has to run, in words; empty where all that it depends on is as it was."""
     record = records.steps.get(wanted.name)
@@ -107,17 +119,20 @@ def why(wanted: Wanted, records: Records, contents: Contents) -> str:
     if record.versions != wanted.versions:
         return _changed_versions(record.versions, wanted.versions)
     found = [
-        *(_changed_inputs(wanted, record, contents)),
+        *(_changed_inputs(wanted, record, records, contents)),
         *(_changed_outputs(wanted, record, records, contents)),
     ]
     return found[0] if found else ""
 
 
-def _changed_inputs(wanted: Wanted, record: Record, contents: Contents) -> Iterator[str]:
+def _changed_inputs(
+    wanted: Wanted, record: Record, records: Records, contents: Contents
+) -> Iterator[str]:
     own = {*record.outputs, *wanted.outputs}  # A file replaced in place is judged as an output.
+    apart = not_read(wanted, records)
     for path, before in record.inputs.items():
         if path not in own:
-            now = contents.of(Path(path))
+            now = contents.of(Path(path), apart)
             if now is None:
                 yield f"{path} is gone"
             elif now.sha256 != before.sha256:
@@ -128,8 +143,9 @@ def _changed_inputs(wanted: Wanted, record: Record, contents: Contents) -> Itera
 def _changed_outputs(
     wanted: Wanted, record: Record, records: Records, contents: Contents
 ) -> Iterator[str]:
+    apart = written_by_name(wanted, records)
     for path in record.outputs:
-        now, written = contents.of(Path(path)), records.files.get(path)
+        now, written = contents.of(Path(path), apart), records.files.get(path)
         if now is None:
             yield f"{path} is missing"
         elif written is None or now.sha256 != written.content.sha256:

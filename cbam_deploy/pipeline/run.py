@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ from cbam_deploy.pipeline.records import (
     Records,
     Wanted,
     Written,
+    not_read,
     read_records,
     why,
     write_records,
+    written_by_name,
 )
 from cbam_deploy.pipeline.result import RunReport, State, StepOutcome
 from cbam_deploy.pipeline.run_file import Step, read_run_file
@@ -81,7 +83,8 @@ def run_steps(
         for step in steps:  # A mistake in the last one shall not show after hours of the first.
             parse(step)
         records = read_records(state)
-        session = _Session(steps, parse, records, Contents(records.contents()), force, state)
+        contents = Contents(records.contents(), apart=(state,))
+        session = _Session(steps, parse, records, contents, force, state)
         if dry_run:
             return RunReport(given, tuple(session.plan()))
         check_place(state)
@@ -125,7 +128,8 @@ class _Session:
         for number, step in enumerate(self.steps):
             parsed = self.parse(step)
             wanted = self.wanted(number, parsed)
-            reason, read = self.reason(wanted), [p for p in wanted.inputs if p in anew]
+            reason = self.reason(wanted)
+            read = [(p, made) for p in wanted.inputs for made in anew if _one_holds(p, made)]
             record = self.records.steps.get(step.name)
             outputs = (*parsed.outputs, *(record.outputs if record else ()))
             if reason or read:
@@ -134,7 +138,8 @@ class _Session:
             if reason:
                 yield StepOutcome(step.name, line, "would run", reason)
             elif read:
-                because = f"{read[0]} may change, which {anew[read[0]]} writes"
+                path, made = read[0]
+                because = f"{path} may change, which {anew[made]} writes"
                 yield StepOutcome(step.name, line, "may run", because)
             else:
                 yield StepOutcome(step.name, line, "unchanged")
@@ -157,7 +162,7 @@ class _Session:
         wanted = self.wanted(number, parsed)
         reason, line = self.reason(wanted), shlex.join(parsed.line)
         if not reason:
-            self._refresh(step.name)
+            self._refresh(wanted)
             kept = self.records.steps[step.name].summary
             return StepOutcome(step.name, line, "unchanged", summary=kept), None
         announce(f"[{number + 1}/{len(self.steps)}] {line}")
@@ -166,7 +171,8 @@ class _Session:
             with write_errors(Path(output)):
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
         # Before it runs: what changes meanwhile makes it run again.
-        found = {path: self.at(path) for path in self._read(wanted, parsed)}
+        apart = not_read(wanted, self.records)
+        found = {path: self.at(path, apart) for path in self._read(wanted, parsed)}
         inputs = {path: content for path, content in found.items() if content is not None}
         missing = next((read for read in step.reads if self.at(read) is None), None)
         result, error = parsed.call() if missing is None else (None, _not_there(missing))
@@ -183,9 +189,9 @@ class _Session:
         state: State = "done" if error is None else "failed"
         return StepOutcome(step.name, line, state, reason, seconds, result, summary), error
 
-    def at(self, path: str) -> Content | None:
-        """What is at `path` now."""
-        return self.contents.of(Path(path))
+    def at(self, path: str, apart: Collection[str] = ()) -> Content | None:
+        """What is at `path` now, without what lies `apart` in a folder."""
+        return self.contents.of(Path(path), apart)
 
     def _read(self, wanted: Wanted, parsed: ParsedStep) -> list[str]:
         beside = [str(more) for path in wanted.inputs for more in parsed.companions(Path(path))]
@@ -195,7 +201,8 @@ class _Session:
         self, wanted: Wanted, parsed: ParsedStep, inputs: dict[str, Content], summary: str
     ) -> None:
         beside = [str(more) for path in parsed.outputs for more in parsed.companions(Path(path))]
-        outputs = {path: self.at(path) for path in dict.fromkeys((*parsed.outputs, *beside))}
+        apart = written_by_name(wanted, self.records)
+        outputs = {p: self.at(p, apart) for p in dict.fromkeys((*parsed.outputs, *beside))}
         written = {path: content for path, content in outputs.items() if content is not None}
         self.records.steps[wanted.name] = Record(
             wanted.line, wanted.versions, inputs, tuple(written), summary
@@ -204,15 +211,17 @@ class _Session:
             self.records.files[path] = Written(content, wanted.name)
         self._save()
 
-    def _refresh(self, name: str) -> None:
+    def _refresh(self, wanted: Wanted) -> None:
         """Take the status of files whose bytes are as before, so that they are not read again."""
-        record = self.records.steps[name]
+        record, apart = self.records.steps[wanted.name], not_read(wanted, self.records)
         for path in record.inputs:
-            if (content := self.at(path)) is not None and path not in record.outputs:
+            if (content := self.at(path, apart)) is not None and path not in record.outputs:
                 record.inputs[path] = content
+        apart = written_by_name(wanted, self.records)
         for path in record.outputs:
             written = self.records.files[path]
-            self.records.files[path] = Written(self.at(path) or written.content, written.step)
+            now = self.at(path, apart) or written.content
+            self.records.files[path] = Written(now, written.step)
 
     def _save(self) -> None:
         """Write what is known of the steps there are."""
@@ -220,6 +229,12 @@ class _Session:
         for name in self.records.steps.keys() - names:
             del self.records.steps[name]
         write_records(self.state, self.records)
+
+
+def _one_holds(path: str, other: str) -> bool:
+    """Whether two paths are the same, or one is a folder that holds the other."""
+    one, two = (Path(os.path.realpath(p)) for p in (path, other))
+    return one.is_relative_to(two) or two.is_relative_to(one)
 
 
 def _not_there(path: str) -> BadInput:

@@ -63,6 +63,8 @@ def read_run_file(path: Path) -> tuple[Step, ...]:
     entries = table.get("step")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadInput(f"{path}: step is no list of tables", HINT)
+    if not entries:
+        raise BadInput(f"{path}: has no step", HINT)
     return tuple(_named(path, entries))
 
 

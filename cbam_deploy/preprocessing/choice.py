@@ -164,3 +164,11 @@ def for_input(name: str, shape: Sequence[int | str], sizes: Mapping[str, int]) -
         colour=_COLOURS[channels],
         layout=layout,
     )
+
+
+def idle_preprocessing(*, or_else: str = "") -> BadInput:
+    """What to raise where a preprocessing is asked for and no picture is read."""
+    return BadInput(
+        "no pictures are read that --preprocess could prepare",
+        f"name some with --data, {or_else}or leave --preprocess out",
+    )

@@ -24,6 +24,7 @@ from cbam_deploy.serving.triton_config import LABELS, largest_batch
 CONFIG = "config_infer.txt"
 _COLOURS = {"rgb": "0", "bgr": "1", "grey": "2"}
 _PRECISIONS = {"fp32": "0", "int8": "1", "fp16": "2"}
+_BUILT = ("fp32", "fp16")
 _CLASSIFIER, _SEGMENTATION, _OTHER = "1", "2", "100"
 KINDS = {
     _CLASSIFIER: "classifier",
@@ -67,15 +68,17 @@ def nvinfer_files(
         )
         files |= artefact_files(artefact, name)
         keys[key] = name
-    if isinstance(first, OnnxFile) and first.precision == "int8":
+    if isinstance(first, OnnxFile) and first.precision not in _BUILT:
         raise BadInput(
-            f"{first.title}: nvinfer builds INT8 engines by a table of ranges, not from Q/DQ",
+            f"{first.title}: nvinfer builds engines of FP32 and FP16 alone from ONNX files, and of"
+            f" INT8 by a table of ranges; this one is {first.precision.upper()} by its own nodes",
             "build the engine by trtexec --stronglyTyped or build-engine, and package it beside",
         )
     keys |= _picture_keys(first, preprocessing)
     batched = largest_batch(first, max_batch if isinstance(first, Engine) else max_batch or 1)
     keys["batch-size"] = str(batched or first.batch_range[1] or 1)
-    keys["network-mode"] = _PRECISIONS[first.precision]
+    if first.precision in _PRECISIONS:  # An engine has its own; nvinfer has no word for some.
+        keys["network-mode"] = _PRECISIONS[first.precision]
     keys["network-type"] = network_type(first)
     if keys["network-type"] == _CLASSIFIER:
         keys["classifier-threshold"] = "0"

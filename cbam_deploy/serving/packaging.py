@@ -17,7 +17,7 @@ from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.sizes import free_axes, typical_sizes
 from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.plugins.native_library import LIBRARY, plugin_library
-from cbam_deploy.preprocessing.choice import Asked
+from cbam_deploy.preprocessing.choice import Asked, idle_preprocessing
 from cbam_deploy.provenance import file_sha256
 from cbam_deploy.serving.containers import check_builds, check_loads, server_tensorrt
 from cbam_deploy.serving.deepstream import CONFIG, KINDS, network_type, nvinfer_files
@@ -54,7 +54,7 @@ def package(
     *,
     triton: str | Path | None = None,
     deepstream: str | Path | None = None,
-    name: str | None = None,
+    model_name: str | None = None,
     backend: Literal["auto", "python"] = "auto",
     model_version: int = 1,
     max_batch: int | None = None,
@@ -76,7 +76,7 @@ def package(
         artefacts: an ONNX file, an engine, or one of each.
         triton: folder of Triton's model repository; models of other names stay in it.
         deepstream: folder for nvinfer's configuration and what it names.
-        name: of the model, by default that of the first file. Of two files, ``-onnx`` and
+        model_name: of the model, by default that of the first file. Of two files, ``-onnx`` and
             ``-engine`` are added for Triton.
         backend: ``python`` runs an ONNX file in ONNX Runtime in Triton's Python backend, where a
             server has no other; ``auto`` takes Triton's own backend for the kind of file.
@@ -103,7 +103,7 @@ def package(
     if (triton is None) == (deepstream is None):
         raise BadInput(
             "a package is for one server",
-            "give --triton DIR or --deepstream DIR, one at a time; --check HOST:PORT asks one",
+            "give --triton FOLDER or --deepstream FOLDER, one at a time; or --check HOST:PORT",
         )
     opened = _opened(artefacts, sizes, lowered=deepstream is not None)
     server = server_tensorrt(container, tensorrt)
@@ -112,7 +112,7 @@ def package(
             check_loads(artefact, server, "Triton" if deepstream is None else "nvinfer")
         elif artefact.provenance is not None and artefact.provenance.lowered is not None:
             check_builds(artefact, artefact.provenance.lowered, server)
-    name = _checked_name(name or opened[0].path.stem)
+    name = _checked_name(model_name or opened[0].path.stem)
     library, notes = _library(opened, None if plugin is None else Path(plugin))
     if deepstream is not None:
         given = {
@@ -129,6 +129,8 @@ def package(
         return _for_deepstream(
             Path(deepstream), name, opened, preprocessing, max_batch, library, notes
         )
+    if preprocessing is not None and data is None and not pictures:
+        raise idle_preprocessing(or_else="add --pictures, ")
     serving = Serving(max_batch, instances, device, threads)
     writer = _TritonPackage(
         serving, model_version, data, preprocessing, pictures, seed, library, notes
@@ -375,6 +377,6 @@ def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadInput(
             f"{name!r} is no name for a model",
-            "say one of letters, digits, dots, dashes and underscores with --name",
+            "say one of letters, digits, dots, dashes and underscores with --model-name",
         )
     return name

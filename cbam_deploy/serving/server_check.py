@@ -22,7 +22,7 @@ from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.numerics.metrics import ErrorAccumulator, TensorError
 from cbam_deploy.numerics.tensors import Arrays, Feeds
 from cbam_deploy.numerics.tolerances import OUTPUTS, check
-from cbam_deploy.preprocessing.choice import Asked
+from cbam_deploy.preprocessing.choice import Asked, idle_preprocessing
 from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import percent
@@ -66,7 +66,7 @@ class ServerCheck(Result):
         artefact: path as given.
         url: of the server.
         runtime: that the artefact ran in here.
-        precision: ``fp32``, ``fp16`` or ``int8``; decides the tolerance.
+        precision: as the file records it; decides the tolerance.
         inputs: what both sides were fed.
         outputs: one entry for each protocol, batch size and output.
         refusals: what the server refused to do.
@@ -145,7 +145,7 @@ def check_server(
     url: str = "localhost:8000",
     *,
     grpc: str | None = None,
-    name: str | None = None,
+    model_name: str | None = None,
     pictures: bool = False,
     data: str | None = None,
     preprocessing: Asked | None = None,
@@ -161,7 +161,7 @@ def check_server(
         artefact: what the server is said to serve.
         url: of its HTTP, such as ``localhost:8000``.
         grpc: of its gRPC; by default the next port of the same host.
-        name: of the model, by default that of the file.
+        model_name: by default that of the file.
         pictures: also send the encoded pictures of `data` to the ensemble of that name.
         data: SOURCE of pictures or tensors; seeded noise by default.
         preprocessing: how pictures become inputs, by default as recorded.
@@ -177,9 +177,11 @@ def check_server(
         MissingCapability: tritonclient is not installed, or the artefact cannot run here.
     """
     opened = open_artefact(artefact).sized(sizes)
-    name = name or opened.path.stem
+    name = model_name or opened.path.stem
     if pictures and data is None:
         raise BadInput("--pictures sends pictures", "say which ones with --data")
+    if preprocessing is not None and data is None:
+        raise idle_preprocessing()
     source = opened.samples(data, preprocessing) if data else None
     stream = InputStream(opened.inputs, source, seed, limit, opened.image_size, opened.sizes)
     found = _Comparison(opened)

@@ -36,7 +36,7 @@ from cbam_deploy.numerics.tolerances import (
     relaxed_to,
     tolerance_for,
 )
-from cbam_deploy.preprocessing.choice import Asked
+from cbam_deploy.preprocessing.choice import Asked, idle_preprocessing
 from cbam_deploy.progress import progress
 from cbam_deploy.runtimes.base import Runner
 from cbam_deploy.validation.parity_report import BatchParity, OutputParity, ParityReport
@@ -353,6 +353,8 @@ def _inputs(
             raise BadInput(
                 f"{data}: tensors are taken as they are", "leave --preprocess out, or give pictures"
             )
+        if data is None and preprocessing is not None:
+            raise idle_preprocessing()
         source = None if data is None else artefact.samples(data, preprocessing)
     return InputStream(runner.inputs, source, seed, limit, artefact.image_size, artefact.sizes)
 

@@ -10,7 +10,8 @@ from cbam_deploy.serving.containers import SUPPORT_MATRIX, TENSORRT_OF
 
 pytest.importorskip("tritonclient")
 PAGE = Path(__file__).parents[2].joinpath("docs", "serving.md").read_text(encoding="utf-8")
-LINES = [shlex.split(line) for line in re.findall(r"^cbam-deploy (.+)$", PAGE, re.M)]
+COMMANDS = re.findall(r"^cbam-deploy (.+)$", PAGE.replace("\\\n", ""), re.M)
+LINES = [shlex.split(line) for line in COMMANDS]
 
 
 def test_every_command_writes_what_the_page_says(network_onnx, tmp_path, cli, monkeypatch):

@@ -204,6 +204,7 @@ def test_paths_begin_in_the_folder_of_the_file(cli, folder, monkeypatch):
     [
         ("", "is no table"),
         ("[[step]]\ncommand = 'inspect in.onnx'\nreport = 'in.onnx/a.json'", "in.onnx does not"),
+        ("step = []", "has no step"),
         ("step = 1", "step is no list of tables"),
         ("steps = []", "'steps' is no step"),
         ("[[step]]\noutput = 'a'", "step 1 has no command"),
@@ -249,6 +250,50 @@ def test_a_flag_is_true_or_false(cli, folder, monkeypatch):
         (folder / "deploy.toml").write_text(f"{text}embed-plugin = {value}")
         assert cli("run", folder / "deploy.toml").code == 0
     assert given == [True, False]
+
+
+def test_what_a_step_writes_into_a_folder_that_it_reads_is_no_input(states, folder):
+    (folder / "deploy.toml").write_text(
+        "[[step]]\ncommand = 'inspect in.onnx'\nreads = ['.']\nreport = 'here.json'\n"
+        "[[step]]\ncommand = 'inspect in.onnx'\nreport = 'below/there.json'\n"
+    )
+    assert states() == ["done", "done"]
+    assert states() == ["unchanged", "unchanged"]
+    (folder / "else.txt").write_text("new")
+    assert states() == ["done", "unchanged"]
+
+
+def test_a_folder_that_a_step_wrote_counts_as_a_whole(states, folder):
+    (folder / "deploy.toml").write_text(
+        "[[step]]\ncommand = 'package in.onnx'\ntriton = 'made'\nmodel-name = 'a'\n"
+        "[[step]]\ncommand = 'package in.onnx'\ntriton = 'made'\nmodel-name = 'b'\n"
+        "report = 'made/b.json'\n"
+    )
+    assert states() == ["done", "done"]
+    assert states() == ["unchanged", "unchanged"]
+    (folder / "made" / "a" / "config.pbtxt").unlink()
+    assert states() == ["done", "unchanged"]
+    assert (folder / "made" / "a" / "config.pbtxt").is_file()
+    assert states() == ["unchanged", "unchanged"]
+
+
+def test_a_dry_run_knows_what_lies_in_a_folder_that_is_made_again(cli, folder):
+    (folder / "deploy.toml").write_text(
+        "[[step]]\ncommand = 'package in.onnx'\ntriton = 'made'\n"
+        "[[step]]\ncommand = 'inspect made/in/1/model.onnx'\n"
+    )
+    assert cli("run", folder / "deploy.toml").code == 0
+    (folder / "made" / "in" / "config.pbtxt").unlink()
+    shown = json.loads(cli("run", folder / "deploy.toml", "--dry-run", "--json").out)["steps"]
+    assert [step["state"] for step in shown] == ["would run", "may run"]
+
+
+def test_every_command_but_run_can_be_a_step(cli, folder):
+    (folder / "deploy.toml").write_text("[[step]]\ncommand = 'nothing'")
+    named = cli("run", folder / "deploy.toml").err.partition("one of ")[2].strip().split(", ")
+    assert sorted([*named, "run"]) == sorted(
+        str(command.name) for command in app.registered_commands
+    )
 
 
 def test_no_command_has_an_option_that_the_file_takes_for_itself(cli):

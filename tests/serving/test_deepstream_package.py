@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from cbam_deploy import package
+from cbam_deploy import convert, package
 from cbam_deploy.data.pictures import normalize
 from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.errors import BadInput
@@ -139,3 +139,15 @@ def test_a_lowered_file_needs_the_library_and_no_earlier_tensorrt(tmp_path, monk
 def test_networks_that_it_cannot_run_are_refused(engine, tmp_path, changes, reason):
     with pytest.raises(BadInput, match=reason):
         package([engine(**changes)], deepstream=tmp_path / "ds")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_it_builds_no_engine_of_a_type_that_it_has_no_word_for(
+    classifier_onnx, engine, tmp_path, precision
+):
+    file = tmp_path / "net.onnx"
+    convert(classifier_onnx, file, precision=precision, calibration="digits", images=2)
+    with pytest.raises(BadInput, match=f"this one is {precision.upper()} by its own nodes"):
+        package([file], deepstream=tmp_path / "ds")
+    package([file, engine(precision=precision)], deepstream=tmp_path / "ds")
+    assert "network-mode" not in keys_of(tmp_path / "ds")

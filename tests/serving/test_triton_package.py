@@ -108,7 +108,7 @@ def test_code_inside_an_engine_is_allowed_where_it_has_some(engine, tmp_path):
         ({}, {"backend": "python"}, "runs ONNX files, not engines"),
         ({}, {"device": "cpu"}, "runs it on cuda, not on cpu"),
         ({}, {"plugin": "a.so"}, "no artefact needs a plugin library"),
-        ({}, {"name": "../net"}, "is no name for a model"),
+        ({}, {"model_name": "../net"}, "is no name for a model"),
     ],
 )
 def test_what_cannot_work_is_refused_and_nothing_written(engine, tmp_path, changes, asked, reason):
@@ -227,6 +227,8 @@ def test_the_command_shows_the_line_that_serves_it(classifier_onnx, tmp_path, cl
         ("--triton a --deepstream b", "a package is for one server"),
         ("--triton net.onnx", "net.onnx"),
         ("--check localhost:1 --triton a", "asks a server that runs already"),
+        ("--triton a --preprocess nonsense", "no pictures are read"),
+        ("--check localhost:8000 --preprocess raw", "no pictures are read"),
         ("--check http:/x", "is no address"),
         ("--deepstream b --pictures", "--pictures is for Triton"),
         ("--deepstream b --instances 2", "--instances is for Triton"),

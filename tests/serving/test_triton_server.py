@@ -157,7 +157,7 @@ def test_check_notices_another_network(running, classifier_onnx, tmp_path, cli):
     assert ended.code == 1
     assert "maximum error" in ended.error
     ended = cli(
-        *("package", classifier_onnx, "--name", "other"),
+        *("package", classifier_onnx, "--model-name", "other"),
         *("--check", running.http, "--grpc", running.grpc),
     )
     assert ended.code == 1
@@ -186,7 +186,7 @@ def test_only_the_backend_is_missing_for_onnx_runtime_and_tensorrt(
 
     models = tmp_path / "models"
     package([classifier_onnx, engine()], triton=models)
-    package([classifier_onnx], triton=models, name="damaged")
+    package([classifier_onnx], triton=models, model_name="damaged")
     (models / "damaged" / "config.pbtxt").open("a").write("no_such_field: 1\n")
     reasons = {
         "net-onnx": "unable to find backend library for backend 'onnxruntime'",
