@@ -149,6 +149,20 @@ def test_workspace_is_what_the_largest_batch_needs_in_any_tactic(session):
     assert list(map(int, session.of("workspace"))) == expected
 
 
+def test_workspace_is_for_the_largest_batch_that_can_be_launched(programs, tmp_path):
+    """A profile may end beyond it: smaller batches still have to find their workspace."""
+    (target,) = CBAM.node.program.targets
+    form = target.formats[0]
+    staged = next(one for one in form.tactics if one.number == STAGED)
+    *others, last = staged.launches
+    staged = replace(staged, launches=(*others, replace(last, blocks_per_image=2**30)))
+    targets = (replace(target, formats=(replace(form, tactics=(staged,)),)),)
+    node = Node(replace(CBAM.node.program, targets=targets), CBAM.node.images)
+    lines = [*CBAM.input_lines(tmp_path, "HWC8"), *node.field_lines(tmp_path)]
+    said = programs.run([*lines, "build float16 HWC8 1 1 4"], STAND_IN_DRY="1")
+    assert f"workspace {sum(round_up(size, 256) for _, size in staged.buffers)}" in said
+
+
 def test_an_engine_holds_one_format_one_tactic_and_every_image_of_it(session):
     case = session.case
     for format_, plans in case.plans.items():

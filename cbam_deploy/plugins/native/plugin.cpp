@@ -159,8 +159,8 @@ class FusedGate final : public IPluginV3,
     for (auto const& target : gate_->program.targets)
       if (auto const* const format = target.find(type_, layout_))
         for (auto const& tactic : format->tactics)
-          if (batch > 0 && batch <= tactic.largest_batch())
-            bytes = std::max(bytes, tactic.workspace(batch));
+          if (batch > 0)
+            bytes = std::max(bytes, tactic.workspace(std::min(batch, tactic.largest_batch())));
     return bytes;
   }
 
