@@ -109,7 +109,9 @@ __device__ __forceinline__ void expect(Arrival* arrival, int bytes) {
                :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
 }
 
-// Tell the cluster's other threads that this one has done with all that they have sent.
+// Tell the cluster's other threads that this one has done with all that they have sent. Without
+// release: all of it has been read, as what came of it has been stored or sent since, and nothing
+// that was written is for them; a release would wait for the stores of y.
 template <int blocks>
 __device__ __forceinline__ void announce() {
   if constexpr (blocks > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
