@@ -29,7 +29,7 @@ PROGRAMMATIC_LAUNCH_SECONDS = 0.7e-6
 WAVE_SECONDS = 0.5e-6
 """To start the blocks of a wave and to drain their last writes. Guess."""
 CLUSTER_BARRIER_SECONDS = 0.6e-6
-"""Arrive with release, wait with acquire. Guess: mostly the memory fence of the release."""
+"""To wait for what a cluster's other blocks send. Guess, from when that took a memory fence."""
 BLOCK_BARRIER_SECONDS = 0.03e-6
 """A barrier of one block. Guess."""
 MEMORY_SECONDS, L2_SECONDS = 0.8e-6, 0.25e-6

@@ -70,8 +70,8 @@ class ProgramLaunch:
         arguments: the kernel's parameters, in order: names of tensors and buffers, 32-bit integers,
             and ``batch`` for the number of images.
         persistent: whether there are at most as many blocks as the GPU runs at the same time.
-        programmatic: whether it may start before the launch in front of it has ended; for compute
-            capability 9.0 and later.
+        programmatic: whether it may start before the launch in front of it has ended, which is one
+            of the same tactic; for compute capability 9.0 and later.
     """
 
     entry: str
@@ -268,8 +268,11 @@ class _Reader:
         entry, *numbers = shape.split(" ")
         blocks, cluster, threads, shared = map(int, numbers[:4])
         flags = {flag: flag in numbers[4:] for flag in _FLAGS}
-        waits = self._targets[-1][0] >= 90  # for the launch in front of it
-        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]] or flags["programmatic"] > waits:
+        capability, formats = self._targets[-1]
+        waits = capability >= 90 and formats[-1][2][-1].launches  # for another launch of the gate
+        if numbers[4:] != [flag for flag in _FLAGS if flags[flag]]:
+            raise ValueError(shape)
+        if flags["programmatic"] and not waits:
             raise ValueError(shape)
         words = tuple(map(_argument, arguments.split(" ")))
         launch = ProgramLaunch(entry, blocks, cluster, threads, shared, words, **flags)

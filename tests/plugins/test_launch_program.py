@@ -114,6 +114,7 @@ def test_workspace_is_counted_in_bytes():
         lambda t: t.replace("programmatic", "programmatic persistent"),
         lambda t: t.replace("target 90\n", ""),
         lambda t: t.replace("target 90\n", "target 89\n"),  # where kernels do not wait
+        lambda t: t.replace("16 1 256 2048", "16 1 256 2048 programmatic"),  # with none before it
         lambda t: t.replace("format int8", "format int4"),
         lambda t: t.replace("tactic 1\n", ""),
         lambda t: t.replace(" : ", " "),

@@ -304,6 +304,20 @@ def test_no_launch_overlaps_where_kernels_do_not_wait(programs, tmp_path):
     assert said[-1] == "refused createPlugin"
 
 
+def test_no_launch_overlaps_one_that_is_not_the_gates(programs, tmp_path):
+    """What another program launched need not have waited for what was launched before it."""
+    (target,) = CBAM.node.program.targets
+    form = target.formats[0]
+    staged = next(one for one in form.tactics if one.number == STAGED)
+    first, *others = staged.launches
+    staged = replace(staged, launches=(replace(first, programmatic=True), *others))
+    targets = (replace(target, formats=(replace(form, tactics=(staged,)),)),)
+    node = Node(replace(CBAM.node.program, targets=targets), CBAM.node.images)
+    said = programs.run([*node.field_lines(tmp_path), "offers"])
+    assert any("cannot be read: launch " in line for line in said)
+    assert said[-1] == "refused createPlugin"
+
+
 def test_shared_memory_that_the_gpu_has_not_got_is_said(programs, tmp_path):
     node = with_shared_memory(CBAM.node, 100_000)
     lines = [*CBAM.input_lines(tmp_path, "HWC8"), *node.field_lines(tmp_path), "offers"]

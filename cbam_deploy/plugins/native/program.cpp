@@ -219,8 +219,10 @@ class Parser {
       return false;
     one.persistent = word == "persistent";
     if (one.persistent && !words.word(word)) return false;
-    // Kernels wait for the launch in front of them on GPUs of compute capability 9.0 and later.
-    one.programmatic = word == "programmatic" && program_.targets.back().capability >= 90;
+    // Kernels wait for the launch in front of them on GPUs of compute capability 9.0 and later; it
+    // has to be one of the gate's, which has itself waited for all before it.
+    one.programmatic = word == "programmatic" && program_.targets.back().capability >= 90 &&
+                       !tactic->launches.empty();
     if (one.programmatic && !words.word(word)) return false;
     if (word != ":") return false;
     while (words.word(word)) {
