@@ -95,7 +95,8 @@ def test_no_request_is_lost_when_the_server_stops_in_between(classifier_onnx, mo
     may_send = threading.Event()
     may_send.set()
     clients = []
-    with serving(server, models, tmp_path, ports=(http, grpc)) as running:
+    alone = ("--model-control-mode=explicit", "--load-model=net")
+    with serving(server, models, tmp_path, *alone, ports=(http, grpc)) as running:
         for number in range(CLIENTS):
             protocol = ("http", "grpc")[number % 2]
             address = running.http if protocol == "http" else running.grpc
@@ -110,7 +111,7 @@ def test_no_request_is_lost_when_the_server_stops_in_between(classifier_onnx, mo
         assert running.stop() == 0
     before = sum(len(client.answers) for client in clients)
     assert REQUESTS // 4 <= before < REQUESTS
-    with serving(server, models, tmp_path, ports=(http, grpc)):
+    with serving(server, models, tmp_path, *alone, ports=(http, grpc)):
         may_send.set()
         for client in clients:
             client.join(60)
