@@ -28,7 +28,6 @@ from cbam_deploy.commands.options import (
     DataOption,
     EngineOutput,
     InitialGatesOption,
-    MethodOption,
     MetricOption,
     Model,
     ModelOptions,
@@ -228,7 +227,7 @@ def search(
             autocompletion=offer(*RUNTIMES),
         ),
     ] = None,
-    batch: Annotated[int, count(1, BATCHES, "Images per timed run.", RUNNING)] = 1,
+    batch: Annotated[int, count(1, BATCHES, "Pictures of a timed run.", RUNNING)] = 1,
     seconds: Annotated[float, number(0.1, SECONDS, "Of each timing.", RUNNING)] = 1.0,
     time_limit: Annotated[
         float | None, number(0.1, SECONDS, "Seconds after which no trial begins.", LIMITS)
@@ -436,9 +435,11 @@ class QuantizeOptions:
     ] = False
     calibration: Annotated[
         str | None,
-        source("Images that INT8 ranges start from [default: those of --data].", PRECISION),
+        source("Pictures that INT8 ranges start from [default: those of --data].", PRECISION),
     ] = None
-    method: MethodOption = "percentile"
+    method: Annotated[
+        Literal["minmax", "entropy", "percentile"], option("How ranges are found.", PRECISION)
+    ] = "percentile"
     images: CalibrationImagesOption = 64
 
 

@@ -290,10 +290,6 @@ class ModelOptions:
     ] = None
 
 
-MethodOption = Annotated[
-    Literal["minmax", "entropy", "percentile"] | None,
-    option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
-]
 CalibrationImagesOption = Annotated[int, count(1, PICTURES, "Pictures to calibrate on.", PRECISION)]
 
 
@@ -306,7 +302,10 @@ class CalibrationOptions:
         source("Typical pictures, for INT8 and FP8: a SOURCE as of --data.", PRECISION),
     ] = None
     preprocessing: PreprocessOption = None
-    method: MethodOption = None
+    method: Annotated[
+        Literal["minmax", "entropy", "percentile"] | None,
+        option("How ranges are found [default: percentile, in FP8 minmax].", PRECISION),
+    ] = None
     images: CalibrationImagesOption = 64
     io_dtype: Annotated[
         Literal["fp32", "fp16"], option("Type of inputs and outputs.", PRECISION)

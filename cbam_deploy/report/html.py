@@ -37,7 +37,7 @@ def write_page(result: Result, path: str | Path) -> None:
     sections = result.sections()
     outcomes = [section.passed for section in sections if section.passed is not None]
     page = _template("page.html").render(
-        title=result.title,
+        title=result.title or sections[0].title,
         subtitle=result.subtitle,
         sections=sections,
         passed=all(outcomes) if outcomes else None,

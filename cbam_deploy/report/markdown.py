@@ -32,16 +32,21 @@ def write_summary(result: Result, path: Path) -> None:
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """`sections` below one heading; text of names is shown as it is."""
+    """`sections` below one heading, of which one called the same has no second.
+
+    Text of names is shown as it is.
+    """
     return "\n".join(_lines(title, sections)) + "\n"
 
 
 def _lines(title: str, sections: Sequence[Section]) -> Iterator[str]:
-    if title:
-        yield f"# {_escaped(title)}"
-    for section in sections:
+    headed = bool(sections) and sections[0].title == title
+    if title and not headed:
+        yield from (f"# {_escaped(title)}", "")
+    for number, section in enumerate(sections):
         verdict = {None: "", True: ": passed", False: ": failed"}[section.passed]
-        yield from ("", f"## {_escaped(section.title)}{verdict}")
+        level = "#" if headed and number == 0 else "##"
+        yield from (*("",)[: number > 0], f"{level} {_escaped(section.title)}{verdict}")
         if section.intro:
             yield from ("", _escaped(section.intro))
         for table in section.tables:

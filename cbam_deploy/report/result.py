@@ -19,7 +19,7 @@ class Result(ABC):
     One that has a property `passed` is a check; one that wrote a page names it in its field `page`.
 
     Attributes:
-        title: of its page.
+        title: of its page; that of its first section where it has none of its own.
         schema: name of its JSON, where that is a document of its own.
         schema_version: goes up when a key of that document changes its meaning.
     """
@@ -57,7 +57,7 @@ class Result(ABC):
         from cbam_deploy.report.markdown import to_markdown
 
         shown = [section for section in self.sections() if not section.background]
-        title = ": ".join(part for part in (self.title, self.subtitle) if part)
+        title = ": ".join(part for part in (self.title or shown[0].title, self.subtitle) if part)
         return to_markdown(heading or title, shown)
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -95,7 +95,7 @@ class TrainResult(Result):
         model, best = self.provenance.model, self.best
         scales = len(self.provenance.trained_scales)
         validated = "" if best.val_accuracy is None else percent(best.val_accuracy)
-        taken = KeyFigure("Training time", duration(self.seconds), f"{len(self.epochs)} epochs")
+        taken = KeyFigure("Training time", duration(self.seconds), self._epochs)
         note = f"held-out pictures, after epoch {best.number}, whose weights were kept"
         reached = (KeyFigure("Top-1 accuracy", validated, note),) if validated else ()
         facts = (
@@ -123,6 +123,10 @@ class TrainResult(Result):
             ),
         )
 
+    @property
+    def _epochs(self) -> str:
+        return "one epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
+
     def _curves(self, figure: str, unit: str, scale: float) -> Figure:
         curves = {}
         for key, label in (("val", "held-out pictures"), ("train", "training pictures, augmented")):
@@ -135,7 +139,7 @@ class TrainResult(Result):
         numbers = [epoch.number for epoch in self.epochs]
         return Figure(
             partial(curves_plot, numbers, curves, xlabel="epoch", unit=unit),
-            f"{figure.capitalize()} over {len(self.epochs)} epochs.",
+            f"{figure.capitalize()} over {self._epochs}.",
             f"{figure.capitalize()} by epoch, from {ends}.",
         )
 

@@ -35,6 +35,14 @@ def test_no_type_of_python_shows(help_of, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_says_its_default_once_and_pictures_are_called_pictures(help_of, command):
+    shown = help_of(command)
+    for one in re.split(r"\n  (?=-)", shown):
+        assert one.count("[default:") <= 1, one
+    assert not re.findall(r"(?<![-\w])[Ii]mages?\b(?!:)", shown)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_it_ends_with_an_example_and_a_page(help_of, command):
     ending = ENDING.search(help_of(command))
     assert ending, HOW.format(command, command)

@@ -1,4 +1,7 @@
+import re
+
 from cbam_deploy.report.content import Section, Table
+from cbam_deploy.report.html import write_page
 from cbam_deploy.report.markdown import to_markdown, write_summary
 from cbam_deploy.report.result import Result
 
@@ -39,3 +42,17 @@ def test_a_summary_is_added_to_what_github_collects_and_replaces_any_other_file(
     text = "# Parity\n\n## Held: passed\n"
     assert collected.read_text() == f"{text}\n{text}\n"
     assert other.read_text() == text
+
+
+def test_a_result_without_a_title_is_called_as_its_first_section_and_no_heading_comes_twice(
+    tmp_path,
+):
+    class Untitled(Result):
+        def sections(self):
+            return (Section("Training", passed=True), Section("Curves"))
+
+    assert Untitled().markdown() == "# Training: passed\n\n## Curves\n"
+    assert Untitled().markdown("step").startswith("# step\n\n## Training: passed\n")
+    write_page(Untitled(), tmp_path / "page.html")
+    headings = re.findall(r"<(h\d|title)>(\w+)", (tmp_path / "page.html").read_text())
+    assert headings == [("title", "Training"), ("h1", "Training"), ("h2", "Curves")]
