@@ -77,7 +77,7 @@ def file_reference(
                 f"{title}: has {len(wanted)} {what}, the reference {path} has {len(own)}", _HINT
             )
     own_names, names = [spec.name for spec in file.outputs], [spec.name for spec in outputs]
-    with OnnxRuntimeRunner(path) as runner:
+    with OnnxRuntimeRunner.of(file, None, None) as runner:
         yield FileReference(
             file, runner, tuple(names if set(names) == set(own_names) else own_names)
         )
@@ -102,8 +102,8 @@ class FileProgram:
 
     def watch(self, wanted: Collection[str], visit: Callable[[str, NDArray[Any]], None]) -> None:
         """Run once; call `visit(name, value)` for each wanted value."""
-        path = self._reference.file.path
-        with OnnxRuntimeRunner(path, extra_outputs=sorted(wanted)) as runner:
+        file = self._reference.file
+        with OnnxRuntimeRunner.of(file, None, None, sorted(wanted)) as runner:
             computed = runner.infer(self._reference.feeds(list(self.feeds.values())))
         for name in wanted:
             visit(name, computed[name])

@@ -89,8 +89,8 @@ def check_conversion(
         least = INLINED_FP8
     rounding = _rounding(model)
     with (
-        OnnxRuntimeRunner(_rounding(read_model(source)), folder=source.parent)
-        if (precision, kind) == ("inlined", "bf16")
+        OnnxRuntimeRunner(_rounding(read_model(source)), folder=source.parent, precision=kind)
+        if precision == "inlined" and kind in ("bf16", "fp8")
         else OnnxRuntimeRunner(source)
     ) as before:
         if precision == "inlined":  # Whatever sizes a file leaves free, both are run on the same.
@@ -103,7 +103,7 @@ def check_conversion(
             _check_types(converted)
         else:
             _run(OnnxRuntimeRunner(converted), feeds)
-        actual = _run(OnnxRuntimeRunner(rounding, folder=converted.parent), feeds)
+        actual = _run(OnnxRuntimeRunner(rounding, folder=converted.parent, precision=kind), feeds)
     except (BadInput, MissingCapability) as error:
         reason = error.message.partition(": ")[2]
         raise CheckFailed(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _NO_KERNEL = re.compile(r"NOT_IMPLEMENTED : Could not find an implementation for (\w+)\(")
 CPU = ("CPUExecutionProvider",)
+# Optimizations of ONNX Runtime 1.32 that change what a file computes, by its precision. Before an
+# FP8 Q the first drops a ReLU; the second stores biases over scales in FP16, which overflows.
+_WRONG = {"fp8": ("ReluQuantRewrite", "WeightBiasQuantization")}
 
 
 def open_session(
@@ -27,8 +30,9 @@ def open_session(
     profile: Path | None = None,
     optimized: Path | None = None,
     as_written: bool = False,
+    precision: str | None = None,
 ) -> InferenceSession:
-    """Load a model into ONNX Runtime, all graph optimizations on.
+    """Load a model into ONNX Runtime, all graph optimizations on that are right for its precision.
 
     Args:
         model: path of an ONNX file, or a serialized model.
@@ -41,6 +45,7 @@ def open_session(
             the session's `end_profiling`; None takes no times.
         optimized: where to write the graph as ONNX Runtime runs it, if anywhere.
         as_written: run the graph without optimizations; they round an INT8 network's biases too.
+        precision: of the model, one of `provenance.PRECISIONS`; None for no FP8.
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
@@ -65,7 +70,12 @@ def open_session(
         )
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=list(providers))
+        return onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=list(providers),
+            disabled_optimizers=list(_WRONG.get(precision or "", ())),
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this.
         raise refusal(title, "load", error) from error
 

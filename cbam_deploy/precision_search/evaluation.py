@@ -25,6 +25,7 @@ from cbam_deploy.data.network_input import network_feeds
 from cbam_deploy.data.source import Batch, ImageSource
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters.half.rounding import round_in_fp32
+from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.numerics.feeds import infer_in_range
 from cbam_deploy.numerics.metrics import ErrorAccumulator, TensorError
 from cbam_deploy.preprocessing.choice import Asked
@@ -138,10 +139,13 @@ class Evaluation:
         Raises:
             BadInput: ONNX Runtime cannot run it.
         """
+        precision = graph_precision(model)
         round_in_fp32(model)
         batches = self._batches[:_FEW] if few else self._batches
-        folder = self._file.path.parent
-        with OnnxRuntimeRunner(ir.to_proto(model), folder=folder, title="a trial") as runner:
+        folder, proto = self._file.path.parent, ir.to_proto(model)
+        with OnnxRuntimeRunner(
+            proto, folder=folder, title="a trial", precision=precision
+        ) as runner:
             found = self._outcome(runner, batches)
         if few:
             return Outcome(self.baseline - self._few_baseline + found.value, found.noise)

@@ -62,6 +62,7 @@ def layer_timer(contender: Contender) -> Iterator[LayerTimer]:
             str(file.path),
             threads=contender.source.threads,
             folder=file.path.parent,
+            precision=file.precision,
             profile=folder / "nodes",
             optimized=optimized if small else None,
         )

@@ -26,7 +26,7 @@ DTYPES = {"float": "float32", "double": "float64"}
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX model in ONNX Runtime, all graph optimizations on.
+    """An ONNX model in ONNX Runtime, its graph optimizations on.
 
     Args:
         model: path of an ONNX file, or a model.
@@ -36,6 +36,7 @@ class OnnxRuntimeRunner(Runner):
             that would remove such a value is not made, so its numbers are those of the graph.
         folder: where a model's external data lies; of a file it is the file's own.
         title: what to call a model in messages; a file is called by its path.
+        precision: of the model, as `open_session` has it.
 
     Activating raises:
         BadInput: the model cannot be read or run, or has no value of a name in `extra_outputs`.
@@ -51,12 +52,14 @@ class OnnxRuntimeRunner(Runner):
         extra_outputs: Sequence[str] = (),
         folder: str | Path | None = None,
         title: str = "the model",
+        precision: str | None = None,
     ) -> None:
         device = known_device(device)
         self.name = f"onnxruntime-{device}"
         self.title = title if isinstance(model, onnx.ModelProto) else str(model)
         self._model, self._device, self._threads = model, device, threads
         self._extra, self._folder = tuple(extra_outputs), folder
+        self._precision = precision
         self._session: Any = None
 
     @classmethod
@@ -69,6 +72,7 @@ class OnnxRuntimeRunner(Runner):
     ) -> OnnxRuntimeRunner:
         """The runner of a file, opened or not."""
         path = file.path if isinstance(file, Artefact) else file
+        precision = file.precision if isinstance(file, Artefact) else None
         if extra_outputs and isinstance(file, OnnxFile):
             model, folder = ir.to_proto(file.model), path.parent
             return cls(
@@ -78,8 +82,9 @@ class OnnxRuntimeRunner(Runner):
                 extra_outputs=extra_outputs,
                 folder=folder,
                 title=str(path),
+                precision=precision,
             )
-        return cls(path, device, threads=threads, extra_outputs=extra_outputs)
+        return cls(path, device, threads=threads, extra_outputs=extra_outputs, precision=precision)
 
     def activate(self) -> None:
         """Load the model into a session."""
@@ -95,6 +100,7 @@ class OnnxRuntimeRunner(Runner):
             providers=_providers(self._device),
             threads=self._threads,
             folder=folder,
+            precision=self._precision,
         )
         if self._device == "cuda" and CUDA not in self._session.get_providers():
             raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)

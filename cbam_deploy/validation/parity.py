@@ -24,9 +24,10 @@ from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.library_errors import said_of_the_file
 from cbam_deploy.machine import environment
 from cbam_deploy.numerics.feeds import check_batch
-from cbam_deploy.numerics.metrics import ErrorAccumulator, TensorError
+from cbam_deploy.numerics.metrics import ErrorAccumulator
 from cbam_deploy.numerics.tensors import Feeds
 from cbam_deploy.numerics.tolerances import (
+    FEW_SAMPLES,
     LAYERS,
     OUTPUTS,
     Tolerance,
@@ -253,7 +254,9 @@ class _Pair:
         with progress() as bar:
             for size in bar.track(sizes, description=f"comparing {self.path.name}"):
                 done.append(self.compare(size, inputs))
-        return tuple(done)
+        if self.rounded is None:
+            return tuple(done)
+        return held_to_rounding(done, beyond=bool(self.rounded.beyond))
 
     def compare(self, batch: int, inputs: InputStream) -> BatchParity:
         """Feed both sides the batches of size `batch`."""
@@ -279,10 +282,12 @@ class _Pair:
             samples += batch
         outputs = [OutputParity(e, check(e, self.tolerance)) for e in (e.result() for e in errors)]
         if self.rounded is not None:
-            beyond = bool(self.rounded.beyond)
+            results = (
+                [one.result() for one in of_output] for of_output in zip(*sides, strict=True)
+            )
             outputs = [
-                _held_to_rounding(output, *(side.result() for side in of_output), beyond=beyond)
-                for output, *of_output in zip(outputs, *sides, strict=True)
+                replace(output, alike=alike, own=own, spread=spread)
+                for output, (alike, own, spread) in zip(outputs, results, strict=True)
             ]
         if self.relax and any(output.failures for output in outputs):
             outputs = self._relaxed(outputs, inputs.batches(batch))
@@ -326,16 +331,23 @@ class _Pair:
             )
 
 
-def _held_to_rounding(
-    output: OutputParity,
-    alike: TensorError,
-    own: TensorError,
-    spread: TensorError,
-    *,
-    beyond: bool,
-) -> OutputParity:
-    failures = output.failures + check_rounded_alike(alike, own, spread, beyond=beyond)
-    return replace(output, failures=failures, alike=alike, own=own, spread=spread)
+def held_to_rounding(batches: Sequence[BatchParity], *, beyond: bool) -> tuple[BatchParity, ...]:
+    """Hold each batch to the largest spread of all: that of a few samples is left to chance."""
+    spreads = [
+        min((output.spread for output in same if output.spread), key=lambda one: one.snr_db)
+        for same in zip(*(batch.outputs for batch in batches), strict=True)
+    ]
+    few = sum(batch.samples for batch in batches) < FEW_SAMPLES
+    held = []
+    for batch in batches:
+        outputs = []
+        for output, spread in zip(batch.outputs, spreads, strict=True):
+            assert output.alike is not None
+            assert output.own is not None
+            found = check_rounded_alike(output.alike, output.own, spread, beyond=beyond or few)
+            outputs.append(replace(output, failures=output.failures + found))
+        held.append(replace(batch, outputs=tuple(outputs)))
+    return tuple(held)
 
 
 def _inputs(

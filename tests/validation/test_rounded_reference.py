@@ -20,6 +20,8 @@ from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.numerics.tolerances import OUTPUTS, check, check_rounded_alike
 from cbam_deploy.validation import rounded_reference, validate
+from cbam_deploy.validation.parity import held_to_rounding
+from cbam_deploy.validation.parity_report import BatchParity, OutputParity
 from cbam_deploy.validation.rounded_reference import RoundedReference
 
 IMAGES = 8
@@ -123,6 +125,26 @@ def test_the_bound_follows_from_pytorch_s_own_noise(own, spread, bound):
     assert check_rounded_alike(error(bound + 0.1), error(own), error(spread)) == ()
     (sentence,) = check_rounded_alike(error(bound - 0.1), error(own), error(spread))
     assert f"below {bound:.1f}" in sentence
+
+
+def batch(samples, alike, own, spread):
+    output = OutputParity(error(own), (), alike=error(alike), own=error(own), spread=error(spread))
+    return BatchParity(batch=samples, samples=samples, seconds=0.0, outputs=(output,))
+
+
+def failures(*batches):
+    held = held_to_rounding(batches, beyond=False)
+    return [one.outputs[0].failures for one in held]
+
+
+def test_a_single_sample_in_which_pytorch_chanced_on_no_half_fails_nothing():
+    one = (1, 48.1, 47.8, np.inf)
+    assert failures(batch(*one)) == [()]
+    assert failures(batch(*one), batch(8, 56.8, 41.0, 50.5)) == [(), ()]
+    first, second = failures(batch(1, 36.4, 47.8, np.inf), batch(8, 56.8, 41.0, 50.5))
+    assert first != ()
+    assert second == ()
+    assert failures(batch(8, 48.1, 47.8, np.inf)) != [()]
 
 
 def test_roundings_that_pytorch_has_not_are_allowed_for():

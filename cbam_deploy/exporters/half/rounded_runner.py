@@ -52,17 +52,24 @@ def open_rounded(
         rounding = _rounding(artefact.model, artefact.path)
         if rounding is not None:
             bf16 = BF16.dtype in _dtypes(artefact.model)
-            return _Rounding(rounding, artefact.path, extra_outputs, bf16=bf16)
+            return _Rounding(rounding, artefact, extra_outputs, bf16=bf16)
     return runner
 
 
 class _Rounding(OnnxRuntimeRunner):
-    """The file at `path` by `model`, which computes the same with 16-bit values rounded."""
+    """A file by `model`, which computes the same with 16-bit values rounded."""
 
     def __init__(
-        self, model: onnx.ModelProto, path: Path, extra_outputs: Sequence[str], *, bf16: bool
+        self, model: onnx.ModelProto, file: OnnxFile, extra_outputs: Sequence[str], *, bf16: bool
     ) -> None:
-        super().__init__(model, extra_outputs=extra_outputs, folder=path.parent, title=str(path))
+        path = file.path
+        super().__init__(
+            model,
+            extra_outputs=extra_outputs,
+            folder=path.parent,
+            title=str(path),
+            precision=file.precision,
+        )
         self.name = ROUNDING_BF16 if bf16 else ROUNDING
         self._path, self._bf16 = path, bf16
 

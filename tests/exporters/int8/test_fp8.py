@@ -20,6 +20,7 @@ from cbam_deploy.artefacts import open_artefact
 from cbam_deploy.errors import BadInput
 from cbam_deploy.exporters import inline
 from cbam_deploy.exporters.convert import convert
+from cbam_deploy.exporters.half.conversion import to_half
 from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.exporters.int8.int8_nodes import fp8_nodes
 from cbam_deploy.exporters.int8.placement import quantized_nodes
@@ -27,6 +28,7 @@ from cbam_deploy.exporters.int8.qdq import weight_scales
 from cbam_deploy.exporters.int8.quantization import quantize
 from cbam_deploy.exporters.int8.quantized_types import FP8
 from cbam_deploy.graphs.onnx_file import read_model, read_provenance
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.graphs.signature import graph_precision
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.runtimes import open_runtime
@@ -167,6 +169,28 @@ def test_a_network_in_fp8_is_the_rounded_one_in_float64():
     for actual, expected in ((relu, first), (output, second)):
         # Sums of 16 terms in FP32, and weights whose quotient FP32 rounds across a half.
         np.testing.assert_allclose(actual, expected, atol=16 * 2.0**-23 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_runner_computes_what_is_written_with_every_relu_and_large_biases(half, tmp_path):
+    text = """(float[N, 16, 4, 4] input) => (float[N, 16, 4, 4] output)
+    {
+      conv = Conv (input, w1, b)
+      relu = Relu (conv)
+      output = Conv (relu, w2, b)
+    }"""
+    w1, w2 = (0.01 * normal(16, 16, 1, 1, seed=seed) for seed in (1, 2))
+    x = normal(2, 16, 4, 4, seed=3)
+    source = written(text, w1=w1, w2=w2, b=normal(16, seed=4))
+    model, _ = quantize(source, [x], method="minmax", kind=FP8)
+    if half:
+        to_half(model)
+    ir.save(model, tmp_path / "fp8.onnx")
+    with open_runtime(open_artefact(tmp_path / "fp8.onnx")) as runner:
+        actual = runner.infer({"input": x})["output"]
+    session = open_session(ir.to_proto(model).SerializeToString(), "it", as_written=True)
+    (expected,) = session.run(None, {"input": x})
+    assert tensor_error("output", expected, actual).snr_db > 60
 
 
 @pytest.fixture(scope="module")
