@@ -24,6 +24,8 @@ from cbam_deploy.report.content import Section, Table
 from cbam_deploy.report.result import Result
 from cbam_deploy.report.units import duration, size
 
+_NAMED = 6  # Float maps that the table has room for; JSON has all.
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -188,8 +190,9 @@ class Inspection(Result):
             counts = ", ".join(f"{count} {op}" for op, count in self.operators.items())
             yield "nodes", f"{sum(self.operators.values())}: {counts}"
         if self.float_feature_maps is not None:
-            names = ", ".join(self.float_feature_maps)
-            yield "float maps", f"{len(self.float_feature_maps)} {names}"
+            count, names = len(self.float_feature_maps), ", ".join(self.float_feature_maps[:_NAMED])
+            more = f" and {count - _NAMED} more" if count > _NAMED else ""
+            yield "float maps", f"{count} {names}{more}"
         if self.manifest is not None:
             yield from _engine_facts(self.manifest)
         if not self.gates:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -88,6 +89,11 @@ def test_the_table_shows_names_in_brackets_as_they_are(network):
     assert "input float32 [batch, 3, 32, 32]" in text
     assert "resnet8 + cbam" in text
     assert text.count("CbamGateAddRelu") >= 3
+
+
+def test_of_many_float_maps_the_table_names_a_few(network):
+    found = replace(inspect(network), float_feature_maps=tuple(f"map{i}" for i in range(9)))
+    assert "9 map0, map1, map2, map3, map4, map5 and 3 more" in shown(found)
 
 
 def test_a_lost_gate_is_a_check_that_does_not_hold(network, tmp_path):

@@ -7,10 +7,10 @@ file is compared with the original in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -18,57 +18,39 @@ from cbam_deploy.artefacts import open_onnx
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.data.tensors import are_tensors
 from cbam_deploy.errors import BadInput
+from cbam_deploy.exporters.calibrated_network import (
+    HALF_ONLY,
+    ConversionRequest,
+    Measure,
+    calibrated,
+    finish,
+    within_budget,
+)
 from cbam_deploy.exporters.conversion_check import check_conversion
 from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
-from cbam_deploy.exporters.half.conversion import (
-    HalfReport,
-    IoDtype,
-    Ranges,
-    settle_types,
-    to_half,
-)
-from cbam_deploy.exporters.half.formats import BF16, FP16
+from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.half.rules import (
     FROM_FP32,
     PRODUCTS,
     check_single_precision,
-    is_float,
     is_standard,
     is_weight,
 )
-from cbam_deploy.exporters.int8.calibration import (
-    Calibration,
-    Method,
-    calibrate,
-    calibration_batches,
-    calibration_inputs,
-)
-from cbam_deploy.exporters.int8.quantized_types import FP8, INT8, QuantizedType
-from cbam_deploy.exporters.mixed_precision import STEPS, Choice, Chooser, MixedPrecision
+from cbam_deploy.exporters.int8.calibration import Method, calibration_inputs
+from cbam_deploy.exporters.int8.quantized_types import INT8
+from cbam_deploy.exporters.mixed_precision import Choice, Chooser
 from cbam_deploy.exporters.newer_opset import in_newer_opset
 from cbam_deploy.exporters.node_counts import count_nodes
-from cbam_deploy.graphs.gate_functions import foreign_operators, gate_counts, gate_nodes
-from cbam_deploy.graphs.onnx_file import set_provenance, write_model
-from cbam_deploy.graphs.shapes import forget_names_of_sizes
-from cbam_deploy.graphs.signature import graph_precision
+from cbam_deploy.graphs.gate_functions import foreign_operators, gate_nodes
+from cbam_deploy.graphs.onnx_file import write_model
 from cbam_deploy.library_errors import said_of_the_file
-from cbam_deploy.numerics.tensors import Feeds
-from cbam_deploy.outputs import check_place, scratch_folder
-from cbam_deploy.preprocessing import Preprocessing
+from cbam_deploy.outputs import check_place
 from cbam_deploy.preprocessing.choice import Asked
 from cbam_deploy.preprocessing.own_function import recorded
-from cbam_deploy.provenance import Provenance, file_sha256, package_versions
+from cbam_deploy.provenance import Provenance, file_sha256
 from cbam_deploy.report.units import TOP1, MetricUnit
 
-if TYPE_CHECKING:
-    from cbam_deploy.data import ImageSource
-    from cbam_deploy.exporters.int8.budget import BudgetReport
-    from cbam_deploy.exporters.int8.quantization import QuantizationReport
-
 CALIBRATION_IMAGES = 64
-_HALF_ONLY = ("fp16", "bf16")  # Precisions that quantize nothing.
-Measure = Callable[[Path, Preprocessing | None], float]
-_PACKAGES = ("cbam-deploy", "onnx", "onnx-ir", "onnxruntime")
 
 
 @said_of_the_file
@@ -159,18 +141,18 @@ def convert(
             preprocessing = pictures.preprocessing
     choose = None if chooser is None else chooser(opened, preprocessing)
     model = in_newer_opset(opened, precision, pictures, seed).model
-    request = _Request(
+    request = ConversionRequest(
         source, history, precision, method, io_dtype, pictures, preprocessing, images, seed, trained
     )
-    network = _calibrated(request, model, searched=choose is not None)
+    network = calibrated(request, model, searched=choose is not None)
     choice, budget = Choice(), None
     if choose is not None:
         choice = choose(network.mixed())
     elif max_accuracy_drop is not None and measure is not None:
-        choice, budget = _within_budget(network, max_accuracy_drop, measure, unit)
-    step = network.step(choice)
-    half, provenance = _finish(request, step, choice)
-    report = step.quantization
+        choice, budget = within_budget(network, max_accuracy_drop, measure, unit)
+    made = network.quantized(choice)
+    half, provenance = finish(request, made, choice)
+    report = made.quantization
     quantized = {operation.node for operation in report.quantized} if report else set()
     cosines: list[float] = []
 
@@ -178,7 +160,7 @@ def convert(
         kind = precision.partition("+")[0]
         cosines.append(check_conversion(source, path, kind, pictures, seed, opened.title))
 
-    write_model(step.model, output, verify)
+    write_model(made.model, output, verify)
     return ConvertResult(
         path=output,
         sha256=file_sha256(output),
@@ -186,207 +168,15 @@ def convert(
         source_bytes=source.stat().st_size,
         precision=precision,
         half=half,
-        quantization=step.quantization,
+        quantization=made.quantization,
         budget=budget,
         calibration=provenance.calibration,
         skipped=tuple(pictures.skipped) if pictures is not None else (),
         cosine=cosines[0],
         seconds=time.perf_counter() - begin,
         provenance=provenance,
-        nodes=count_nodes(step.model.graph, quantized, request.kind or INT8),
+        nodes=count_nodes(made.model.graph, quantized, request.kind or INT8),
     )
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What was asked for."""
-
-    source: Path
-    history: Provenance
-    precision: Precision
-    method: Method
-    io_dtype: IoDtype
-    pictures: ImageSource | None
-    preprocessing: Preprocessing | None
-    images: int
-    seed: int
-    trained: Provenance | None
-
-    def batches(self, model: ir.Model) -> Iterator[Feeds]:
-        """Samples to calibrate `model` on."""
-        assert self.pictures is not None
-        inputs = calibration_inputs(model)
-        return calibration_batches(self.pictures, inputs, images=self.images, seed=self.seed)
-
-    @property
-    def kind(self) -> QuantizedType | None:
-        """The type of 8 bits that is asked for; None where nothing is quantized."""
-        if self.precision in _HALF_ONLY:
-            return None
-        return FP8 if self.precision == "fp8" else INT8
-
-    @property
-    def total(self) -> int:
-        """How many there will be, at most."""
-        return 0 if self.pictures is None else min(self.images, len(self.pictures))
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A model whose float side is FP32 still, and what is known about it."""
-
-    model: ir.Model
-    quantization: QuantizationReport | None
-    calibration: Calibration | None
-    ranges: Ranges | None
-
-
-@dataclass(frozen=True)
-class _Calibrated:
-    """An FP32 network that is ready to be converted, in any choice of precisions.
-
-    Attributes:
-        model: as `int8.quantization.prepare` gives it, where it becomes INT8.
-        calibration: of what INT8 scales are made from, or what FP16 is checked on.
-        ranges: of activations, for FP16's range check.
-    """
-
-    request: _Request
-    model: ir.Model
-    calibration: Calibration | None
-    ranges: Ranges | None
-
-    def step(self, choice: Choice) -> _Step:
-        """A copy with what the choice quantizes in 8 bits."""
-        if self.request.kind is None:
-            return _Step(self.model.clone(), None, self.calibration, self.ranges)
-        from cbam_deploy.exporters.int8.quantization import insert
-
-        assert self.calibration is not None
-        inserted = insert(
-            self.model,
-            self.calibration,
-            keep_float=choice.unquantized,
-            kind=self.request.kind,
-        )
-        return _Step(*inserted, self.calibration, self.ranges)
-
-    def mixed(self) -> MixedPrecision:
-        """For who chooses."""
-
-        def make(choice: Choice) -> ir.Model:
-            step = self.step(choice)
-            _finish(self.request, step, choice)
-            return step.model
-
-        return MixedPrecision(self.model, STEPS[self.request.precision], make)
-
-
-def _calibrated(request: _Request, model: ir.Model, *, searched: bool) -> _Calibrated:
-    """Calibrate what the precision needs; of a network to be searched, FP16's ranges too."""
-    kind = request.kind
-    if kind is None:
-        found = _activation_ranges(request, model)
-        return _Calibrated(request, model, found, None if found is None else found.ranges)
-    from cbam_deploy.exporters.int8.placement import calibrated_tensors, quantized_nodes
-    from cbam_deploy.exporters.int8.quantization import prepare, trained_ranges
-
-    prepared = prepare(model, kind)
-    if request.trained is not None:
-        found = trained_ranges(prepared, request.trained.trained_scales)
-        return _Calibrated(request, prepared, found, found.ranges)
-    chosen = quantized_nodes(prepared, kind=kind)
-    if not chosen:
-        raise BadInput(
-            f"{request.source}: has no layer that there are {kind.name} kernels for",
-            "use int8 or fp16",
-        )
-    calibration = calibrate(
-        prepared,
-        calibrated_tensors(chosen),
-        request.batches(prepared),
-        method=request.method,
-        images=request.total,
-    )
-    wide = _activation_ranges(request, prepared) if searched else None
-    return _Calibrated(request, prepared, calibration, (wide or calibration).ranges)
-
-
-def _activation_ranges(request: _Request, model: ir.Model) -> Calibration | None:
-    """Range of every activation, where there are pictures."""
-    if request.pictures is None:
-        return None
-    settle_types(model)
-    computed = [value for node in model.graph for value in node.outputs]
-    names = [value.name for value in (*model.graph.inputs, *computed) if is_float(value)]
-    return calibrate(
-        model,
-        [name for name in names if name],
-        request.batches(model),
-        method="minmax",
-        images=request.total,
-    )
-
-
-def _within_budget(
-    network: _Calibrated, max_drop: float, measure: Measure, unit: MetricUnit
-) -> tuple[Choice, BudgetReport]:
-    """The choice that gives as few layers back to float as an accuracy budget allows."""
-    from cbam_deploy.exporters.int8.budget import meet_budget
-
-    request, mixed = network.request, network.mixed()
-    assert network.calibration is not None
-
-    def accuracy(kept: frozenset[str]) -> float:
-        with scratch_folder() as folder:
-            path = folder / "candidate.onnx"
-            write_model(mixed.make(Choice({"int8": kept})), path)
-            return measure(path, request.preprocessing)
-
-    budget = meet_budget(
-        network.model,
-        network.calibration,
-        baseline=measure(request.source, request.preprocessing),
-        max_accuracy_drop=max_drop,
-        evaluate=accuracy,
-        sample=lambda: request.batches(network.model),
-        unit=unit,
-    )
-    return Choice({"int8": frozenset(budget.given_back)}), budget
-
-
-def _finish(request: _Request, step: _Step, choice: Choice) -> tuple[HalfReport | None, Provenance]:
-    """Give the model's float side 16 bits, unless it is to stay FP32, and record its history."""
-    half, calibration = None, step.calibration
-    if request.precision != "int8+fp32":
-        half = to_half(
-            step.model,
-            keep_fp32=choice.fp32,
-            io_dtype=request.io_dtype,
-            ranges=step.ranges,
-            half=BF16 if request.precision == "bf16" else FP16,
-        )
-    forget_names_of_sizes(step.model.graph)
-    facts: dict[str, Any] = {}
-    if request.trained is not None:
-        facts = request.trained.calibration
-    elif calibration is not None and request.pictures is not None:
-        facts = {
-            "source": request.pictures.name,
-            "images": calibration.images,
-            "seed": request.seed,
-            "method": calibration.method,
-            "preprocessing": request.pictures.prepared_by,
-        }
-    provenance = replace(
-        request.history,
-        precision=graph_precision(step.model),
-        gates=gate_counts(step.model),
-        calibration=facts,
-        versions={**request.history.versions, **package_versions(*_PACKAGES)},
-    )
-    set_provenance(step.model, provenance)
-    return half, provenance
 
 
 def check_options(
@@ -409,7 +199,7 @@ def check_options(
             "the checkpoint's INT8 scales were trained; calibration would replace them",
             "leave --calibration out; or export in fp32, and convert that file",
         )
-    if precision not in _HALF_ONLY and calibration is None and trained is None:
+    if precision not in HALF_ONLY and calibration is None and trained is None:
         raise BadInput(
             f"{precision} needs pictures to calibrate on",
             "give --calibration: a folder of typical pictures, digits or photos",

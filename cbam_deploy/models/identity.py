@@ -15,6 +15,7 @@ from torch import nn
 
 from cbam_deploy.errors import BadInput
 from cbam_deploy.foreign_code import foreign_code
+from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.models.checkpoint_names import GATE, NamedState, own_names
 from cbam_deploy.models.checkpoints import (
     apply_state,
@@ -175,7 +176,8 @@ def _refuse_contradictions(asked: ModelIdentity, recorded: ModelIdentity) -> Non
         have = getattr(recorded, key)
         if key not in _OF_THE_CHECKPOINT and value != have:
             label = "model" if key == "name" else key.replace("_", " ")
+            was, is_ = (one.label if isinstance(one, GateSpec) else one for one in (have, value))
             raise BadInput(
-                f"{asked.weights}: was trained with {label} {have}, not {value}",
+                f"{asked.weights}: was trained with {label} {was}, not {is_}",
                 "leave the option out to take what the checkpoint records",
             )

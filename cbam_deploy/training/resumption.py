@@ -142,7 +142,8 @@ def _check_configuration(found: Any, configuration: dict[str, Any]) -> None:
     before = {"amp": "none", "quantize": None, **asdict(Preprocessing()), **found}
     for key, value in configuration.items():
         if before.get(key) != value:
-            raise _Fault(f"the run was made with {key} {before.get(key)}, not {value}")
+            was, is_ = ("none" if one is None else one for one in (before.get(key), value))
+            raise _Fault(f"the run was made with {key} {was}, not {is_}")
 
 
 def _epochs(found: Any) -> tuple[Epoch, ...]:

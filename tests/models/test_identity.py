@@ -68,9 +68,10 @@ def test_metadata_fills_what_is_left_out(weights: str) -> None:
     [
         ({"attention": "cbam"}, "attention se, not cbam"),
         ({"num_classes": 10}, "num classes 3, not 10"),
-        ({"gate": CBAM}, "gate GateSpec"),
+        ({"gate": CBAM}, "gate se, not cbam"),
         ({"stem": "imagenet"}, "stem cifar, not imagenet"),
         ({"name": "resnet18"}, "model resnet20, not resnet18"),
+        ({"gate": GateSpec(kernel_size=3)}, "gate se, not cbam, kernel_size 3"),
     ],
 )
 def test_an_option_against_the_metadata_is_refused(
