@@ -21,7 +21,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from cbam_deploy.artefacts import OnnxFile
-from cbam_deploy.errors import BadInput
+from cbam_deploy.errors import BadInput, MissingCapability
 from cbam_deploy.exporters.conversion_result import Precision
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.fewest_kept import fewest_kept
@@ -129,6 +129,11 @@ def search_precision(
                     seed=seed,
                 )
             )
+            if precision == "bf16" and meter.runtime == "onnxruntime":
+                raise MissingCapability(
+                    "ONNX Runtime runs no BF16 on CPUs, so nothing can be timed in it",
+                    "give --runtime openvino, or leave --latency out",
+                )
 
         def judged(file: OnnxFile, prepared: Preprocessing | None) -> Evaluation:
             return Evaluation(file, data, metric=metric, preprocessing=prepared, limit=limit)

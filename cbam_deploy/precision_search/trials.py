@@ -132,6 +132,7 @@ def _to_json(trial: Trial) -> dict[str, object]:
 def _read(file: Path) -> Trial | None:
     """What an earlier search found; None where there is nothing, or something damaged."""
     try:
-        return read(Trial, parse(file.read_bytes()))
+        found = read(Trial, parse(file.read_bytes()))
     except (OSError, ValueError):
         return None
+    return found if 0 <= found.noise <= 1 else None

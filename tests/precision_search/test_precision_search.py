@@ -11,6 +11,7 @@ import pytest
 from planted_networks import write_network, write_pictures
 
 from cbam_deploy import search_precision, validate
+from cbam_deploy.errors import MissingCapability
 from cbam_deploy.precision_search.evaluation import Evaluation
 from cbam_deploy.report.html import write_page
 from cbam_deploy.report.json_file import to_text
@@ -189,6 +190,20 @@ def test_no_choice_that_holds_is_shown_to_be_faster_than_that_of_the_file(folder
     fewer = (one for one in holding if one.choice.operations < result.choice.operations)
     assert all(one.trial.relative.low > fastest.high for one in fewer)
     assert result.runtime == "onnxruntime"
+
+
+def test_bf16_is_not_timed_where_nothing_runs_it(folder):
+    with pytest.raises(MissingCapability, match="no BF16 on CPUs"):
+        search(folder, "plain", precision="bf16", latency=True, runtime="onnxruntime", seconds=0.01)
+
+
+def test_a_trial_that_cannot_be_is_made_again(folder, tmp_path):
+    options = {"precision": "fp16", "cache": tmp_path}
+    first = search(folder, "plain", **options)
+    for file in tmp_path.rglob("*.json"):
+        file.write_text('{"value": 5.0, "noise": -3.0, "seconds": null, "relative": null}')
+    again = search(folder, "plain", **options)
+    assert (again.value, again.measured, again.remembered) == (first.value, first.measured, 0)
 
 
 @pytest.mark.parametrize(
