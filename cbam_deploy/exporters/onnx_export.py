@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 from torch import nn
 
 from cbam_deploy.command_files import check_apart
 from cbam_deploy.errors import BadInput
-from cbam_deploy.exporters.conversion_result import Precision
+from cbam_deploy.exporters.conversion_result import ConvertResult, Precision
 from cbam_deploy.exporters.convert import CALIBRATION_IMAGES, check_options, convert
 from cbam_deploy.exporters.export_check import ExportError, check_export
 from cbam_deploy.exporters.export_result import ExportResult
@@ -26,12 +27,14 @@ from cbam_deploy.exporters.gates.fusion import FusionReport, fuse_model
 from cbam_deploy.exporters.gates.inlining import inline
 from cbam_deploy.exporters.half.conversion import IoDtype
 from cbam_deploy.exporters.int8.calibration import Method
+from cbam_deploy.exporters.int8.quantized_types import FP8, INT8
+from cbam_deploy.exporters.node_counts import count_nodes
 from cbam_deploy.foreign_code import foreign_code
 from cbam_deploy.gates.description import GateSpec
 from cbam_deploy.graphs.gate_functions import gate_counts
 from cbam_deploy.graphs.names import name_outputs
 from cbam_deploy.graphs.older_opset import lower_opset
-from cbam_deploy.graphs.onnx_file import read_provenance, set_provenance, write_model
+from cbam_deploy.graphs.onnx_file import read_model, read_provenance, set_provenance, write_model
 from cbam_deploy.graphs.opset import check_opset, converted_to
 from cbam_deploy.models import (
     default_image_size,
@@ -199,6 +202,8 @@ def export_onnx(
             exported = replace(exported, provenance=converted.provenance, conversion=converted)
         if portable:
             inline(last, output)
+            if exported.conversion is not None:
+                exported = replace(exported, conversion=_inlined(exported.conversion, output))
     return _placed(exported, output, begin)
 
 
@@ -206,6 +211,15 @@ def _with_trained_scales(weights: str | Path) -> Provenance | None:
     """What a checkpoint records, if INT8 scales were trained with its weights."""
     recorded = load_state(weights).provenance
     return recorded if recorded is not None and recorded.trained_scales else None
+
+
+def _inlined(conversion: ConvertResult, path: Path) -> ConvertResult:
+    """The same with the nodes of the inlined file `path` counted."""
+    model, report = read_model(path), conversion.quantization
+    ShapeInferencePass()(model)
+    quantized = {operation.node for operation in report.quantized} if report else set()
+    type_ = FP8 if conversion.precision == "fp8" else INT8
+    return replace(conversion, nodes=count_nodes(model.graph, quantized, type_))
 
 
 def _placed(exported: ExportResult, path: Path, begin: float) -> ExportResult:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import gated_networks
@@ -108,6 +109,8 @@ def test_a_portable_export_has_no_functions_and_is_what_inline_makes(module, exp
     assert result.provenance == read_provenance(result.path)
     assert result.provenance.gates == {}
     assert result.provenance.precision == "fp16"
+    counted = Counter(node.op_type for node in model.graph.node)
+    assert sum(map(Counter, result.conversion.nodes.values()), Counter()) == counted
     assert result.sha256 == file_sha256(result.path)
 
 
