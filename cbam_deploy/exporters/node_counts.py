@@ -49,16 +49,19 @@ def count_nodes(
 def counts_table(counts: NodeCounts) -> Table:
     """A row for each kind, and the sum."""
     rows = [
-        (kind, ", ".join(f"{n} {name}" for name, n in counts[kind].items()), sums)
-        for kind in counts
-        for sums in [str(sum(counts[kind].values()))]
+        (
+            kind,
+            str(sum(operators.values())),
+            ", ".join(f"{n} {name}" for name, n in operators.items()),
+        )
+        for kind, operators in counts.items()
     ]
     total = sum(sum(operators.values()) for operators in counts.values())
     return Table(
-        ("computes in", "operators", "nodes"),
-        (*rows, ("all", "", str(total))),
+        ("computes in", "nodes", "operators"),
+        (*rows, ("all", str(total), "")),
         caption="Each node of the graph in one row.",
-        text_columns=2,
+        text_columns=3,
     )
 
 
