@@ -123,7 +123,8 @@ def test_derived_outputs_that_no_option_names_replace_no_input(tmp_path):
 NO_FILES = {
     "attention", "gate", "stem", "inputs", "output_name", "runtime", "size", "target", "layer",
     "model", "variant", "precision", "method", "io_dtype", "augmentation", "amp", "device",
-    "tensorrt", "check", "name", "grpc", "backend", "container",
+    "tensorrt", "check", "model_name", "grpc", "backend", "container",
+    "cache",  # A folder of trials is neither what a search reads nor what it makes.
 }  # fmt: skip
 
 
