@@ -54,7 +54,7 @@ class Contender:
 
 @said_of_the_file
 def bench(
-    artefacts: Sequence[str | Path],
+    artefacts: str | Path | Sequence[str | Path],
     *,
     pytorch: bool = False,
     reference: str | None = None,
@@ -77,7 +77,7 @@ def bench(
     (`rounds`); intervals are bootstrapped over rounds (`statistics`).
 
     Args:
-        artefacts: ``.onnx`` and ``.engine`` files.
+        artefacts: one ``.onnx`` or ``.engine`` file, or several.
         pytorch: measure the PyTorch model behind the first artefact as well.
         reference: that model as a MODEL string, like the next one implying `pytorch`; a factory
             must be named here (`models.recorded`).
@@ -107,7 +107,7 @@ def bench(
     _check_options(batch_sizes, seconds, max_slowdown, against, relative_to)
     earlier = None if against is None else read_report(against)
     sources, baseline = list_sources(
-        artefacts,
+        [artefacts] if isinstance(artefacts, str | Path) else list(artefacts),
         pytorch=pytorch or (reference, weights) != (None, None),
         reference=reference,
         weights=weights,

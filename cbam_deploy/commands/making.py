@@ -372,7 +372,7 @@ def lower(
       cbam-deploy lower r50.onnx -o r50.lowered.onnx --target sm_87
     More: docs/tensorrt.md
     """
-    return cbam_deploy.lower(source, output, targets=target, tensorrt=tensorrt, batch=batch)
+    return cbam_deploy.lower(source, output, targets=target, tensorrt=tensorrt, batch_size=batch)
 
 
 def build_plugin(

@@ -156,7 +156,7 @@ def lower(
     *,
     targets: Sequence[str],
     tensorrt: str = TENSORRT,
-    batch: int = DEFAULT_OPT_BATCH,
+    batch_size: int = DEFAULT_OPT_BATCH,
 ) -> LowerResult:
     """Lower the gates of an ONNX file to TensorRT's plugin; write the result to `output`.
 
@@ -165,7 +165,7 @@ def lower(
         output: file to write.
         targets: compute capabilities of the GPUs that engines are for, such as ``sm_87``.
         tensorrt: version of TensorRT that builds, ``10.3`` or later by default.
-        batch: that the kernels are to be fast for.
+        batch_size: that the kernels are to be fast for.
 
     Raises:
         BadInput: `source` cannot be read, has no fused gates or none that there are kernels for, a
@@ -187,7 +187,7 @@ def lower(
         )
     check_precision(str(source), opened.precision, targets)
     model = opened.model.clone()
-    lowered = lower_gates(model, devices, tensorrt=tensorrt, batch=batch)
+    lowered = lower_gates(model, devices, tensorrt=tensorrt, batch=batch_size)
     if all(one.program is None for one in lowered.values()):
         name, first = next(iter(lowered.items()))
         raise BadInput(
@@ -212,7 +212,7 @@ def lower(
         gates=tuple(GateLowering.of(name, one) for name, one in lowered.items()),
         image_bytes=carried,
         shared_bytes=sum(image.bytes for image in used) - carried,
-        trtexec=_trtexec(opened, output, batch),
+        trtexec=_trtexec(opened, output, batch_size),
         seconds=time.perf_counter() - begin,
     )
 

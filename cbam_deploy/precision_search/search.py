@@ -96,7 +96,7 @@ def search_precision(
             fastest choice within `max_drop`, or of one that is not shown to be slower and keeps
             fewer operations.
         runtime: to time in (`latency.LatencyMeter`).
-        batch_size: images per timed run.
+        batch_size: pictures of a timed run.
         seconds: of each timing.
         time_limit: seconds after which no trial begins; the file is of the best choice so far.
         cache: folder of trials; None for one in the user's cache.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cbam_deploy.artefacts import Engine, OnnxFile, artefact_kind, open_engine, open_onnx
 from cbam_deploy.data.feeds import InputStream
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 Opened = OnnxFile | Engine
+BackendChoice = Literal["auto", "python"]
 PICTURES_SUFFIX = "-pictures"
 _PREPROCESSING_SUFFIX = "-preprocessing"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -50,12 +51,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @said_of_the_file
 def package(
-    artefacts: Sequence[str | Path],
+    artefacts: str | Path | Sequence[str | Path],
     *,
     triton: str | Path | None = None,
     deepstream: str | Path | None = None,
     model_name: str | None = None,
-    backend: Literal["auto", "python"] = "auto",
+    backend: BackendChoice = "auto",
     model_version: int = 1,
     max_batch: int | None = None,
     instances: int = 1,
@@ -105,7 +106,12 @@ def package(
             "a package is for one server",
             "give --triton FOLDER or --deepstream FOLDER, one at a time; or --check HOST:PORT",
         )
-    opened = _opened(artefacts, sizes, lowered=deepstream is not None)
+    if backend not in get_args(BackendChoice):
+        raise BadInput(
+            f"backend {backend!r} is unknown", f"one of {', '.join(get_args(BackendChoice))}"
+        )
+    paths = [artefacts] if isinstance(artefacts, str | Path) else list(artefacts)
+    opened = _opened(paths, sizes, lowered=deepstream is not None)
     server = server_tensorrt(container, tensorrt)
     for artefact in opened:
         if isinstance(artefact, Engine):

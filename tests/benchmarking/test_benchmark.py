@@ -202,4 +202,4 @@ def test_the_pytorch_model_behind_an_artefact_is_measured_beside_it(network_onnx
 
 def test_a_file_without_provenance_has_no_pytorch_model(matmul):
     with pytest.raises(BadInput, match=r"matmul64\.onnx.*PyTorch"):
-        bench([matmul(64)], pytorch=True, batch_sizes=(1,), seconds=0.05)
+        bench(matmul(64), pytorch=True, batch_sizes=(1,), seconds=0.05)

@@ -62,6 +62,13 @@ def test_an_engine_brings_the_batches_of_its_profile(engine, tmp_path):
     assert len(made.command) == 2
 
 
+def test_one_file_needs_no_list_and_a_backend_that_there_is(classifier_onnx, tmp_path):
+    package(classifier_onnx, triton=tmp_path / "models")
+    assert config_of(tmp_path / "models", "net").name == "net"
+    with pytest.raises(BadInput, match="backend 'tensorrt' is unknown"):
+        package(classifier_onnx, triton=tmp_path / "models", backend="tensorrt")
+
+
 def test_file_and_engine_become_two_models(classifier_onnx, engine, tmp_path):
     made = package([engine(), classifier_onnx], triton=tmp_path / "models")
     assert [model.name for model in made.models] == ["net-onnx", "net-engine"]
@@ -232,6 +239,7 @@ def test_the_command_shows_the_line_that_serves_it(classifier_onnx, tmp_path, cl
         ("--check http:/x", "is no address"),
         ("--deepstream b --pictures", "--pictures is for Triton"),
         ("--deepstream b --instances 2", "--instances is for Triton"),
+        ("--triton a --backend tensorrt", "'tensorrt' is not one of"),
         ("--triton a --grpc localhost:1", "--grpc says how --check asks a server"),
         ("--check localhost:1 --max-batch 2", "--max-batch says how a package is made"),
         ("--check localhost:8000 --pictures", "--pictures sends pictures"),
