@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cbam_deploy.cli import app
 from cbam_deploy.errors import installation_of
 from cbam_deploy.version import __version__
 
@@ -33,6 +34,12 @@ def found(path):
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_the_readme_has_each_command_in_its_table():
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "README.md").read_text(), re.M)
+    named = re.findall(r"`([a-z-]+)`", " ".join(rows))
+    assert sorted(named) == sorted(str(command.name) for command in app.registered_commands)
 
 
 def test_the_architecture_names_files_that_are_there_and_what_stands_in_them():
