@@ -173,7 +173,7 @@ class _TritonPackage:
 
     def add(self, artefact: Opened, name: str, asked: str) -> None:
         """One artefact, and the two models that prepare its pictures where they are wanted."""
-        backend = _backend(artefact, asked)
+        backend = _backend(artefact, asked, self._serving.device)
         config = network_config(name, artefact, backend, self._serving)
         largest = config.max_batch_size
         preferred = preferred_batches(artefact, largest)
@@ -324,7 +324,7 @@ def _opened(
     return sorted(sized, key=lambda one: isinstance(one, Engine))
 
 
-def _backend(artefact: Opened, asked: str) -> Backend:
+def _backend(artefact: Opened, asked: str, device: str | None) -> Backend:
     if isinstance(artefact, Engine):
         if asked == "python":
             raise BadInput(
@@ -332,6 +332,11 @@ def _backend(artefact: Opened, asked: str) -> Backend:
                 "leave --backend out, or package the ONNX file",
             )
         return "tensorrt"
+    if artefact.precision == "bf16" and (asked == "python" or device == "cpu"):
+        raise BadInput(
+            f"{artefact.title}: ONNX Runtime runs no BF16 files on CPUs",
+            "package the FP32 or FP16 file, or leave --backend and --device out for a GPU",
+        )
     return "python" if asked == "python" else "onnxruntime"
 
 

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
-from cbam_deploy import package
+from cbam_deploy import convert, package
 from cbam_deploy.engines.manifest import ShapeRange
 from cbam_deploy.errors import BadInput
 from cbam_deploy.numerics.tensors import TensorSpec
@@ -67,6 +67,14 @@ def test_one_file_needs_no_list_and_a_backend_that_there_is(classifier_onnx, tmp
     assert config_of(tmp_path / "models", "net").name == "net"
     with pytest.raises(BadInput, match="backend 'tensorrt' is unknown"):
         package(classifier_onnx, triton=tmp_path / "models", backend="tensorrt")
+
+
+def test_a_bf16_file_is_for_gpus(classifier_onnx, tmp_path):
+    convert(classifier_onnx, tmp_path / "net.onnx", precision="bf16")
+    for asked in ({"backend": "python"}, {"device": "cpu"}):
+        with pytest.raises(BadInput, match="runs no BF16 files on CPUs"):
+            package(tmp_path / "net.onnx", triton=tmp_path / "models", **asked)
+    package(tmp_path / "net.onnx", triton=tmp_path / "models")
 
 
 def test_file_and_engine_become_two_models(classifier_onnx, engine, tmp_path):
