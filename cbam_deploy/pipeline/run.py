@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cbam_deploy.command_files import declare_output
 from cbam_deploy.errors import BadInput, DeployError
 from cbam_deploy.machine import PACKAGES, gpus
 from cbam_deploy.outputs import check_place, write_errors
@@ -79,6 +80,8 @@ def run_steps(
     """
     given = str(path)
     steps = read_run_file(Path(path))
+    if not dry_run:
+        declare_output(Path(path).with_name(_state_name(path)), "what is known of the steps")
     with _inside(Path(path)) as state, nullcontext() if dry_run else _claimed(Path(path).name):
         for step in steps:  # A mistake in the last one shall not show after hours of the first.
             parse(step)
@@ -250,13 +253,17 @@ def versions() -> dict[str, str]:
     return {**found, "gpu": names} if names else found
 
 
+def _state_name(path: str | Path) -> str:
+    return f"{Path(path).stem}.state.json"
+
+
 @contextmanager
 def _inside(path: Path) -> Iterator[Path]:
     """Work in the folder of the run file, where its paths begin; yield where its state is kept."""
     before = Path.cwd()
     os.chdir(path.parent)
     try:
-        yield Path(f"{path.stem}.state.json")
+        yield Path(_state_name(path))
     finally:
         os.chdir(before)
 

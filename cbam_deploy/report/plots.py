@@ -236,7 +236,7 @@ def curves_plot(
         marker = "o" if len(x) <= 30 else ""
         for number, (label, values) in enumerate(curves.items()):
             ax.plot(x, values, marker=marker, ms=3.5, lw=2, color=_colour(number), label=label)
-        ax.locator_params(axis="x", integer=True, nbins=8)
+        ax.locator_params(axis="x", integer=True, nbins=8, min_n_ticks=1)
         return _with_legend(figure, xlabel, unit)
 
 

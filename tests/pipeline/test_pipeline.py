@@ -241,6 +241,13 @@ def test_a_state_that_cannot_be_read_only_means_that_everything_runs(cli, states
     assert [step["state"] for step in json.loads(shown.out)["steps"]] == ["done"] * 3
 
 
+def test_what_is_known_of_the_steps_is_replaced_by_no_page(cli, states, folder):
+    states()
+    shown = cli("run", folder / "deploy.toml", "--html", folder / "deploy.state.json")
+    assert (shown.code, "would both write it" in shown.error) == (2, True)
+    assert states() == ["unchanged"] * 3
+
+
 def test_a_flag_is_true_or_false(cli, folder, monkeypatch):
     given: list[object] = []
     keep = lambda *_, **options: given.append(options["embed_plugin"])  # noqa: E731

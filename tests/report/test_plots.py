@@ -148,3 +148,9 @@ def test_without_matplotlib_the_extra_is_named(plot, monkeypatch):
     with pytest.raises(MissingCapability) as raised:
         plot()
     assert ".[demo]" in raised.value.hint
+
+
+def test_a_curve_of_one_epoch_has_one_number_at_its_axis():
+    svg = curves_plot([1], {"loss": [0.5]}, xlabel="epoch", unit="loss")
+    ticks = re.findall(r'<g id="xtick_\d+">', svg)
+    assert len(ticks) == 1
