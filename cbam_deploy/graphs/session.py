@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 _NO_KERNEL = re.compile(r"NOT_IMPLEMENTED : Could not find an implementation for (\w+)\(")
 CPU = ("CPUExecutionProvider",)
-# Optimizations of ONNX Runtime 1.32 that change what a file computes, by its precision. Before an
-# FP8 Q the first drops a ReLU; the second stores biases over scales in FP16, which overflows.
-_WRONG = {"fp8": ("ReluQuantRewrite", "WeightBiasQuantization")}
+
+
+def wrong_optimizers(precision: str | None) -> tuple[str, ...]:
+    """Optimizations of ONNX Runtime 1.32 that change what a file of a precision computes.
+
+    Before an FP8 Q the first drops a ReLU; the second stores biases over scales in FP16, which
+    overflows.
+    """
+    return ("ReluQuantRewrite", "WeightBiasQuantization") if precision == "fp8" else ()
 
 
 def open_session(
@@ -74,7 +80,7 @@ def open_session(
             source,
             options,
             providers=list(providers),
-            disabled_optimizers=list(_WRONG.get(precision or "", ())),
+            disabled_optimizers=list(wrong_optimizers(precision)),
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this.
         raise refusal(title, "load", error) from error

@@ -337,6 +337,11 @@ def _backend(artefact: Opened, asked: str, device: str | None) -> Backend:
             f"{artefact.title}: ONNX Runtime runs no BF16 files on CPUs",
             "package the FP32 or FP16 file, or leave --backend and --device out for a GPU",
         )
+    if artefact.precision == "fp8" and asked != "python":
+        raise BadInput(
+            f"{artefact.title}: ONNX Runtime computes FP8 files wrongly as Triton runs them",
+            "build an engine of it and package that, or give --backend python",
+        )
     return "python" if asked == "python" else "onnxruntime"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cbam_deploy.artefacts import Artefact
 from cbam_deploy.engines.source import DEFAULT_MAX_BATCH
 from cbam_deploy.errors import BadInput, imports_for
+from cbam_deploy.graphs.session import wrong_optimizers
 from cbam_deploy.numerics.tensors import Feeds, TensorSpec
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def network_config(
         batching = config.dynamic_batching
         batching.preferred_batch_size.extend(preferred_batches(artefact, largest))
         batching.max_queue_delay_microseconds = _QUEUE_DELAY_MICROSECONDS
+    if backend == "python" and (wrong := wrong_optimizers(artefact.precision)):
+        config.parameters["disabled_optimizers"].string_value = " ".join(wrong)
     if serving.threads is not None:
         config.parameters["intra_op_thread_count"].string_value = str(serving.threads)
     return config

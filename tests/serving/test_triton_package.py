@@ -77,6 +77,17 @@ def test_a_bf16_file_is_for_gpus(classifier_onnx, tmp_path):
     package(tmp_path / "net.onnx", triton=tmp_path / "models")
 
 
+def test_an_fp8_file_is_served_without_what_onnx_runtime_does_wrongly(network_onnx, tmp_path):
+    fp8 = tmp_path / "net.onnx"
+    convert(network_onnx, fp8, precision="fp8", calibration="digits", images=4)
+    with pytest.raises(BadInput, match="computes FP8 files wrongly"):
+        package(fp8, triton=tmp_path / "models")
+    package(fp8, triton=tmp_path / "models", backend="python")
+    config = config_of(tmp_path / "models", "net")
+    wrong = config.parameters["disabled_optimizers"].string_value
+    assert wrong == "ReluQuantRewrite WeightBiasQuantization"
+
+
 def test_file_and_engine_become_two_models(classifier_onnx, engine, tmp_path):
     made = package([engine(), classifier_onnx], triton=tmp_path / "models")
     assert [model.name for model in made.models] == ["net-onnx", "net-engine"]

@@ -36,10 +36,12 @@ class TritonPythonModel:
         threads = config["parameters"].get("intra_op_thread_count")
         if threads:
             options.intra_op_num_threads = int(threads["string_value"])
+        wrong = config["parameters"].get("disabled_optimizers", {"string_value": ""})
         self.session = onnxruntime.InferenceSession(
             str(Path(__file__).with_name("model.onnx")),
             options,
             providers=["CPUExecutionProvider"],
+            disabled_optimizers=wrong["string_value"].split(),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
