@@ -9,7 +9,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cbam_deploy.commands import checking, making, pipeline, serving, studying
+from cbam_deploy.commands import (
+    checking,
+    engines,
+    onnx_files,
+    pipeline,
+    serving,
+    studying,
+    training,
+)
 from cbam_deploy.commands.options import DebugOption, QuietOption, VerboseOption
 from cbam_deploy.commands.outcome import run
 from cbam_deploy.commands.registration import Commands, register
@@ -23,8 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Deploy CNNs with attention gates: PyTorch to ONNX to TensorRT, proven and measured.",
 )
-register(app, "Make", (*making.COMMANDS, *serving.COMMANDS))
-register(app, "Make", pipeline.COMMANDS)
+for making in (onnx_files, engines, training, serving, pipeline):
+    register(app, "Make", making.COMMANDS)
 register(app, "Check", checking.COMMANDS)
 register(app, "Study", studying.COMMANDS)
 

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from cbam_deploy.command_files import declarations
-from cbam_deploy.commands import checking, making, serving, studying
+from cbam_deploy.commands import checking, engines, onnx_files, serving, studying, training
 from cbam_deploy.commands.files import companions
 from cbam_deploy.commands.outcome import results_kept
 from cbam_deploy.commands.registration import Commands, register
@@ -36,7 +36,7 @@ def run(path: str | Path, *, dry_run: bool = False, force: bool = False) -> RunR
         MissingCapability: what reads the file is not installed.
     """
     app = typer.Typer(cls=Commands)
-    for room in (making, serving, checking, studying):
+    for room in (onnx_files, engines, training, serving, checking, studying):
         register(app, "", room.COMMANDS)
     commands: Any = typer.main.get_command(app)
     return run_steps(

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from cbam_deploy.cli import app
 from cbam_deploy.command_files import Input, declarations, declare_input
-from cbam_deploy.commands.making import RUN_FILES
+from cbam_deploy.commands.training import RUN_FILES
 from cbam_deploy.errors import BadInput
 from cbam_deploy.outputs import write_text
 
