@@ -20,7 +20,7 @@ from cbam_deploy.exporters.half.rounded_runner import open_rounded
 from cbam_deploy.numerics.metrics import tensor_error
 from cbam_deploy.numerics.tolerances import OUTPUTS, check, check_rounded_alike
 from cbam_deploy.validation import rounded_reference, validate
-from cbam_deploy.validation.parity import held_to_rounding
+from cbam_deploy.validation.pair import held_to_rounding
 from cbam_deploy.validation.parity_report import BatchParity, OutputParity
 from cbam_deploy.validation.rounded_reference import RoundedReference
 
