@@ -103,7 +103,10 @@ def check_conversion(
             _check_types(converted)
         else:
             _run(OnnxRuntimeRunner(converted), feeds)
-        actual = _run(OnnxRuntimeRunner(rounding, folder=converted.parent, precision=kind), feeds)
+        judged = OnnxRuntimeRunner(
+            rounding, folder=converted.parent, precision=kind, exact_biases=True
+        )
+        actual = _run(judged, feeds)
     except (BadInput, MissingCapability) as error:
         reason = error.message.partition(": ")[2]
         raise CheckFailed(

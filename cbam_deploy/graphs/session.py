@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _NO_KERNEL = re.compile(r"NOT_IMPLEMENTED : Could not find an implementation for (\w+)\(")
 CPU = ("CPUExecutionProvider",)
+_BIASES = "WeightBiasQuantization"
 
 
 def wrong_optimizers(precision: str | None) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def wrong_optimizers(precision: str | None) -> tuple[str, ...]:
     Before an FP8 Q the first drops a ReLU; the second stores biases over scales in FP16, which
     overflows.
     """
-    return ("ReluQuantRewrite", "WeightBiasQuantization") if precision == "fp8" else ()
+    return ("ReluQuantRewrite", _BIASES) if precision == "fp8" else ()
 
 
 def open_session(
@@ -37,6 +38,7 @@ def open_session(
     optimized: Path | None = None,
     as_written: bool = False,
     precision: str | None = None,
+    exact_biases: bool = False,
 ) -> InferenceSession:
     """Load a model into ONNX Runtime, all graph optimizations on that are right for its precision.
 
@@ -52,6 +54,8 @@ def open_session(
         optimized: where to write the graph as ONNX Runtime runs it, if anywhere.
         as_written: run the graph without optimizations; they round an INT8 network's biases too.
         precision: of the model, one of `provenance.PRECISIONS`; None for no FP8.
+        exact_biases: leave the biases of 8-bit layers as they are, like GPUs; ONNX Runtime rounds
+            them to multiples of the product of both scales, for kernels in integers.
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
@@ -80,7 +84,7 @@ def open_session(
             source,
             options,
             providers=list(providers),
-            disabled_optimizers=list(wrong_optimizers(precision)),
+            disabled_optimizers=[*wrong_optimizers(precision), *[_BIASES] * exact_biases],
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this.
         raise refusal(title, "load", error) from error

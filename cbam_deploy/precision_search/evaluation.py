@@ -144,7 +144,7 @@ class Evaluation:
         batches = self._batches[:_FEW] if few else self._batches
         folder, proto = self._file.path.parent, ir.to_proto(model)
         with OnnxRuntimeRunner(
-            proto, folder=folder, title="a trial", precision=precision
+            proto, folder=folder, title="a trial", precision=precision, exact_biases=True
         ) as runner:
             found = self._outcome(runner, batches)
         if few:

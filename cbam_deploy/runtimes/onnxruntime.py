@@ -36,7 +36,8 @@ class OnnxRuntimeRunner(Runner):
             that would remove such a value is not made, so its numbers are those of the graph.
         folder: where a model's external data lies; of a file it is the file's own.
         title: what to call a model in messages; a file is called by its path.
-        precision: of the model, as `open_session` has it.
+        precision: of the model; like the next one, as `open_session` has it.
+        exact_biases: leave the biases of 8-bit layers as they are.
 
     Activating raises:
         BadInput: the model cannot be read or run, or has no value of a name in `extra_outputs`.
@@ -53,13 +54,14 @@ class OnnxRuntimeRunner(Runner):
         folder: str | Path | None = None,
         title: str = "the model",
         precision: str | None = None,
+        exact_biases: bool = False,
     ) -> None:
         device = known_device(device)
         self.name = f"onnxruntime-{device}"
         self.title = title if isinstance(model, onnx.ModelProto) else str(model)
         self._model, self._device, self._threads = model, device, threads
         self._extra, self._folder = tuple(extra_outputs), folder
-        self._precision = precision
+        self._precision, self.exact_biases = precision, exact_biases
         self._session: Any = None
 
     @classmethod
@@ -101,6 +103,7 @@ class OnnxRuntimeRunner(Runner):
             threads=self._threads,
             folder=folder,
             precision=self._precision,
+            exact_biases=self.exact_biases,
         )
         if self._device == "cuda" and CUDA not in self._session.get_providers():
             raise MissingCapability("ONNX Runtime cannot start CUDA on this machine", INSTALL_CUDA)

@@ -55,6 +55,36 @@ def test_fp32_runs_as_it_is(network_onnx):
         assert judged.name == plain.name == "onnxruntime-cpu"
 
 
+def test_biases_of_an_int8_layer_are_added_as_floats(tmp_path):
+    """With scales of 1 a bias of 0.3 is less than half a step of the sums, and lost if rounded."""
+    values = {
+        "one": np.float32(1),
+        "tenth": np.float32(0.1),
+        "zero": np.int8(0),
+        "w": np.ones((1, 1, 1, 1), np.int8),
+        "bias": np.array([0.3], np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["input", "one", "zero"], ["i"]),
+            helper.make_node("DequantizeLinear", ["i", "one", "zero"], ["x"]),
+            helper.make_node("DequantizeLinear", ["w", "one", "zero"], ["weight"]),
+            helper.make_node("Conv", ["x", "weight", "bias"], ["sum"]),
+            helper.make_node("QuantizeLinear", ["sum", "tenth", "zero"], ["k"]),
+            helper.make_node("DequantizeLinear", ["k", "tenth", "zero"], ["output"]),
+        ],
+        "biased",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 1, 1])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 1, 1, 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    path = tmp_path / "biased.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    with open_rounded(open_artefact(path)) as runner:
+        (found,) = runner.infer({"input": np.full((1, 1, 1, 1), 2, np.float32)}).values()
+    np.testing.assert_allclose(found.ravel(), [2.3], rtol=1e-6)
+
+
 def test_a_file_that_loads_only_in_its_rounded_form_is_refused(tmp_path):
     """ONNX Runtime makes integers of DQ, Concat, Q, and those want FP32 scales."""
     dtype = TensorProto.FLOAT16

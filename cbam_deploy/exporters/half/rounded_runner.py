@@ -3,7 +3,8 @@
 ONNX Runtime computes FP16 in FP32 on CPUs: it hides what FP16 overflows or rounds away. So there a
 file is run with every FP16 value rounded (`exporters.half.rounding`), once it has loaded as it is:
 what is judged must run elsewhere too. A BF16 file does not load on CPUs, which have no kernels for
-it; ONNX's checker judges its types instead. Speed is not judged this way. OpenVINO computes FP16 in
+it; ONNX's checker judges its types instead. The biases of 8-bit layers, which GPUs add in floats,
+are not rounded there either. Speed is not judged this way. OpenVINO computes FP16 in
 FP32 too; who asks for it wants to know what it gives, on the CPU that the file is for.
 """
 
@@ -47,8 +48,9 @@ def open_rounded(
         MissingCapability: what it needs is not installed.
     """
     runner = open_runtime(artefact, runtime=runtime, device=device, extra_outputs=extra_outputs)
-    in_onnxruntime = isinstance(runner, OnnxRuntimeRunner) and device in (None, "cpu")
-    if in_onnxruntime and isinstance(artefact, OnnxFile):
+    if isinstance(runner, OnnxRuntimeRunner) and device in (None, "cpu"):
+        assert isinstance(artefact, OnnxFile)
+        runner.exact_biases = True
         rounding = _rounding(artefact.model, artefact.path)
         if rounding is not None:
             bf16 = BF16.dtype in _dtypes(artefact.model)
@@ -69,6 +71,7 @@ class _Rounding(OnnxRuntimeRunner):
             folder=path.parent,
             title=str(path),
             precision=file.precision,
+            exact_biases=True,
         )
         self.name = ROUNDING_BF16 if bf16 else ROUNDING
         self._path, self._bf16 = path, bf16
