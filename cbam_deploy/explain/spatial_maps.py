@@ -81,7 +81,7 @@ def spatial_maps(
             f"{path}: has no fused gate with spatial attention",
             "export a model with attention cbam",
         )
-    with OnnxRuntimeRunner(proto) as runner:
+    with OnnxRuntimeRunner(proto, precision=opened.precision, exact_biases=True) as runner:
         (spec,) = runner.inputs
         outputs = runner.infer(
             {spec.name: network_input(images, preprocessing, spec.dtype, spec.name)}

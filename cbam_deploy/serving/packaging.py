@@ -137,6 +137,8 @@ def package(
         )
     if preprocessing is not None and data is None and not pictures:
         raise idle_preprocessing(or_else="add --pictures, ")
+    if threads is not None and all(isinstance(one, Engine) for one in opened):
+        raise BadInput("--threads is for ONNX files", "leave --threads out")
     serving = Serving(max_batch, instances, device, threads)
     writer = _TritonPackage(
         serving, model_version, data, preprocessing, pictures, seed, library, notes

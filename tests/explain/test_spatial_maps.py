@@ -8,9 +8,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from cbam_deploy import convert
 from cbam_deploy.data import open_source
 from cbam_deploy.errors import BadInput
 from cbam_deploy.explain.spatial_maps import correlation, spatial_maps
+from cbam_deploy.graphs.session import open_session
 from cbam_deploy.models import load_model, resolve_identity, resolve_preprocessing
 from cbam_deploy.models.gate import AttentionGate
 from cbam_deploy.preprocessing import Preprocessing
@@ -44,6 +46,17 @@ def test_a_files_maps_are_those_of_the_pytorch_gates(digits_onnx, trained):
         np.testing.assert_allclose(own, expected[name], atol=1e-4, err_msg=name)
         assert 0 <= own.min() < own.max() <= 1
     np.testing.assert_allclose(found.logits, logits, atol=1e-3)
+
+
+def test_an_fp8_file_shows_what_it_computes_as_it_is_written(digits_onnx, trained, tmp_path):
+    fp8 = tmp_path / "fp8.onnx"
+    convert(digits_onnx, fp8, precision="fp8", calibration="digits", images=8)
+    images = trained[1]
+    session = open_session(fp8, "the file", as_written=True)
+    (logits,) = session.run(None, {"input": images})
+    found = spatial_maps(fp8, images, AT_16).logits
+    # Sums in another order may put a value on another level of FP8: a few hundredths.
+    assert np.linalg.norm(found - logits) < 0.05 * np.linalg.norm(logits)
 
 
 def test_a_gate_that_looks_elsewhere_is_seen_at_its_place(digits_onnx, trained, tmp_path):

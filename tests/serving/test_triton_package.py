@@ -69,6 +69,12 @@ def test_one_file_needs_no_list_and_a_backend_that_there_is(classifier_onnx, tmp
         package(classifier_onnx, triton=tmp_path / "models", backend="tensorrt")
 
 
+def test_threads_that_an_engine_would_not_have_are_refused(engine, tmp_path):
+    with pytest.raises(BadInput, match="--threads is for ONNX files"):
+        package(engine(), triton=tmp_path / "models", threads=2)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_bf16_file_is_for_gpus(classifier_onnx, tmp_path):
     convert(classifier_onnx, tmp_path / "net.onnx", precision="bf16")
     for asked in ({"backend": "python"}, {"device": "cpu"}):
