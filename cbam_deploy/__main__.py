@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -10,7 +11,15 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, _leave)
     from cbam_deploy.cli import main as command_line
 
-    command_line()
+    try:
+        command_line()
+    except SystemExit as ended:
+        # Threads of torch's process group may outlive it, and abort a process that ends in order.
+        if "WORLD_SIZE" in os.environ and isinstance(ended.code, int | None):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code or 0)
+        raise
 
 
 def _leave(*_: object) -> NoReturn:
